@@ -1,0 +1,102 @@
+"""The one entry point for attention: `segment_attention`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels import reference, xla
+from pallas_kernels.bias import RelativeBias
+from pallas_kernels.mask import IntervalMask
+
+ACTIVATIONS = ("silu", "softmax")
+IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
+
+
+def segment_attention(
+  q: Float[Array, "B N H D"],
+  k: Float[Array, "B S H D"],
+  v: Float[Array, "B S H E"],
+  mask: IntervalMask,
+  *,
+  activation: str = "silu",
+  scale: float = 1.0,
+  normalizer: float | Float[Array, "B N"] | None = None,
+  bias: RelativeBias | None = None,
+  implementation: str = "auto",
+  interpret: bool = False,
+  block_sizes: xla.BlockSizes | None = None,
+) -> Float[Array, "B N H E"]:
+  """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
+
+  silu: `out_i = sum_j may_attend(i, j) * silu(scale * q_i·k_j + bias_ij) / normalizer_i * v_j`.
+  softmax: the usual, over the keys that may be attended; a query without any returns zeros and has zero gradients.
+
+  Args:
+    q, k, v: queries, keys and values of `H` heads. Widths D and E may differ.
+    mask: which keys each query may attend to.
+    activation: "silu" (HSTU) or "softmax".
+    scale: multiplies q·k before the bias is added.
+    normalizer: silu only: divides the weights; a number, or one for each query. None = 1.
+    bias: added to `scale * q·k`.
+    implementation: "auto" (by platform), "reference" (dense, O(N^2) memory) or "xla" (live tiles only, O(N) memory).
+    interpret: run a Pallas implementation on the CPU.
+    block_sizes: sizes of tiles of the xla implementation; they change speed, never results.
+
+  Returns:
+    Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs).
+
+  Raises:
+    ValueError: for shapes that do not fit, unknown names, or options that the choice would ignore.
+    NotImplementedError: for implementations that do not exist yet.
+
+  Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
+  """
+  _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes)
+  arguments = (q, k, v, mask, bias)
+  if implementation == "reference":
+    out = reference.attention(*arguments, activation=activation, scale=scale)
+  else:
+    out = xla.attention(*arguments, activation=activation, scale=scale, block_sizes=block_sizes)
+  if normalizer is None:
+    return out
+  divisor = jnp.broadcast_to(jnp.asarray(normalizer, out.dtype), q.shape[:2])
+  return out / divisor[..., None, None]  # [B, N, H, E]
+
+
+def chosen_implementation(platform: str | None = None) -> str:
+  """What "auto" runs on `platform` ("cpu", "gpu", "tpu"; default: this process's), and why.
+
+  >>> chosen_implementation("cpu")
+  'xla: live tiles only; the Pallas kernels for TPUs and GPUs do not exist yet'
+  """
+  platform = platform or jax.default_backend()
+  if platform not in ("cpu", "gpu", "cuda", "rocm", "tpu"):
+    raise ValueError(f"{platform=} is not one of 'cpu', 'gpu', 'tpu'")
+  return "xla: live tiles only; the Pallas kernels for TPUs and GPUs do not exist yet"
+
+
+def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes):
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"{activation=} is not one of {ACTIVATIONS}")
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
+  if implementation in ("tpu", "gpu"):
+    raise NotImplementedError(f"{implementation=} does not exist yet; use 'auto', 'xla' or 'reference'")
+  if interpret:
+    raise ValueError("interpret=True is for Pallas implementations; 'auto', 'xla' and 'reference' run anywhere without it")
+  if block_sizes is not None and implementation == "reference":
+    raise ValueError("block_sizes has no meaning for implementation='reference'")
+  if normalizer is not None and activation == "softmax":
+    raise ValueError("normalizer is for activation='silu'; softmax weights already sum to one")
+  if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+    raise ValueError(f"q, k, v must be [B, N, H, D]; got {q.shape}, {k.shape}, {v.shape}")
+  if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+    raise ValueError(f"q {q.shape} and k {k.shape} must agree in rows, heads and width")
+  if k.shape[:3] != v.shape[:3]:
+    raise ValueError(f"k {k.shape} and v {v.shape} must agree in rows, keys and heads")
+  if mask.shape != q.shape[:2]:
+    raise ValueError(f"mask is for queries {mask.shape}, but q has {q.shape[:2]}")
+  if bias is not None:
+    bias.validate(q.shape[0], q.shape[1], k.shape[1], q.shape[2])

@@ -1,0 +1,92 @@
+"""HSTU's relative attention bias, computed from O(N) inputs wherever a tile of it is needed.
+
+`bias_ij = time_table[bucket(|t_i - t_j|)] + position_table[p_i - p_j + P - 1]`
+
+Source: Zhai et al. 2024, arXiv 2402.17152, section 3.2 and the released code: `rab^{p,t}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NUM_TIME_BUCKETS = 129
+_BUCKET_WIDTH = 0.301  # in natural logarithms of seconds
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+  """What `segment_attention` adds to `scale * q·k`. Either table may be absent.
+
+  time_table: one value for each time bucket, shared by the heads `[129]` or for each head `[H, 129]`.
+  query_time, key_time: seconds. HSTU takes the time of the *next* event as the query's time.
+  position_table: one value for each difference of positions `-(P-1)..P-1`: `[2P-1]` or `[H, 2P-1]`. Larger differences use the ends.
+  query_position, key_position: index of a token inside its own sequence.
+  """
+
+  time_table: Float[Array, "*H T"] | None = None
+  query_time: Int[Array, "B N"] | None = None
+  key_time: Int[Array, "B S"] | None = None
+  position_table: Float[Array, "*H W"] | None = None
+  query_position: Int[Array, "B N"] | None = None
+  key_position: Int[Array, "B S"] | None = None
+
+  def validate(self, rows: int, num_queries: int, num_keys: int, num_heads: int) -> None:
+    """Raises ValueError where tables and inputs do not fit together or do not fit q and k."""
+    shapes = {
+      "query_time": (rows, num_queries), "key_time": (rows, num_keys),
+      "query_position": (rows, num_queries), "key_position": (rows, num_keys),
+    }  # fmt: skip
+    for kind in ("time", "position"):
+      table = getattr(self, f"{kind}_table")
+      for name in (f"query_{kind}", f"key_{kind}"):
+        value = getattr(self, name)
+        if (table is None) != (value is None):
+          raise ValueError(f"bias.{kind}_table and bias.{name} must be given together")
+        if value is not None and value.shape != shapes[name]:
+          raise ValueError(f"bias.{name} has shape {value.shape}, needs {shapes[name]}")
+      if table is not None and (table.ndim > 2 or (table.ndim == 2 and table.shape[0] != num_heads)):
+        raise ValueError(f"bias.{kind}_table has shape {table.shape}, needs one axis, or {num_heads=} rows")
+    if self.time_table is not None and self.time_table.shape[-1] != NUM_TIME_BUCKETS:
+      raise ValueError(f"bias.time_table has {self.time_table.shape[-1]} buckets, needs {NUM_TIME_BUCKETS}")
+    if self.position_table is not None and self.position_table.shape[-1] % 2 == 0:
+      raise ValueError(f"bias.position_table has {self.position_table.shape[-1]} entries, needs an odd number 2P-1")
+
+
+def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
+  """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)`, the logarithm in float32 whatever the precision elsewhere.
+
+  >>> time_bucket(jnp.array([0, 1, 2, -60, 86_400, 2**31 - 1])).tolist()
+  [0, 0, 2, 13, 37, 71]
+  """
+  magnitude = jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)
+  return jnp.minimum((jnp.log(magnitude) / jnp.float32(_BUCKET_WIDTH)).astype(jnp.int32), NUM_TIME_BUCKETS - 1)
+
+
+def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array, "..."]:
+  """Row of a position table of `table_size = 2P-1` entries for `p_i - p_j`, clipped to its ends."""
+  return jnp.clip(difference + table_size // 2, 0, table_size - 1)
+
+
+def dense_bias(bias: RelativeBias, num_heads: int) -> Float[Array, "B H N S"] | float:
+  """The whole bias: for the reference implementation and for pictures."""
+  total = 0.0
+  if bias.time_table is not None:
+    bucket = time_bucket(bias.query_time[:, :, None] - bias.key_time[:, None, :])  # [B, N, S]
+    total += look_up(bias.time_table, bucket, num_heads)
+  if bias.position_table is not None:
+    difference = bias.query_position[:, :, None] - bias.key_position[:, None, :]  # [B, N, S]
+    total += look_up(bias.position_table, position_index(difference, bias.position_table.shape[-1]), num_heads)
+  return total
+
+
+def look_up(table: Float[Array, "*H T"], index: Int[Array, "G N S"], num_heads: int) -> Float[Array, "G _ N S"]:
+  """`table[index]` with the head axis second: of size 1 for a table that the heads share, else `num_heads`."""
+  if table.ndim == 1:
+    return table.at[index].get(mode="promise_in_bounds")[:, None]  # [G, 1, N, S]
+  del num_heads
+  return jnp.moveaxis(table.at[:, index].get(mode="promise_in_bounds"), 0, 1)  # [G, H, N, S]

@@ -1,0 +1,170 @@
+"""Attention masks as intervals: which keys a query may read, in O(N) integers.
+
+Causal order, padding, packed sequences, domains, candidate targets, windows and contextual prefixes all say the same thing of a query: it
+may read the keys of at most two half-open intervals, and perhaps its own. `IntervalMask` holds just that, so nothing of size `[N, S]` is
+ever formed, and a kernel can tell from the intervals which tiles of the attention matrix are empty.
+
+>>> import jax.numpy as jnp
+>>> mask = IntervalMask.causal(jnp.array([[1, 1, 2, 0]]))  # a row with sequences of two and of one token, and padding
+>>> mask.to_dense(num_keys=4)[0].astype(int).tolist()
+[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IntervalMask:
+  """For each query: the keys in [start_a, end_a), those in [start_b, end_b), and its own where `include_self`.
+
+  Intervals may be empty (start >= end). The two intervals of a query must not overlap; its own key may lie in one of them.
+
+  start_a, end_a, start_b, end_b: key indices, in 0..S.
+  include_self: whether the query reads its own key as well.
+  own_key: index of the query's own key; None says that query i has key i, which holds unless the queries are only some of the tokens.
+  """
+
+  start_a: Int[Array, "B N"]
+  end_a: Int[Array, "B N"]
+  start_b: Int[Array, "B N"]
+  end_b: Int[Array, "B N"]
+  include_self: Bool[Array, "B N"]
+  own_key: Int[Array, "B N"] | None = None
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """`(B, N)`: rows and queries."""
+    return self.start_a.shape
+
+  def self_index(self) -> Int[Array, "B N"]:
+    """The index of the query's own key where it is read, else -1."""
+    own = jnp.arange(self.shape[1], dtype=jnp.int32)[None] if self.own_key is None else self.own_key
+    return jnp.where(self.include_self, own, -1)  # [B, N]
+
+  def to_dense(self, num_keys: int) -> Bool[Array, "B N S"]:
+    """`may_attend` as an array, for tests and pictures."""
+    return self.contains(jnp.arange(num_keys)[None, None])  # [B, N, S]
+
+  def contains(self, key: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether each query may read `key`, an array of key indices that broadcasts against `[B, N, 1]`."""
+    in_a = (self.start_a[..., None] <= key) & (key < self.end_a[..., None])
+    in_b = (self.start_b[..., None] <= key) & (key < self.end_b[..., None])
+    return in_a | in_b | (key == self.self_index()[..., None])
+
+  def limited(self, look_back: int) -> IntervalMask:
+    """The same mask without the keys more than `look_back` places before the query's own key.
+
+    Raises:
+      ValueError: if `look_back` is negative.
+    """
+    if look_back < 0:
+      raise ValueError(f"{look_back=} must not be negative")
+    own = jnp.arange(self.shape[1])[None] if self.own_key is None else self.own_key
+    first = own - look_back
+    return dataclasses.replace(
+      self, start_a=jnp.maximum(self.start_a, first), start_b=jnp.maximum(self.start_b, first)
+    )
+
+  def queries(self, first: int, count: int) -> IntervalMask:
+    """The mask of the `count` queries from `first` on, over the same keys (for cached keys and values)."""
+    own = jnp.broadcast_to(jnp.arange(self.shape[1]), self.shape) if self.own_key is None else self.own_key
+    return jax.tree.map(lambda x: x[:, first : first + count], dataclasses.replace(self, own_key=own))
+
+  @classmethod
+  def causal(cls, sequence_id: Int[Array, "B N"], position: Int[Array, "B N"] | None = None) -> IntervalMask:
+    """Each token reads itself and the earlier tokens of its own sequence.
+
+    Args:
+      sequence_id: equal ids lie side by side; 0 is padding, which reads nothing and is read by nothing.
+      position: where given, a token whose position does not exceed its neighbour's on the left starts a new sequence even
+        if the ids are equal.
+    """
+    start = _run_start(_starts_run(sequence_id, position))
+    index = jnp.arange(sequence_id.shape[1])[None]
+    return cls._one_interval(start, index + 1, sequence_id != 0)
+
+  @classmethod
+  def full(cls, sequence_id: Int[Array, "B N"]) -> IntervalMask:
+    """Each token reads all tokens of its own sequence, later ones too. Equal ids lie side by side; 0 is padding."""
+    starts = _starts_run(sequence_id, None)
+    ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], axis=1)
+    end = jnp.flip(_run_start(jnp.flip(ends, axis=1)), axis=1)
+    return cls._one_interval(_run_start(starts), sequence_id.shape[1] - end, sequence_id != 0)
+
+  @classmethod
+  def intra_domain(
+    cls, sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"], position: Int[Array, "B N"] | None = None
+  ) -> IntervalMask:
+    """Each token reads itself and the earlier tokens of its own sequence and domain.
+
+    The tokens of a (sequence, domain) segment must lie side by side: see `sort_by_segment`.
+    """
+    starts = _starts_run(sequence_id, position) | _starts_run(domain_id, None)
+    index = jnp.arange(sequence_id.shape[1])[None]
+    return cls._one_interval(_run_start(starts), index + 1, sequence_id != 0)
+
+  @classmethod
+  def hstu(
+    cls,
+    lengths: Int[Array, " B"],
+    num_tokens: int,
+    *,
+    num_targets: Int[Array, " B"] | None = None,
+    max_attention_length: int = 0,
+    contextual_length: int = 0,
+    min_full_attention_length: int = 0,
+    causal: bool = True,
+  ) -> IntervalMask:
+    """The masks of the production HSTU kernel; see `pallas_kernels.hstu_mask.hstu_mask` for the options."""
+    from pallas_kernels.hstu_mask import hstu_mask
+
+    return hstu_mask(
+      lengths, num_tokens, num_targets, max_attention_length, contextual_length, min_full_attention_length, causal
+    )
+
+  @classmethod
+  def _one_interval(cls, start: Array, end: Array, is_real: Array) -> IntervalMask:
+    """[start, end) for real tokens and nothing for padding."""
+    start = jnp.broadcast_to(start, is_real.shape).astype(jnp.int32)
+    end = jnp.where(is_real, end, start).astype(jnp.int32)
+    empty = jnp.zeros_like(start)
+    return cls(start, end, empty, empty, jnp.zeros(is_real.shape, bool))
+
+
+def sort_by_segment(
+  sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"]
+) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
+  """Returns `(order, inverse)`: a stable order in which each (sequence, domain) lies side by side, padding last.
+
+  `jnp.take_along_axis(x, order, axis=1)` sorts, the same with `inverse` restores. Time order inside a segment is kept.
+
+  >>> order, inverse = sort_by_segment(jnp.array([[1, 1, 1, 0]]), jnp.array([[2, 1, 2, 0]]))
+  >>> order.tolist(), inverse.tolist()
+  ([[1, 0, 2, 3]], [[1, 0, 2, 3]])
+  """
+  big = jnp.iinfo(jnp.int32).max
+  sequence = jnp.where(sequence_id == 0, big, sequence_id)
+  index = jnp.broadcast_to(jnp.arange(sequence_id.shape[1], dtype=jnp.int32), sequence_id.shape)
+  order = jax.lax.sort((sequence, domain_id, index), dimension=1, num_keys=3)[2]  # [B, N]
+  return order, jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def _starts_run(ids: Array, position: Array | None) -> Bool[Array, "B N"]:
+  first = jnp.ones_like(ids[:, :1], bool)
+  change = ids[:, 1:] != ids[:, :-1]
+  if position is not None:
+    change |= position[:, 1:] <= position[:, :-1]
+  return jnp.concatenate([first, change], axis=1)  # [B, N]
+
+
+def _run_start(starts: Bool[Array, "B N"]) -> Int[Array, "B N"]:
+  """Index of the first token of the run that each token belongs to."""
+  index = jnp.arange(starts.shape[1], dtype=jnp.int32)[None]
+  return jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

@@ -1,0 +1,284 @@
+"""Segment attention in plain JAX: live tiles only, memory linear in N, forward and backward.
+
+The intervals of the mask give a list of live (query tile, key tile) pairs. A loop with a dynamic end takes a group of pairs at a time:
+gather the tiles, multiply them as one batch, add the results to their query tiles (and, backward, key tiles). Nothing larger than a group of
+tiles exists besides inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels import schedule
+from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
+from pallas_kernels.mask import IntervalMask
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+  """Sizes that change speed, never results.
+
+  query, key: tokens in a tile.
+  group: tile pairs computed together.
+  """
+
+  query: int = 128
+  key: int = 128
+  group: int = 16
+
+  def __post_init__(self):
+    if min(self.query, self.key, self.group) < 1:
+      raise ValueError(f"{self} needs positive sizes")
+
+
+def attention(
+  q: Float[Array, "B N H D"],
+  k: Float[Array, "B S H D"],
+  v: Float[Array, "B S H E"],
+  mask: IntervalMask,
+  bias: RelativeBias | None,
+  *,
+  activation: str,
+  scale: float,
+  block_sizes: BlockSizes | None = None,
+) -> Float[Array, "B N H E"]:
+  """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory."""
+  num_queries, num_keys = q.shape[1], k.shape[1]
+  blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2])
+  key_tiles = -(-num_keys // blocks.key)
+  spec = _Spec(activation, scale, blocks, key_tiles, jnp.promote_types(q.dtype, jnp.float32))
+  mask = schedule.pad_queries(mask, -num_queries % blocks.query)
+  work = schedule.work_list(mask, key_tiles * blocks.key, blocks.query, blocks.key, blocks.group)
+  bias = bias or RelativeBias()
+  index = _TileIndex(
+    work=work,
+    spans=_tiles_of(_spans(mask), blocks.query),
+    query_time=_optional(_tiles_of, bias.query_time, blocks.query),
+    key_time=_optional(_tiles_of, bias.key_time, blocks.key),
+    query_position=_optional(_tiles_of, bias.query_position, blocks.query),
+    key_position=_optional(_tiles_of, bias.key_position, blocks.key),
+  )
+  out = _tiled_attention(
+    spec,
+    _to_tiles(q, blocks.query),
+    _to_tiles(k, blocks.key),
+    _to_tiles(v, blocks.key),
+    (bias.time_table, bias.position_table),
+    index,
+  )  # [B * Tq, H, block_q, E]
+  return _from_tiles(out, q.shape[0], num_queries).astype(v.dtype)  # [B, N, H, E]
+
+
+def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
+  """Tiles of at most 64 tokens for short rows and 128 for long ones; groups of about half a million scores."""
+  side = 64 if max(num_queries, num_keys) <= 1024 else 128
+  query, key = min(side, _round_up(num_queries, 8)), min(side, _round_up(num_keys, 8))
+  return BlockSizes(query, key, max(1, 2**19 // (num_heads * query * key)))
+
+
+def _spans(mask: IntervalMask) -> Array:
+  parts = mask.start_a, mask.end_a, mask.start_b, mask.end_b, mask.self_index()
+  return jnp.stack([x.astype(jnp.int32) for x in parts], axis=-1)  # [B, N, 5]
+
+
+def _round_up(x: int, multiple: int) -> int:
+  return -(-x // multiple) * multiple
+
+
+def _optional(function, value, *args):
+  return None if value is None else function(value, *args)
+
+
+def _to_tiles(x: Float[Array, "B N H D"], block: int) -> Float[Array, "T H block D"]:
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
+  x = x.reshape(-1, block, *x.shape[2:])  # [B * tiles, block, H, D]
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _from_tiles(x: Float[Array, "T H block E"], rows: int, length: int) -> Float[Array, "B N H E"]:
+  x = jnp.swapaxes(x, 1, 2)  # [B * tiles, block, H, E]
+  return x.reshape(rows, -1, *x.shape[2:])[:, :length]
+
+
+def _tiles_of(x: Array, block: int) -> Array:
+  """`[B, N, ...]` to `[B * tiles, block, ...]`, padded with zeros."""
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
+  return x.reshape(-1, block, *x.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+  """What is known at compilation."""
+
+  activation: str
+  scale: float
+  blocks: BlockSizes
+  key_tiles: int  # in a row
+  dtype: jnp.dtype
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _TileIndex:
+  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T, block]`."""
+
+  work: schedule.WorkList
+  spans: Array
+  query_time: Array | None
+  key_time: Array | None
+  query_position: Array | None
+  key_position: Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiled_attention(spec, q, k, v, tables, index):
+  return _forward(spec, q, k, v, tables, index)[0]
+
+
+def _forward(spec, q, k, v, tables, index):
+  if spec.activation == "silu":
+    out = _silu_forward(spec, q, k, v, tables, index)
+    return out, (q, k, v, tables, index, None)
+  out, log_sum = _softmax_forward(spec, q, k, v, tables, index)
+  return out, (q, k, v, tables, index, (out, log_sum))
+
+
+def _silu_forward(spec, q, k, v, tables, index):
+  def add_group(group, out):
+    qi, kj, may_attend = group
+    scores = _scores(spec, q, k, tables, index, group)  # [G, H, block_q, block_k]
+    weights = jnp.where(may_attend, scores * jax.nn.sigmoid(scores), 0)
+    return out.at[qi].add(_matmul("ghnd,ghde->ghne", weights, v[kj], spec.dtype))
+
+  zeros = jnp.zeros(q.shape[:3] + v.shape[3:], spec.dtype)
+  return _for_each_group(spec, index, add_group, zeros)
+
+
+def _softmax_forward(spec, q, k, v, tables, index):
+  """Online softmax: a running maximum, sum and weighted sum for each query."""
+
+  def add_group(group, state):
+    running_max, total, out = state
+    qi, kj, may_attend = group
+    scores = _scores(spec, q, k, tables, index, group)
+    scores = jnp.where(may_attend, scores, -jnp.inf)  # [G, H, block_q, block_k]
+    new_max = running_max.at[qi].max(scores.max(axis=-1))
+    finite_max = jnp.where(jnp.isfinite(new_max[qi]), new_max[qi], 0)  # [G, H, block_q]
+    shrink = jnp.exp(running_max[qi] - finite_max)
+    weights = jnp.exp(scores - finite_max[..., None])
+    # Pairs of one query tile may share a group: rescaling is a set (they all write the same), then each adds its part.
+    total = total.at[qi].set(total[qi] * shrink).at[qi].add(weights.sum(axis=-1))
+    out = out.at[qi].set(out[qi] * shrink[..., None])
+    out = out.at[qi].add(_matmul("ghnd,ghde->ghne", weights, v[kj], spec.dtype))
+    return new_max, total, out
+
+  shape = q.shape[:3]
+  start = (jnp.full(shape, -jnp.inf, spec.dtype), jnp.zeros(shape, spec.dtype), jnp.zeros(shape + v.shape[3:], spec.dtype))
+  running_max, total, out = _for_each_group(spec, index, add_group, start)
+  has_key = total > 0
+  log_sum = jnp.where(has_key, running_max + jnp.log(jnp.where(has_key, total, 1)), jnp.inf)
+  return out / jnp.where(has_key, total, 1)[..., None], log_sum
+
+
+def _backward(spec, residuals, d_out):
+  q, k, v, tables, index, softmax = residuals
+  d_out = d_out.astype(spec.dtype)
+  inner = None if softmax is None else (softmax[0] * d_out).sum(axis=-1)  # [T, H, block_q]
+
+  def add_group(group, state):
+    dq, dk, dv, d_tables = state
+    qi, kj, may_attend = group
+    scores = _scores(spec, q, k, tables, index, group)
+    d_out_tile = d_out[qi]
+    d_weights = _matmul("ghne,ghme->ghnm", d_out_tile, v[kj], spec.dtype)  # [G, H, block_q, block_k]
+    if softmax is None:
+      gate = jax.nn.sigmoid(scores)
+      weights = jnp.where(may_attend, scores * gate, 0)
+      d_scores = jnp.where(may_attend, d_weights * (gate + scores * gate * (1 - gate)), 0)
+    else:
+      weights = jnp.where(may_attend, jnp.exp(scores - softmax[1][qi][..., None]), 0)
+      d_scores = weights * (d_weights - inner[qi][..., None])
+    dv = dv.at[kj].add(_matmul("ghnm,ghne->ghme", weights, d_out_tile, spec.dtype))
+    dq = dq.at[qi].add(spec.scale * _matmul("ghnm,ghmd->ghnd", d_scores, k[kj], spec.dtype))
+    dk = dk.at[kj].add(spec.scale * _matmul("ghnm,ghnd->ghmd", d_scores, q[qi], spec.dtype))
+    return dq, dk, dv, _add_table_gradients(d_tables, d_scores, index, group)
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, k, v, tables))
+  dq, dk, dv, d_tables = _for_each_group(spec, index, add_group, zeros)
+  cast = jax.tree.map(lambda d, x: d.astype(x.dtype), (dq, dk, dv, d_tables), (q, k, v, tables))
+  return (*cast, None)
+
+
+_tiled_attention.defvjp(_forward, _backward)
+
+
+def _for_each_group(spec, index, add_group, state):
+  """Folds `add_group(group, state)` over the live tiles, `blocks.group` pairs at a time."""
+  size = spec.blocks.group
+  steps = (index.work.count + size - 1) // size
+
+  def body(i, state):
+    first = i * size
+    qi = jax.lax.dynamic_slice_in_dim(index.work.query_tile, first, size)
+    kj = jax.lax.dynamic_slice_in_dim(index.work.key_tile, first, size)
+    is_live = first + jnp.arange(size) < index.work.count  # [G]
+    return add_group((qi, kj, _may_attend(spec, index.spans[qi], kj, is_live)), state)
+
+  return jax.lax.fori_loop(0, steps, body, state)
+
+
+def _may_attend(spec, spans, kj, is_live):
+  """The mask of each pair, `[G, 1, block_q, block_k]`."""
+  block = spec.blocks.key
+  key = ((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block)  # [G, block_k]
+  key = key[:, None]  # [G, 1, block_k]
+  start_a, end_a, start_b, end_b, own = jnp.moveaxis(spans[..., None], 2, 0)  # each [G, block_q, 1]
+  inside = ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
+  return (inside & is_live[:, None, None])[:, None]
+
+
+def _scores(spec, q, k, tables, index, group):
+  """`scale * q·k + bias` of each pair, `[G, H, block_q, block_k]`."""
+  qi, kj, _ = group
+  scores = spec.scale * _matmul("ghnd,ghmd->ghnm", q[qi], k[kj], spec.dtype)
+  for table, entry in zip(tables, _table_entries(tables, index, qi, kj), strict=True):
+    if table is not None:
+      scores += look_up(table.astype(spec.dtype), entry, q.shape[1])
+  return scores
+
+
+def _table_entries(tables, index, qi, kj):
+  """Row of the time table and of the position table for each pair of tokens, `[G, block_q, block_k]`, or None."""
+  time_table, position_table = tables
+  bucket = entry = None
+  if time_table is not None:
+    bucket = time_bucket(index.query_time[qi][:, :, None] - index.key_time[kj][:, None, :])
+  if position_table is not None:
+    difference = index.query_position[qi][:, :, None] - index.key_position[kj][:, None, :]
+    entry = position_index(difference, position_table.shape[-1])
+  return bucket, entry
+
+
+def _add_table_gradients(d_tables, d_scores, index, group):
+  qi, kj, _ = group
+  return tuple(
+    None if d_table is None else _add_table_gradient(d_table, entry, d_scores)
+    for d_table, entry in zip(d_tables, _table_entries(d_tables, index, qi, kj), strict=True)
+  )
+
+
+def _add_table_gradient(d_table, entry, d_scores):
+  if d_table.ndim == 1:
+    return d_table.at[entry].add(d_scores.sum(axis=1), mode="promise_in_bounds")
+  return d_table.at[:, entry].add(jnp.moveaxis(d_scores, 1, 0), mode="promise_in_bounds")
+
+
+def _matmul(equation, a, b, dtype):
+  """Products of the smaller of the two input types, accumulated in `dtype`."""
+  common = jnp.bfloat16 if jnp.bfloat16 in (a.dtype, b.dtype) else dtype
+  return jnp.einsum(equation, a.astype(common), b.astype(common), preferred_element_type=dtype)
