@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 NUM_TIME_BUCKETS = 129
@@ -58,13 +59,33 @@ class RelativeBias:
 
 
 def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
-  """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)`, the logarithm in float32 whatever the precision elsewhere.
+  """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)` in correctly rounded float32, whatever the precision elsewhere.
+
+  The logarithms of different machines differ in the last bit, which moves the edges by up to a minute. So the logarithm only finds the
+  nearest edge, and integers decide on which side of it a time lies.
 
   >>> time_bucket(jnp.array([0, 1, 2, -60, 86_400, 2**31 - 1])).tolist()
   [0, 0, 2, 13, 37, 71]
   """
-  magnitude = jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)
-  return jnp.minimum((jnp.log(magnitude) / jnp.float32(_BUCKET_WIDTH)).astype(jnp.int32), NUM_TIME_BUCKETS - 1)
+  magnitude = jnp.maximum(jnp.abs(seconds), 1)
+  nearest = jnp.round(jnp.log(magnitude.astype(jnp.float32)) / jnp.float32(_BUCKET_WIDTH)).astype(jnp.int32)
+  nearest = jnp.minimum(nearest, NUM_TIME_BUCKETS - 1)
+  edges = jnp.asarray(np.minimum(_EDGES, np.iinfo(seconds.dtype).max), seconds.dtype)  # [129]
+  return nearest - (magnitude < edges.at[nearest].get(mode="promise_in_bounds")).astype(jnp.int32)
+
+
+def _first_seconds_of_buckets() -> np.ndarray:
+  """The smallest count of seconds in each bucket, `[129]` int64; of a bucket that no count falls in, the next one's."""
+  low, high = np.ones(NUM_TIME_BUCKETS, np.int64), np.full(NUM_TIME_BUCKETS, 2**62)
+  while (low < high).any():
+    middle = (low + high) // 2
+    logarithm = np.log(middle.astype(np.float32).astype(np.float64)).astype(np.float32)
+    reached = logarithm / np.float32(_BUCKET_WIDTH) >= np.arange(NUM_TIME_BUCKETS)
+    low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
+  return low
+
+
+_EDGES = _first_seconds_of_buckets()
 
 
 def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array, "..."]:
