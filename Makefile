@@ -1,0 +1,45 @@
+# Every target makes its own virtual environment on first use; nothing has to be prepared.
+#   make test PYTHON=python3.12 VENV=.venv312     another interpreter
+#   make test ARGS="-k packing"                   some of the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: help demo test lint notebooks clean
+
+help:
+	@echo "make demo       train a recommender on synthetic data; curves in runs/demo"
+	@echo "make test       run the tests"
+	@echo "make lint       run ruff"
+	@echo "make notebooks  rebuild the notebooks from their scripts and execute them"
+	@echo "make clean      remove the virtual environment and the caches (not runs/)"
+
+demo: $(VENV)/.installed-plots
+	@$(RUN) -m experiments.demo $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check $(ARGS)
+
+notebooks: $(VENV)/.installed-notebooks
+	$(RUN) -m jupytext --quiet --to ipynb notebooks/*.py
+	$(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/.installed-%: setup.py | $(VENV)/bin/python
+	@echo "Installing jaxrec[$*] into $(VENV) (a minute or two the first time)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxrec needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

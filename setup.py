@@ -1,0 +1,49 @@
+"""Package metadata and dependencies; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PLOTS = ["matplotlib"]
+TENSORBOARD = ["tensorboardX"]
+NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
+TEST = [*PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist", "ruff"]
+
+setup(
+  name="jaxrec",
+  version="0.1.0",
+  description="Sequential recommendation across domains in JAX: models, kernels, data pipelines and experiments.",
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["jaxrec*", "pallas_kernels*", "experiments*"]),
+  install_requires=[
+    "absl-py",
+    "flax",
+    "grain>=0.2.12",
+    "jax>=0.10.2",
+    "jaxtyping",
+    "ml_collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint>=0.11",
+    "polars",
+    "tqdm",
+  ],
+  extras_require={
+    "plots": PLOTS,
+    "tensorboard": TENSORBOARD,
+    "notebooks": NOTEBOOKS,
+    "test": TEST,
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda13]"],
+  },
+  classifiers=[
+    "Development Status :: 3 - Alpha",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)

@@ -1,0 +1,77 @@
+"""What every test relies on: a CPU, a compilation cache, checked shapes, and where data and golden files are."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before the first import of jax, and inherited by the subprocesses that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import flax.struct  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_addoption(parser):
+  """Adds the folders that lie beside the project."""
+  parser.addoption(
+    "--golden-dir",
+    type=Path,
+    default=REPOSITORY.parent / "shared" / "golden",
+    help="folder of the reference outputs (default: ../shared/golden); where it is absent their tests skip",
+  )
+  parser.addoption(
+    "--data-dir",
+    type=Path,
+    default=Path(os.environ.get("JAXREC_DATA", REPOSITORY.parent / "shared" / "data")),
+    help="folder of real data sets (default: $JAXREC_DATA, else ../shared/data); where it is absent their tests skip",
+  )
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request) -> Path:
+  """The folder of golden files."""
+  return existing_folder(request.config.getoption("--golden-dir"), "--golden-dir")
+
+
+@pytest.fixture(scope="session")
+def data_dir(request) -> Path:
+  """The folder that holds ml-1m/, kuairand-1k/, ..."""
+  return existing_folder(request.config.getoption("--data-dir"), "--data-dir")
+
+
+def existing_folder(path: Path, option: str) -> Path:
+  """Returns `path`, or skips the test that asked for it."""
+  if not path.is_dir():
+    pytest.skip(f"no folder {path}; name one with {option}")
+  return path
+
+
+def check_shapes_at_run_time():
+  """Checks every annotation of our packages on every call: `Float[Array, "B N M"]` is then a promise.
+
+  Pytree classes are exempt: JAX rebuilds them with shapes, specs, batched arrays or None as leaves.
+  """
+  flax.struct.dataclass = unchecked(flax.struct.dataclass)
+  checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+  jaxtyping.install_import_hook(["jaxrec", "pallas_kernels"], checker)
+
+
+def unchecked(make_dataclass):
+  """Wraps a class decorator so that the classes it makes are left alone by the import hook."""
+
+  def wrapper(cls=None, **options):
+    if cls is None:
+      return lambda cls: wrapper(cls, **options)
+    made = make_dataclass(cls, **options)
+    made.__no_type_check__ = True
+    return made
+
+  return wrapper
+
+
+check_shapes_at_run_time()

@@ -1,0 +1,200 @@
+"""The rules of the house that a program can check: layout, imports, sizes, doctests, what must not be in git."""
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGES = ["experiments", "jaxrec", "pallas_kernels"]
+TOP_LEVEL = {
+  *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"),
+  *("setup.py", "experiments", "jaxrec", "notebooks", "pallas_kernels", "tests"),
+}
+
+# A package imports packages on its own level or below.
+LEVEL = {"notebooks": 2, "experiments": 2, "jaxrec": 1, "pallas_kernels": 0}
+# The same inside jaxrec; whatever is not named is at the bottom.
+LEVEL_IN_JAXREC = {"train": 3, "inference": 3, "analysis": 3, "models": 2, "layers": 1}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # without the docstring
+LONG_FUNCTIONS: dict[str, str] = {}  # "path:function" -> why it is better in one piece
+MAX_TRACKED_BYTES = 500_000
+
+
+def tracked_files(pattern: str = "*") -> list[Path]:
+  """The files of the project: what git tracks, and what is new and not ignored."""
+  command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", pattern]
+  try:
+    listing = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+  except (FileNotFoundError, subprocess.CalledProcessError):
+    pytest.skip("not a git checkout")
+  return [REPOSITORY / line for line in listing.splitlines() if (REPOSITORY / line).is_file()]
+
+
+def source_files(*folders: str) -> list[Path]:
+  """The Python files below some folders of the project."""
+  return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+  """The path as it is written in messages and in the tables above."""
+  return path.relative_to(REPOSITORY).as_posix()
+
+
+def module_name(path: Path) -> str:
+  """The dotted name of a source file: `jaxrec/data/packing.py` is `jaxrec.data.packing`."""
+  return relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported_modules(path: Path) -> set[str]:
+  """Every module that a file imports, at the top or inside a function; `from a import b` counts as `a` and `a.b`."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names.update(alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{relative(path)}:{node.lineno}: relative import"
+      names.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+  return names
+
+
+def level_in_jaxrec(module: str) -> int | None:
+  """The level of `jaxrec.<part>...`; None for anything else."""
+  parts = module.split(".")
+  return LEVEL_IN_JAXREC.get(parts[1], 0) if parts[0] == "jaxrec" and len(parts) > 1 else None
+
+
+def test_the_top_level_stays_as_it_is():
+  assert {relative(path).split("/")[0] for path in tracked_files()} == TOP_LEVEL
+
+
+def test_packages_import_downwards_only():
+  upwards = [
+    f"{relative(path)} imports {name}"
+    for folder, level in LEVEL.items()
+    for path in source_files(folder)
+    for name in sorted(imported_modules(path))
+    if LEVEL.get(name.split(".")[0], -1) > level
+  ]
+  assert upwards == []
+
+
+def test_jaxrec_imports_downwards_only():
+  upwards = [
+    f"{relative(path)} imports {name}"
+    for path in source_files("jaxrec")
+    for name in sorted(imported_modules(path))
+    if module_name(path) != "jaxrec" and (level_in_jaxrec(name) or 0) > level_in_jaxrec(module_name(path))
+  ]
+  assert upwards == []
+
+
+def test_kernels_stand_alone():
+  ours = {"experiments", "jaxrec", "notebooks", "tests"}
+  assert [
+    path for path in source_files("pallas_kernels") if {n.split(".")[0] for n in imported_modules(path)} & ours
+  ] == []
+
+
+def test_files_stay_short():
+  lengths = {relative(path): len(path.read_text().splitlines()) for path in tracked_files("*.py")}
+  assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_functions_stay_short():
+  long = {
+    f"{relative(path)}:{node.name}"
+    for path in source_files(*PACKAGES)
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef) and code_lines(node) > MAX_FUNCTION_LINES
+  }
+  assert long == set(LONG_FUNCTIONS)
+
+
+def code_lines(node: ast.FunctionDef) -> int:
+  """Lines of a function without its docstring."""
+  return node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+
+
+def test_every_folder_of_a_package_is_a_package():
+  folders = {path.parent for path in source_files(*PACKAGES)}
+  assert [relative(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_no_file_names_a_machine_or_a_person():
+  machine = re.compile(r"(?<![\w.:/-])/(?:work|root|home|Users|mnt|opt|farm)/|/tmp/[a-z]|[.]pyenv")
+  found = [
+    f"{relative(path)}:{number}: {line.strip()[:100]}"
+    for path in tracked_files()
+    for number, line in enumerate(path.read_bytes().decode("utf-8", "ignore").splitlines(), 1)
+    if machine.search(line)
+  ]
+  assert found == []
+
+
+def test_no_data_in_git():
+  data = re.compile(r"\.(dat|tfrecord|npz|npy|parquet|gz|zip)$")
+  large = [relative(p) for p in tracked_files() if data.search(p.name) or p.stat().st_size > MAX_TRACKED_BYTES]
+  assert large == []
+
+
+def test_ruff_finds_nothing():
+  result = subprocess.run([sys.executable, "-m", "ruff", "check"], cwd=REPOSITORY, capture_output=True, text=True)
+  assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", source_files(*PACKAGES), ids=relative)
+def test_docstring_examples_hold(path):
+  """Reads docstrings from the source: a decorated function hides its own from the doctest module's finder."""
+  examples = doctest_examples(path)
+  if not examples:
+    importlib.import_module(module_name(path))
+    return
+  names = vars(importlib.import_module(module_name(path)))
+  runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+  for name, docstring, line in examples:
+    test = doctest.DocTestParser().get_doctest(docstring, dict(names), name, relative(path), line)
+    runner.run(test)
+  assert runner.summarize(verbose=False).failed == 0
+
+
+def doctest_examples(path: Path) -> list[tuple[str, str, int]]:
+  """Name, text and line of each docstring of a file that has examples."""
+  nodes = (ast.Module, ast.ClassDef, ast.FunctionDef)
+  found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, nodes)]
+  documented = [
+    (getattr(node, "name", path.stem), ast.get_docstring(node), getattr(node, "lineno", 0)) for node in found
+  ]
+  return [entry for entry in documented if ">>>" in (entry[1] or "")]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments" / "configs").glob("[!_]*.py")), ids=relative)
+def test_every_config_is_a_lab_note_with_a_config(path):
+  module = importlib.import_module(module_name(path))
+  assert f"--config=experiments/configs/{path.name}" in module.__doc__ or f"make {path.stem}" in module.__doc__
+  assert module.get_config().name == path.stem
+
+
+def test_importing_jaxrec_is_quick_and_touches_no_device():
+  program = (
+    "import time, jax; start = time.perf_counter(); import jaxrec; print(time.perf_counter() - start)\n"
+    "assert jaxrec.__file__"
+  )
+  environment = {**os.environ, "JAX_PLATFORMS": "there_is_no_such_platform"}
+  seconds = [
+    float(
+      subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+      ).stdout
+    )
+    for _ in range(3)
+  ]
+  assert min(seconds) < 2
