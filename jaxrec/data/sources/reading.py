@@ -1,0 +1,228 @@
+"""Delimited text, plain or gzip, parsed by polars a few megabytes at a time, with errors that name file, line, column and text.
+
+Reading in pieces keeps the memory bounded for any file size, and lets the rare failing piece be searched for its first bad line
+while the good ones go through the fast parser once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping
+
+import polars as pl
+
+CHUNK_BYTES = 1 << 26
+_LATEST_SECOND = 10_000_000_000
+_SHOWN = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """How to read one column: its polars dtype; `optional` lets it be empty; `unit` "s" or "ms" makes it a time in seconds."""
+
+  dtype: type[pl.DataType] | pl.DataType
+  optional: bool = False
+  unit: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Whole lines of a file; `first_line` is the 1-based number of the first one."""
+
+  path: pathlib.Path
+  data: bytes
+  first_line: int
+
+
+def read_columns(path: str | pathlib.Path, columns: Mapping[str, Column | None], *, separator: str = ",", header: bool = False,
+                 quote: str | None = None) -> pl.DataFrame:
+  """Returns the wanted columns of a delimited file, in file order.
+
+  Args:
+    columns: without `header`: every column of the file in order, None for one that is not wanted. With `header`: the wanted ones.
+    separator: "::" is read as ":" with empty columns between.
+    quote: the quoting character, or None where the format has none.
+
+  Raises:
+    ValueError: missing file, truncated gzip, wrong delimiter, missing column, text where a number belongs, time in another unit.
+  """
+  path = require_file(path)
+  parts = []
+  for chunk in line_chunks(path, quote=quote):
+    if header and not parts:
+      chunk, layout = _take_header(chunk, columns, separator, quote)
+    elif not parts:
+      layout = dict(columns)
+    parts.append(_parse(chunk, layout, separator, quote))
+  if not sum(map(len, parts)):
+    raise ValueError(f"{path}: has no rows")
+  return pl.concat(parts).select([name for name, column in columns.items() if column is not None])
+
+
+def require_file(path: str | pathlib.Path) -> pathlib.Path:
+  """Returns the path, or raises ValueError where it is not a file."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    beside = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
+    hint = f"the folder holds {', '.join(beside)}" if beside else "the folder is missing or empty"
+    raise ValueError(f"{path}: no such file; {hint}")
+  return path
+
+
+def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
+  """Returns `raw` itself if it is a file, else the first of `names` (patterns allowed) that lies in the folder `raw`.
+
+  Raises:
+    ValueError: none is there.
+  """
+  raw = pathlib.Path(raw)
+  if raw.is_file():
+    return raw
+  for name in names:
+    found = sorted(raw.glob(name))
+    if found:
+      return found[0]
+  return require_file(raw / names[0])
+
+
+def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: str | None = None) -> Iterator[Chunk]:
+  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz. A quoted line break does not end a piece.
+
+  Raises:
+    ValueError: a gzip file is damaged or cut short.
+  """
+  rest, line = b"", 1
+  for block in _blocks(path, chunk_bytes or CHUNK_BYTES):
+    block = rest + block
+    cut = _last_line_end(block, quote)
+    data, rest = block[:cut], block[cut:]
+    if data:
+      yield Chunk(path, data, line)
+      line += data.count(b"\n")
+  if rest:
+    yield Chunk(path, rest, line)
+
+
+def _blocks(path: pathlib.Path, size: int) -> Iterator[bytes]:
+  read = 0
+  try:
+    with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as stream:
+      while block := stream.read(size):
+        read += len(block)
+        yield block
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise ValueError(f"{path}: damaged or cut short after {read} unpacked bytes ({error}); fetch the file again") from error
+
+
+def _last_line_end(block: bytes, quote: str | None) -> int:
+  cut = block.rfind(b"\n") + 1
+  while quote and cut and block.count(quote.encode(), 0, cut) % 2:
+    cut = block.rfind(b"\n", 0, cut - 1) + 1
+  return cut
+
+
+def _take_header(chunk: Chunk, columns, separator: str, quote: str | None) -> tuple[Chunk, dict[str, Column | None]]:
+  head, _, body = chunk.data.partition(b"\n")
+  text = head.decode("utf-8-sig", errors="replace").rstrip("\r")
+  names = next(csv.reader([text], delimiter=separator, quotechar=quote or '"'), [])
+  missing = [name for name in columns if name not in names]
+  if missing:
+    raise ValueError(f"{chunk.path}: line 1: no column {missing} in the header {_shown(text)} (separator {separator!r})")
+  if len(set(names)) < len(names):
+    raise ValueError(f"{chunk.path}: line 1: a column name occurs twice in the header {_shown(text)}")
+  return Chunk(chunk.path, body, chunk.first_line + 1), {name: columns.get(name) for name in names}
+
+
+def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> pl.DataFrame:
+  wanted = {name: column for name, column in layout.items() if column is not None}
+  if not chunk.data.strip():
+    return pl.DataFrame(schema={name: column.dtype for name, column in wanted.items()})
+  schema: dict[str, pl.DataType | type[pl.DataType]] = {}
+  for position, (name, column) in enumerate(layout.items()):
+    schema |= {name: column.dtype if column else pl.String}
+    if separator == "::" and position < len(layout) - 1:
+      schema |= {f"{name}::": pl.String}
+  try:
+    lazy = pl.scan_csv(chunk.data, has_header=False, separator=separator[0], quote_char=quote, schema=schema)
+    table = lazy.select(list(wanted)).collect()
+  except pl.exceptions.PolarsError as error:
+    _explain(chunk, layout, separator, quote)
+    raise ValueError(f"{chunk.path}: in the lines from {chunk.first_line} on: {error}") from error
+  required = [name for name, column in wanted.items() if not column.optional]
+  if sum(table.select(pl.col(required).null_count()).row(0)):
+    _explain(chunk, layout, separator, quote)
+    name = next(name for name in required if table[name].null_count())
+    raise ValueError(f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty")
+  return _with_seconds(table, chunk, wanted)
+
+
+def _with_seconds(table: pl.DataFrame, chunk: Chunk, wanted: Mapping[str, Column]) -> pl.DataFrame:
+  for name, column in wanted.items():
+    if column.unit:
+      table = table.with_columns(seconds(table[name], column.unit, chunk.path, chunk.first_line))
+  return table
+
+
+def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1) -> pl.Series:
+  """Returns times in seconds (int64) from times in `unit` "s" or "ms".
+
+  Raises:
+    ValueError: a time cannot be of that unit: it would lie before 1970 or, read as seconds, after the year 2286; or, given as
+      milliseconds, all would lie in the first days of 1970.
+  """
+  scale = {"s": 1, "ms": 1000}.get(unit)
+  if scale is None:
+    raise ValueError(f"time {unit=} is not known; give 's' or 'ms'")
+  bad = (times < 0) | (times >= _LATEST_SECOND * scale)
+  if bad.any():
+    row = bad.arg_max()
+    hint = "; it looks like milliseconds" if scale == 1 and times[row] > 0 else ""
+    raise ValueError(f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} is not a time in {unit}{hint}")
+  if scale == 1000 and len(times) and 0 < times.max() < _LATEST_SECOND:
+    row = times.arg_max()
+    raise ValueError(f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} looks like seconds, not milliseconds")
+  return (times // scale).cast(pl.Int64)
+
+
+def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> None:
+  """Raises ValueError for the first bad line of a chunk; returns where it finds none (quoted fields are left alone)."""
+  text = chunk.data.decode("utf-8", errors="replace").rstrip("\n")
+  lines = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]}).with_row_index("row")
+  if quote:
+    lines = lines.filter(~pl.col("line").str.contains(quote, literal=True))
+  lines = lines.with_columns(fields=pl.col("line").str.split(separator))
+  problems = [_wrong_count(lines, len(layout), separator)]
+  for position, (name, column) in enumerate(layout.items()):
+    if column is not None:
+      problems.append(_wrong_value(lines, position, name, column))
+  found = [problem for problem in problems if problem is not None]
+  if found:
+    row, problem, line = min(found)
+    raise ValueError(f"{chunk.path}: line {chunk.first_line + row}: {problem}: {_shown(line)}")
+
+
+def _wrong_count(lines: pl.DataFrame, need: int, separator: str) -> tuple[int, str, str] | None:
+  bad = lines.filter(pl.col("fields").list.len() != need).head(1)
+  if bad.is_empty():
+    return None
+  count = len(bad["fields"][0])
+  return bad["row"][0], f"{count} column(s) separated by {separator!r}, needs {need}", bad["line"][0]
+
+
+def _wrong_value(lines: pl.DataFrame, position: int, name: str, column: Column) -> tuple[int, str, str] | None:
+  field = pl.col("fields").list.get(position, null_on_oob=True)
+  empty = field.fill_null("") == ""
+  wrong = ~empty & field.cast(column.dtype, strict=False).is_null()
+  bad = lines.filter(wrong if column.optional else wrong | empty).with_columns(field=field).head(1)
+  if bad.is_empty():
+    return None
+  kind = "text" if column.dtype == pl.String else str(column.dtype)
+  return bad["row"][0], f"column {name!r} holds {_shown(bad['field'][0] or '')}, needs {kind}", bad["line"][0]
+
+
+def _shown(text: str) -> str:
+  return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
