@@ -1,6 +1,7 @@
-"""Numbers that say how good a ranking or a prediction is: HR@K, NDCG@K, MRR from ranks; AUC, GAUC, log loss from scores.
+"""How good a ranking or a prediction is: HR@K, NDCG@K and MRR from ranks; AUC, GAUC and log loss from scores.
 
-Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.retrieval` produces the ranks.
+Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.retrieval` produces the
+ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 AnyArray = Array | np.ndarray
 
 
-def hit_rate(ranks: Int[AnyArray, "B"], k: int) -> float:
+def hit_rate(ranks: Int[AnyArray, " B"], k: int) -> float:
   """Returns HR@K, the share of rows whose target is among the first k (with one target a row also Recall@K).
 
   Args:
@@ -30,7 +31,7 @@ def hit_rate(ranks: Int[AnyArray, "B"], k: int) -> float:
   return float(np.mean(_checked_ranks(ranks, k) <= k))
 
 
-def ndcg(ranks: Int[AnyArray, "B"], k: int) -> float:
+def ndcg(ranks: Int[AnyArray, " B"], k: int) -> float:
   """Returns NDCG@K for one relevant item a row: the mean of 1 / log2(rank + 1) where rank <= k, else 0.
 
   Args:
@@ -46,7 +47,7 @@ def ndcg(ranks: Int[AnyArray, "B"], k: int) -> float:
   return float(np.mean(_gains(_checked_ranks(ranks, k), k)))
 
 
-def mrr(ranks: Int[AnyArray, "B"]) -> float:
+def mrr(ranks: Int[AnyArray, " B"]) -> float:
   """Returns the mean reciprocal rank, without a cut-off.
 
   Raises:
@@ -95,9 +96,11 @@ class RankingMetrics:
     if not names or len(set(names)) < len(names):
       raise ValueError(f"domain_names={names} must be different names, one for each domain 1..C")
     shape = (len(names), len(ks))
-    return cls(ks, names, prefix, np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape[0]))
+    return cls(
+      ks, names, prefix, np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape[0])
+    )
 
-  def update(self, ranks: Int[AnyArray, "B"], domains: Int[AnyArray, "B"] | None = None) -> RankingMetrics:
+  def update(self, ranks: Int[AnyArray, " B"], domains: Int[AnyArray, " B"] | None = None) -> RankingMetrics:
     """Returns the metrics with the rows of a batch added.
 
     Args:
@@ -125,12 +128,14 @@ class RankingMetrics:
     """
     for name in ("ks", "domain_names", "prefix"):
       if getattr(self, name) != getattr(other, name):
-        raise ValueError(f"metrics with {name}={getattr(self, name)} and {name}={getattr(other, name)} cannot be merged")
+        raise ValueError(
+          f"metrics with {name}={getattr(self, name)} and {name}={getattr(other, name)} cannot be merged"
+        )
     sums = {name: getattr(self, name) + getattr(other, name) for name in ("count", "hits", "gains", "reciprocal")}
     return dataclasses.replace(self, **sums)
 
   def result(self) -> dict[str, float | int]:
-    """Returns "HR@10", "NDCG@10", ..., "MRR", "count" over all rows and, with several domains, "domain/<name>/HR@10" and so on.
+    """Returns "HR@10", "NDCG@10", ..., "MRR", "count"; with several domains also "domain/<name>/HR@10" and so on.
 
     A domain without rows has only its count, 0. No rows at all is an error: there is nothing to report.
 
@@ -158,7 +163,9 @@ class RankingMetrics:
     ranks, domains = ranks[ranks > 0].astype(np.int64), domains[ranks > 0].astype(np.int64)
     if domains.size and (domains.min() < 1 or domains.max() > len(self.domain_names)):
       wrong = domains.min() if domains.min() < 1 else domains.max()
-      raise ValueError(f"domains holds {wrong}, but there are domains 1..{len(self.domain_names)} only: {self.domain_names}")
+      raise ValueError(
+        f"domains holds {wrong}, but there are domains 1..{len(self.domain_names)} only: {self.domain_names}"
+      )
     return ranks, domains - 1
 
   def _means(self, rows, prefix):
@@ -172,7 +179,7 @@ class RankingMetrics:
     return result | {f"{prefix}count": count}
 
 
-def auc(scores: Float[AnyArray, "B"], labels: Shaped[AnyArray, "B"]) -> float:
+def auc(scores: Float[AnyArray, " B"], labels: Shaped[AnyArray, " B"]) -> float:
   """Returns the area under the ROC curve: the chance that a positive scores above a negative, ties counted one half.
 
   Args:
@@ -205,11 +212,12 @@ class GroupedAUC:
 
 
 def grouped_auc(
-  scores: Float[AnyArray, "B"], labels: Shaped[AnyArray, "B"], groups: Shaped[AnyArray, "B"]
+  scores: Float[AnyArray, " B"], labels: Shaped[AnyArray, " B"], groups: Shaped[AnyArray, " B"]
 ) -> GroupedAUC:
   """Returns GAUC: the AUC inside each group (a user, a category), averaged with the group sizes as weights.
 
-  Groups with one class only have no AUC; they are left out of the sum and of the weights, and counted. Ties count one half.
+  Groups with one class only have no AUC; they are left out of the sum and of the weights, and counted. Ties count one
+  half.
 
   Args:
     scores: any numbers that grow with the chance of a click.
@@ -219,7 +227,8 @@ def grouped_auc(
   Raises:
     ValueError: as `auc`, except that a single class is no error.
 
-  Source: GAUC of Deep Interest Network (arXiv 1706.06978), section 6.1 (there weighted by impressions, which is the group size here).
+  Source: GAUC of Deep Interest Network (arXiv 1706.06978), section 6.1 (there weighted by impressions, which is the
+    group size here).
 
   >>> result = grouped_auc(np.array([0.9, 0.1, 0.2, 0.8, 0.5]), np.array([1, 0, 1, 0, 1]), np.array([7, 7, 8, 8, 9]))
   >>> result.value, result.num_groups_skipped
@@ -236,7 +245,7 @@ def grouped_auc(
   return GroupedAUC(value, len(names), int((~used).sum()), len(scores), int(sizes[~used].sum()))
 
 
-def log_loss(probabilities: Float[AnyArray, "B"], labels: Shaped[AnyArray, "B"], epsilon: float = 1e-7) -> float:
+def log_loss(probabilities: Float[AnyArray, " B"], labels: Shaped[AnyArray, " B"], epsilon: float = 1e-7) -> float:
   """Returns the mean binary cross-entropy in nats; probabilities are first clipped to [epsilon, 1 - epsilon].
 
   Raises:
@@ -263,7 +272,9 @@ def _checked_ranks(ranks, k):
   if ranks.ndim != 1 or not ranks.size:
     raise ValueError(f"{ranks.shape=} must be [B] with at least one rank")
   if ranks.min() < 1:
-    raise ValueError(f"ranks start at 1, but {int((ranks < 1).sum())} are below: drop padding rows first (RankingMetrics does)")
+    raise ValueError(
+      f"ranks start at 1, but {int((ranks < 1).sum())} are below: drop padding rows first (RankingMetrics does)"
+    )
   return ranks
 
 

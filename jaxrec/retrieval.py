@@ -1,8 +1,8 @@
 """Ranks of targets and best items over a whole catalogue, in chunks: no `[B, V]` array ever exists.
 
-`target_ranks` counts, `top_k_items` merges; `sampled_target_ranks` ranks against given negatives only and is kept apart by its name.
-Row 0 of `item_vectors` is padding and never a candidate. The score of item v for query q is their dot product, in full float32 precision
-on every device (tensor cores and TPUs would otherwise round the inputs).
+`target_ranks` counts, `top_k_items` merges; `sampled_target_ranks` ranks against given negatives only and is kept apart
+by its name. Row 0 of `item_vectors` is padding and never a candidate. The score of item v for query q is their dot
+product, in full float32 precision on every device (tensor cores and TPUs would otherwise round the inputs).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ AnyArray = Array | np.ndarray
 
 BLOCK_SIZE = 512  # Queries scored together: changes speed and memory, never results.
 CHUNK_SIZE = 4096  # Items scored together: changes speed and memory, never results.
-_LANE = 128  # Chunks are whole multiples of this, so that every score comes from the same inner loop of the matrix product.
+_LANE = 128  # Chunks are multiples of this, so that every score comes from the same inner loop of the product.
 
 
 def target_ranks(
   queries: Float[AnyArray, "B M"],
   item_vectors: Float[AnyArray, "V1 M"],
-  target_item: Int[AnyArray, "B"],
+  target_item: Int[AnyArray, " B"],
   *,
   seen_items: Int[AnyArray, "B S"] | None = None,
-  item_domain: Int[AnyArray, "V1"] | None = None,
-  target_domain: Int[AnyArray, "B"] | None = None,
+  item_domain: Int[AnyArray, " V1"] | None = None,
+  target_domain: Int[AnyArray, " B"] | None = None,
   seen_target: str = "keep",
   chunk_size: int = CHUNK_SIZE,
-) -> Int[Array, "B"]:
+) -> Int[Array, " B"]:
   """Returns the 1-based rank of each target among all candidate items; ties count against the model.
 
-  rank = 1 + the number of other candidates whose score is not below the target's. A score that is NaN is not below anything, so a model
-  that diverged ranks last instead of first. All scores, the target's included, come from the same matrix product, so equal item vectors
-  have equal scores.
+  rank = 1 + the number of other candidates whose score is not below the target's. A score that is NaN is not below
+  anything, so a model that diverged ranks last instead of first. All scores, the target's included, come from the same
+  matrix product, so equal item vectors have equal scores.
 
   Args:
     queries: one query vector a row.
@@ -45,16 +45,16 @@ def target_ranks(
     seen_items: items to take out of the candidates, 0 padded, repetitions allowed; None leaves everything in.
     item_domain: domain of each item; with `target_domain`, candidates are the items of the target's own domain.
     target_domain: domain of each row's target.
-    seen_target: what happens to a target that is itself among the seen items. "keep": it stays a candidate. "remove": it is taken out
-      and ranks last of all, V + 1.
+    seen_target: what happens to a target that is itself among the seen items. "keep": it stays a candidate. "remove":
+      it is taken out and ranks last of all, V + 1.
     chunk_size: items scored at a time.
 
   Raises:
     ValueError: shapes or options that don't fit together, or ids outside the catalogue.
 
   Source: full ranking as in HSTU (arXiv 2402.17152), section 4.1.
-  Choice: "keep" differs from the public HSTU code, where a target that the user has met before can never be found and gets rank 2501;
-    "remove" with ranks above 2500 set to 2501 is that rule.
+  Choice: "keep" differs from the public HSTU code, where a target that the user has met before can never be found and
+    gets rank 2501; "remove" with ranks above 2500 set to 2501 is that rule.
 
   >>> vectors = np.array([[9.0], [3.0], [2.0], [2.0], [1.0]], np.float32)
   >>> query = np.ones((2, 1), np.float32)
@@ -88,13 +88,14 @@ def target_ranks(
 def sampled_target_ranks(
   queries: Float[AnyArray, "B M"],
   item_vectors: Float[AnyArray, "V1 M"],
-  target_item: Int[AnyArray, "B"],
+  target_item: Int[AnyArray, " B"],
   negative_items: Int[AnyArray, "B R"],
-) -> Int[Array, "B"]:
-  """Returns the 1-based rank of each target among itself and the negatives given for its row; ties count against the model.
+) -> Int[Array, " B"]:
+  """Returns the 1-based rank of each target among its row's negatives; ties count against the model.
 
-  Not comparable with `target_ranks`: report such numbers under names that say "sampled" (`RankingMetrics.zero(prefix="sampled/")`).
-  A negative equal to the target, or 0, is not counted; a negative given twice is counted twice.
+  Not comparable with `target_ranks`: report such numbers under names that say "sampled"
+  (`RankingMetrics.zero(prefix="sampled/")`). A negative equal to the target, or 0, is not counted; a negative given
+  twice is counted twice.
 
   Raises:
     ValueError: as `target_ranks`.
@@ -106,7 +107,9 @@ def sampled_target_ranks(
   _check_vectors(queries, item_vectors, CHUNK_SIZE)
   _check_ids("target_item", target_item, (queries.shape[0],), item_vectors.shape[0])
   _check_ids("negative_items", negative_items, (queries.shape[0], None), item_vectors.shape[0])
-  return _sampled_ranks(jnp.asarray(queries), jnp.asarray(item_vectors), jnp.asarray(target_item), jnp.asarray(negative_items))
+  return _sampled_ranks(
+    jnp.asarray(queries), jnp.asarray(item_vectors), jnp.asarray(target_item), jnp.asarray(negative_items)
+  )
 
 
 def top_k_items(
@@ -115,8 +118,8 @@ def top_k_items(
   k: int,
   *,
   seen_items: Int[AnyArray, "B S"] | None = None,
-  item_domain: Int[AnyArray, "V1"] | None = None,
-  domain: Int[AnyArray, "B"] | None = None,
+  item_domain: Int[AnyArray, " V1"] | None = None,
+  domain: Int[AnyArray, " B"] | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their items, best first; of equal scores the smaller id comes first.
@@ -275,7 +278,9 @@ def _check_vectors(queries, item_vectors, chunk_size):
   if queries.ndim != 2 or item_vectors.ndim != 2 or queries.shape[1] != item_vectors.shape[1]:
     raise ValueError(f"{queries.shape=} and {item_vectors.shape=} must be [B, M] and [V1, M] with the same M")
   if queries.dtype != item_vectors.dtype or queries.dtype.itemsize < 4:
-    raise ValueError(f"{queries.dtype=} and {item_vectors.dtype=} must be the same and float32 or wider: cast both to float32")
+    raise ValueError(
+      f"{queries.dtype=} and {item_vectors.dtype=} must be the same and float32 or wider: cast both to float32"
+    )
   if item_vectors.shape[0] < 2:
     raise ValueError(f"{item_vectors.shape=} needs row 0 for padding and a row for each item")
   if chunk_size < 1:
@@ -292,7 +297,9 @@ def _check_ids(name, ids, shape, num_vectors):
   smallest, largest = int(ids.min()), int(ids.max())
   if smallest < 0 or largest >= num_vectors:
     wrong = smallest if smallest < 0 else largest
-    raise ValueError(f"{name} holds id {wrong}, but item_vectors has rows for 0..{num_vectors - 1}: data and model don't match")
+    raise ValueError(
+      f"{name} holds id {wrong}, but item_vectors has rows for 0..{num_vectors - 1}: data and model don't match"
+    )
 
 
 def _checked_seen(seen_items, num_rows, num_vectors):
@@ -307,13 +314,14 @@ def _checked_seen(seen_items, num_rows, num_vectors):
 def _checked_domains(item_domain, name, domain, num_rows, num_vectors):
   """Returns (item_domain, domain) as arrays; (None, zeros) where candidates are pooled over domains."""
   if (item_domain is None) != (domain is None):
-    raise ValueError(f"item_domain and {name} belong together: give both (candidates of that domain) or neither (all items)")
+    raise ValueError(
+      f"item_domain and {name} belong together: give both (candidates of that domain) or neither (all items)"
+    )
   if item_domain is None:
     return None, jnp.zeros(num_rows, jnp.int32)
   if tuple(item_domain.shape) != (num_vectors,) or tuple(domain.shape) != (num_rows,):
-    raise ValueError(
-      f"item_domain.shape={tuple(item_domain.shape)} must be ({num_vectors},) and {name}.shape={tuple(domain.shape)} ({num_rows},)"
-    )
+    shapes = f"item_domain.shape={tuple(item_domain.shape)} and {name}.shape={tuple(domain.shape)}"
+    raise ValueError(f"{shapes} must be ({num_vectors},), a row of item_vectors each, and ({num_rows},), a query each")
   return jnp.asarray(item_domain, jnp.int32), jnp.asarray(domain, jnp.int32)
 
 

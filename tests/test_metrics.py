@@ -99,7 +99,9 @@ def test_metrics_of_different_kinds_do_not_merge():
     RankingMetrics.zero((1,)).merge(RankingMetrics.zero((1,), prefix="sampled/"))
 
 
-@pytest.mark.parametrize("ranks,k,message", [([0, 1], 1, "ranks start at 1"), ([], 1, "at least one rank"), ([1], 0, "k=0")])
+@pytest.mark.parametrize(
+  "ranks,k,message", [([0, 1], 1, "ranks start at 1"), ([], 1, "at least one rank"), ([1], 0, "k=0")]
+)
 def test_ranks_that_are_none_are_refused(ranks, k, message):
   with pytest.raises(ValueError, match=message):
     ndcg(np.array(ranks), k)

@@ -1,0 +1,105 @@
+"""Rankers without a model, to hold every model against: popularity and random order.
+
+They are expressed as query and item vectors, so that their numbers come from the same ranking code as those of models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxrec.data.evaluation import EvaluationBatch
+from jaxrec.data.prepared import PreparedData
+from jaxrec.metrics import RankingMetrics
+from jaxrec.retrieval import target_ranks
+
+PROTOCOLS = ("full", "full_per_domain")
+_RANDOM_WIDTH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+  """A ranker: the score of an item for a user is the dot product of their vectors."""
+
+  name: str
+  item_vectors: Float[np.ndarray, "V1 M"]
+  queries: Callable[[Int[np.ndarray, " B"]], Float[np.ndarray, "B M"]]  # Users, -1 on filling rows, to vectors.
+
+
+def popularity(data: PreparedData, last_split: int = 0) -> Baseline:
+  """Returns the ranker that puts items by how often they occur in the data.
+
+  Args:
+    data: prepared columns.
+    last_split: which events count: 0 those of training, 1 also those of validation (when the test item is ranked).
+
+  Raises:
+    ValueError: last_split is neither 0 nor 1.
+
+  Choice: equally popular items are ties, which count against the ranker as they do against any model.
+
+  >>> data = PreparedData.from_columns(user=[0, 0, 0, 0], item_id=[2, 2, 1, 3])
+  >>> popularity(data).item_vectors[:, 0].tolist()
+  [0.0, 0.0, 2.0, 0.0]
+  """
+  if last_split not in (0, 1):
+    raise ValueError(f"{last_split=} must be 0 (training events) or 1 (and validation events)")
+  counted = data.item_id[np.asarray(data.split) <= last_split]
+  counts = np.bincount(counted, minlength=data.num_items + 1).astype(np.float32)
+  return Baseline("popularity", counts[:, None], lambda users: np.ones((len(users), 1), np.float32))
+
+
+def random_order(data: PreparedData, seed: int = 0) -> Baseline:
+  """Returns the ranker that puts the items in an order of its own for each user, the same whenever it is asked.
+
+  Any item is equally likely to stand at any place: HR@10 is about 10 / (number of candidates).
+
+  >>> data = PreparedData.from_columns(user=[0, 0, 0, 0], item_id=[2, 2, 1, 3])
+  >>> random_order(data).item_vectors.shape
+  (4, 16)
+  """
+  item_vectors = np.random.default_rng((seed, 0)).normal(size=(data.num_items + 1, _RANDOM_WIDTH)).astype(np.float32)
+  user_vectors = np.random.default_rng((seed, 1)).normal(size=(data.num_users, _RANDOM_WIDTH)).astype(np.float32)
+  return Baseline("random", item_vectors, lambda users: user_vectors[users])
+
+
+def evaluate_baseline(
+  baseline: Baseline,
+  data: PreparedData,
+  batches: Iterable[EvaluationBatch],
+  *,
+  ks: Sequence[int] = (1, 10, 50, 200),
+  exclude_seen: bool = True,
+  protocol: str = "full",
+) -> dict[str, float | int]:
+  """Returns the ranking metrics of a baseline, under the keys of `RankingMetrics.result`.
+
+  Args:
+    baseline: from `popularity` or `random_order`.
+    data: what `batches` were made from.
+    batches: from `jaxrec.data.evaluation.evaluation_batches`.
+    ks: list lengths.
+    exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
+    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain").
+
+  Raises:
+    ValueError: an unknown protocol, or no user to evaluate.
+  """
+  if protocol not in PROTOCOLS:
+    raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
+  item_domain = data.item_domain() if protocol == "full_per_domain" else None
+  metrics = RankingMetrics.zero(ks, data.domain_names)
+  for batch in batches:
+    ranks = target_ranks(
+      baseline.queries(batch.user),
+      baseline.item_vectors,
+      batch.target_item,
+      seen_items=batch.seen_items if exclude_seen else None,
+      item_domain=item_domain,
+      target_domain=None if item_domain is None else batch.target_domain,
+    )
+    metrics = metrics.update(ranks, batch.target_domain)
+  return metrics.result()
