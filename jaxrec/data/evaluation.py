@@ -28,9 +28,9 @@ class EvaluationBatch:
   """
 
   batch: SequenceBatch
-  user: Int[Array, "B"]
-  target_item: Int[Array, "B"]
-  target_domain: Int[Array, "B"]
+  user: Int[Array, " B"]
+  target_item: Int[Array, " B"]
+  target_domain: Int[Array, " B"]
   seen_items: Int[Array, "B S"]
 
 
@@ -49,8 +49,8 @@ def evaluation_batches(
 ) -> EvaluationBatches:
   """Returns the validation or test users, as a sequence of `EvaluationBatch` sorted by the length of the history.
 
-  The target is the user's *first* event of that split, the input everything before it. Users without such an event, or without an
-  event before it, are left out (counted in the log).
+  The target is the user's *first* event of that split, the input everything before it. Users without such an event, or
+  without an event before it, are left out (counted in the log).
 
   Args:
     data: prepared columns.
@@ -66,7 +66,9 @@ def evaluation_batches(
   Raises:
     ValueError: an unknown option, or no user to evaluate.
   """
-  return EvaluationBatches(data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count)
+  return EvaluationBatches(
+    data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count
+  )
 
 
 class EvaluationBatches(Sequence):
@@ -168,7 +170,7 @@ def _check(split, batch_size, max_length, task, request_time, shard_index, shard
     if value not in allowed:
       raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}")
   if max_length < 1 + (task == "masked_item"):
-    raise ValueError(f"{max_length=} is too short for {task=}; it must hold one event{' and the mask' * (task == 'masked_item')}")
+    raise ValueError(f"{max_length=} is too short for {task=}; it must be at least {1 + (task == 'masked_item')}")
   if not 0 <= shard_index < shard_count:
     raise ValueError(f"{shard_index=} must lie between 0 and {shard_count=} - 1")
   if batch_size < 1 or batch_size % shard_count:

@@ -1,7 +1,8 @@
 """Training batches from prepared data: cropped, shuffled, packed, sharded over hosts, and resumable at any batch.
 
-A whole epoch is planned up front from (seed, epoch): which user lies where in which row. A batch is then a pure function of its number,
-which is what makes random access, resuming and sharding simple. `evaluation_batches` is the other half, in `jaxrec.data.evaluation`.
+A whole epoch is planned up front from (seed, epoch): which user lies where in which row. A batch is then a pure
+function of its number, which is what makes random access, resuming and sharding simple. `evaluation_batches` is the
+other half, in `jaxrec.data.evaluation`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from jaxrec.data.prepared import PreparedData
 from jaxrec.types import SequenceBatch
 
 __all__ = [
-  "EvaluationBatch", "EvaluationBatches", "TrainingBatches", "TrainingOptions", "batches_per_epoch", "evaluation_batches",
-  "packing_efficiency", "rows_for", "training_batches", "users_per_epoch",
+  "EvaluationBatch", "EvaluationBatches", "TrainingBatches", "TrainingOptions", "batches_per_epoch",
+  "evaluation_batches", "packing_efficiency", "rows_for", "training_batches", "users_per_epoch",
 ]  # fmt: skip
 
 _ENDLESS = 2**40  # Batches that a run without num_epochs may draw.
@@ -36,16 +37,18 @@ class TrainingOptions:
   rows_per_batch: rows of a *global* batch, all hosts together; `rows_for` derives it from a number of users.
   task: "next_item": each position predicts the event after it; "masked_item": hidden positions predict themselves.
   packing: several users in a row; otherwise one.
-  last_split: 0 trains on the training events, 1 on the validation events too (the final run, after the epoch has been chosen).
-  request_time: what target_time says in next_item: "target", the time of the target event (the published HSTU), or "last_event", the
-    time of the input event, where the time of the request is not known.
+  last_split: 0 trains on the training events, 1 on the validation events too (the final run, after the epoch has been
+    chosen).
+  request_time: what target_time says in next_item: "target", the time of the target event (the published HSTU), or
+    "last_event", the time of the input event, where the time of the request is not known.
   mask_probability: of each event in masked_item; at least one is masked.
-  mask_last_probability: share of the sequences in which the last event alone is masked (BERT4Rec trains on such ones as well).
+  mask_last_probability: share of the sequences in which the last event alone is masked (BERT4Rec trains on such ones as
+    well).
   reveal_domain: whether a masked position tells the domain of the hidden item.
   seed: the same seed gives the same batches.
   num_epochs: None never ends.
-  shard_index, shard_count: this host takes rows_per_batch / shard_count rows of each global batch; what the global batch holds does not
-    depend on shard_count.
+  shard_index, shard_count: this host takes rows_per_batch / shard_count rows of each global batch; what the global
+    batch holds does not depend on shard_count.
   only_users: user numbers to train on; None takes all.
   """
 
@@ -69,9 +72,9 @@ class TrainingOptions:
 def training_batches(data: PreparedData, options: TrainingOptions, prefetch: int = 4) -> grain.IterDataset:
   """Returns an iterable of numpy `SequenceBatch` of shape [rows_per_batch / shard_count, row_length].
 
-  Each epoch holds every user exactly once, in another order; the last batch of an epoch is filled up with empty rows. Users with fewer
-  than two events are left out (counted in the log). Its iterators have `get_state()` and `set_state(state)`; a resumed iterator goes on
-  with the very next batch, value for value.
+  Each epoch holds every user exactly once, in another order; the last batch of an epoch is filled up with empty rows.
+  Users with fewer than two events are left out (counted in the log). Its iterators have `get_state()` and
+  `set_state(state)`; a resumed iterator goes on with the very next batch, value for value.
 
   Args:
     data: prepared columns.
@@ -104,8 +107,8 @@ def packing_efficiency(data: PreparedData, options: TrainingOptions) -> float:
 def rows_for(data: PreparedData, options: TrainingOptions, users_per_batch: int, multiple_of: int = 1) -> int:
   """Returns a `rows_per_batch` whose batches hold about `users_per_batch` users.
 
-  The number of batches is the nearest to users / users_per_batch; the rows are then spread so that the last batch is as full as the others
-  can make it. `options.rows_per_batch` is not read.
+  The number of batches is the nearest to users / users_per_batch; the rows are then spread so that the last batch is as
+  full as the others can make it. `options.rows_per_batch` is not read.
 
   Args:
     data: prepared columns.
@@ -136,7 +139,7 @@ class TrainingBatches:
     self._columns = sequences.EventColumns(data)
     self._users, self._lengths = _trained_users(data, options)
     if not len(self._users):
-      raise ValueError(f"no user has two events with split <= {options.last_split=}; nothing to train on; check the split of the data")
+      raise ValueError(f"no user has two events with split <= {options.last_split=}; check the split of the data")
     ends = data.offsets[:-1][self._users] + sequences.prefix_lengths(data, options.last_split)[self._users]
     self._first = ends - self._lengths - (options.task == "next_item")
     self._packing = _pack(self._lengths, options)
@@ -156,10 +159,11 @@ class TrainingBatches:
     epoch, spans, _ = self._spans(step, options.shard_index * rows, rows)
     if options.task == "next_item":
       return sequences.next_item_rows(self._columns, spans, (rows, options.row_length), options.request_time)
-    masked = sequences.random_masks(spans, options.mask_probability, options.mask_last_probability, (options.seed, epoch))
+    seed = (options.seed, epoch)
+    masked = sequences.random_masks(spans, options.mask_probability, options.mask_last_probability, seed)
     return sequences.masked_item_rows(self._columns, spans, (rows, options.row_length), masked, options.reveal_domain)
 
-  def users(self, step: int) -> Int[np.ndarray, "K"]:
+  def users(self, step: int) -> Int[np.ndarray, " K"]:
     """Returns the users in the global batch of a step, row by row (to name them when a loss is not finite)."""
     return self._spans(step, 0, self._options.rows_per_batch)[2]
 
@@ -209,8 +213,8 @@ def _trained_users(data, options):
   """Users with at least two visible events, and the positions that each needs in a row."""
   if options.row_length < options.max_length:
     raise ValueError(
-      f"row_length={options.row_length} is shorter than max_length={options.max_length}; a row must hold a whole sequence: use"
-      " longer rows or crop more"
+      f"row_length={options.row_length} is shorter than max_length={options.max_length}; a row must hold a whole"
+      " sequence: use longer rows or crop more"
     )
   visible = sequences.prefix_lengths(data, options.last_split)
   wanted = visible >= 2

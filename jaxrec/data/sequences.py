@@ -23,15 +23,17 @@ class Spans:
   length: how many events it has, at least 1.
   """
 
-  row: Int[np.ndarray, "K"]
-  column: Int[np.ndarray, "K"]
-  number: Int[np.ndarray, "K"]
-  first: Int[np.ndarray, "K"]
-  length: Int[np.ndarray, "K"]
+  row: Int[np.ndarray, " K"]
+  column: Int[np.ndarray, " K"]
+  number: Int[np.ndarray, " K"]
+  first: Int[np.ndarray, " K"]
+  length: Int[np.ndarray, " K"]
 
 
 class EventColumns:
-  """The columns of a `PreparedData` as batches need them: int32 seconds since the first event, and no action column if all are 0.
+  """The columns of a `PreparedData` as batches need them.
+
+  Times are int32 seconds since the first event of the data set; there is no action column if all actions are 0.
 
   Raises:
     ValueError: the events span more seconds than int32 holds (68 years).
@@ -44,17 +46,19 @@ class EventColumns:
     self.first_second = int(data.timestamp.min()) if data.has_timestamps else 0
     span = int(data.timestamp.max()) - self.first_second if data.has_timestamps else 0
     if span > np.iinfo(np.int32).max:
-      raise ValueError(f"timestamp spans {span} seconds, int32 holds 2147483647 (68 years); are the times milliseconds, or some 0?")
+      raise ValueError(
+        f"timestamp spans {span} seconds, int32 holds 2147483647 (68 years); are they milliseconds, or are some 0?"
+      )
     self._has_timestamps = data.has_timestamps
 
-  def seconds(self, events: Int[np.ndarray, "E"]) -> Int[np.ndarray, "E"]:
-    """Returns int32 seconds since the first event of the data set; 0 where the data has no times."""
+  def seconds(self, events: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+    """Returns the times of events; 0 where the data has none."""
     if not self._has_timestamps:
       return np.zeros(len(events), np.int32)
     return (self._timestamp[events] - self.first_second).astype(np.int32)
 
 
-def prefix_lengths(data: PreparedData, last_split: int) -> Int[np.ndarray, "U"]:
+def prefix_lengths(data: PreparedData, last_split: int) -> Int[np.ndarray, " U"]:
   """Returns how many events each user has before the first one whose split is above `last_split` (-1: none).
 
   Raises:
@@ -77,7 +81,8 @@ def next_item_rows(columns: EventColumns, spans: Spans, shape: tuple[int, int], 
     columns: event columns.
     spans: the *input* events; the event after the last one must belong to the same user.
     shape: rows and row length of the grid.
-    request_time: "target": target_time is the time of the target event; "last_event": the time of the input event itself.
+    request_time: "target": target_time is the time of the target event; "last_event": the time of the input event
+      itself.
   """
   place, event = _places(spans, shape[1])
   put = _Putter(place, shape)
@@ -91,7 +96,7 @@ def next_item_rows(columns: EventColumns, spans: Spans, shape: tuple[int, int], 
 
 
 def masked_item_rows(
-  columns: EventColumns, spans: Spans, shape: tuple[int, int], masked: Bool[np.ndarray, "E"], reveal_domain: bool
+  columns: EventColumns, spans: Spans, shape: tuple[int, int], masked: Bool[np.ndarray, " E"], reveal_domain: bool
 ) -> SequenceBatch:
   """Returns rows with some events replaced by the mask token V + 1, and these as the targets.
 
@@ -128,11 +133,11 @@ def item_grid(columns: EventColumns, spans: Spans, shape: tuple[int, int]) -> In
 
 def random_masks(
   spans: Spans, probability: float, last_only_probability: float, seed: tuple[int, ...]
-) -> Bool[np.ndarray, "E"]:
+) -> Bool[np.ndarray, " E"]:
   """Returns which events of the spans to mask: each with `probability`, at least one in each span.
 
-  The draw of an event depends on the seed and on its place in the data set only, so that it is the same in whatever row, batch or host the
-  event lies.
+  The draw of an event depends on the seed and on its place in the data set only, so that it is the same in whatever
+  row, batch or host the event lies.
 
   Args:
     spans: the sequences.
@@ -157,8 +162,8 @@ def _check_split_order(data):
   if len(inside):
     user = int(np.searchsorted(data.offsets, inside[0], side="right") - 1)
     raise ValueError(
-      f"split of user {user} falls from {data.split[inside[0] - 1]} to {data.split[inside[0]]} at event {inside[0]}; every user's"
-      " training events must come before the validation events and these before the test events; prepare the data again"
+      f"split of user {user} falls from {data.split[inside[0] - 1]} to {data.split[inside[0]]} at event {inside[0]};"
+      " training events must come before validation events and these before test events; prepare the data again"
     )
 
 
@@ -172,14 +177,14 @@ def _places(spans, row_length):
 
 def _inputs(columns, spans, place, event, put):
   within = np.arange(len(event)) - np.repeat(np.cumsum(spans.length) - spans.length, spans.length)
-  return dict(
-    item_id=put(columns.item_id[event]),
-    domain_id=put(columns.domain_id[event]),
-    timestamp=put(columns.seconds(event)),
-    sequence_id=put(np.repeat(spans.number, spans.length).astype(np.int32)),
-    position=put(within.astype(np.int32)),
-    action=None if columns.action is None else put(columns.action[event]),
-  )
+  return {
+    "item_id": put(columns.item_id[event]),
+    "domain_id": put(columns.domain_id[event]),
+    "timestamp": put(columns.seconds(event)),
+    "sequence_id": put(np.repeat(spans.number, spans.length).astype(np.int32)),
+    "position": put(within.astype(np.int32)),
+    "action": None if columns.action is None else put(columns.action[event]),
+  }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 
 from jaxrec.data.prepared import PreparedData
 
-GENRES = ("mystery", "romance", "history", "space", "comedy", "travel", "sports", "cooking", "horror", "nature", "music", "war")
+GENRES = (
+  "mystery", "romance", "history", "space", "comedy", "travel", "sports", "cooking", "horror", "nature", "music", "war",
+)  # fmt: skip
 DOMAINS = ("book", "film", "game", "song", "toy", "podcast")
 
 _START = 1_600_000_000  # September 2020.
@@ -21,7 +23,8 @@ class SyntheticOptions:
   """The process behind the events; `synthetic_data` explains each step.
 
   num_users: users.
-  num_items: items of all domains together; spread evenly over domains and genres (a multiple of num_domains * num_genres).
+  num_items: items of all domains together; spread evenly over domains and genres (a multiple of num_domains *
+    num_genres).
   num_domains: domains; the first one is the source of the transfer.
   num_genres: latent genres, shared by all domains.
   mean_events: mean number of events of a user (geometric above the minimum of 6).
@@ -56,17 +59,19 @@ def synthetic_data(**options) -> PreparedData:
   Each user has, in every domain, an own taste: a Dirichlet draw over the genres. Then, event by event:
 
   1. Domain: that of the event before with `stay_in_domain`, else any.
-  2. Genre, in domain 1: the one before it in domain 1 with `stay_in_genre`; else, and at the start of a session, a draw from the
-     taste. In another domain: with probability `transfer` the genre of the user's latest event in *domain 1*; otherwise the same
-     rule as in domain 1, with the genre and taste of that domain itself. With transfer = 1 only domain 1 tells what comes next in the
-     others; with transfer = 0 it tells nothing about them.
-  3. Title: with `sequel` the one after the user's latest title of that domain and genre ("book 17 (mystery)" after "book 16 (mystery)");
-     otherwise a draw by popularity, in which low numbers are popular.
+  2. Genre, in domain 1: the one before it in domain 1 with `stay_in_genre`; else, and at the start of a session, a draw
+     from the taste. In another domain: with probability `transfer` the genre of the user's latest event in *domain 1*;
+     otherwise the same rule as in domain 1, with the taste of that domain and the genre of its latest event that was
+     not taken over. So with transfer = 1 only domain 1 tells the next genre in the others; with transfer = 0 it tells
+     nothing about them.
+  3. Title: with `sequel` the one after the user's latest title of that domain and genre ("book 17 (mystery)" after
+     "book 16 (mystery)"); otherwise a draw by popularity, in which low numbers are popular.
   4. Time: a minute or so after the event before inside a session, a day or so after it between sessions.
   5. Action: a rating of 1..5 that is higher the more of the user's taste the genre has.
 
-  So the last title, the latest genre in each domain, the latest genre in domain 1 and the time since the last event all help to
-  predict, and popularity alone helps little. A title may come twice. Item ids are shuffled: they say nothing about domain or genre.
+  So the last title, the latest genre in each domain, the latest genre in domain 1 and the time since the last event all
+  help to predict, and popularity alone helps little. A title may come twice. Item ids are shuffled: they say nothing
+  about domain or genre.
 
   Args:
     **options: the fields of `SyntheticOptions`.
@@ -76,7 +81,7 @@ def synthetic_data(**options) -> PreparedData:
 
   >>> data = synthetic_data(num_users=3, num_items=48, seed=1)
   >>> data.num_users, data.num_items, data.num_domains, data.domain_names
-  (3, 48, 2, ['book', 'film'])
+  (3, 48, 2, ('book', 'film'))
   """
   settings = SyntheticOptions(**options)
   _check(settings)
@@ -107,18 +112,18 @@ def _simulate(rng, settings, num_steps):
   users = np.arange(settings.num_users)
   shape = (settings.num_users, settings.num_domains)
   taste = rng.dirichlet(np.full(settings.num_genres, settings.concentration), shape)  # [U, C, G]
-  genre_of = _draw(rng, taste)  # [U, C], the latest genre in each domain
+  genre_of = _draw(rng, taste)  # [U, C], the latest genre of each domain's own chain
   latest = np.full((*shape, settings.num_genres), -1)  # [U, C, G], the latest title of each kind
   domain = rng.integers(settings.num_domains, size=settings.num_users)
   time = _START + rng.integers(_YEAR, size=settings.num_users)
-  fresh = np.ones(shape, bool)  # Whether a session began since the user's latest event in the domain.
+  fresh = np.ones(shape, bool)  # Whether a session began since the chain's latest event.
   steps = {name: np.zeros((settings.num_users, num_steps), np.int64) for name in ("title", "domain", "time", "action")}
   for t in range(num_steps):
     moves = rng.random(settings.num_users) >= settings.stay_in_domain
     domain = np.where(moves, rng.integers(settings.num_domains, size=settings.num_users), domain)
     genre = _next_genre(rng, settings, taste, genre_of, fresh, domain)
     title = _next_title(rng, settings, latest[users, domain, genre])
-    genre_of[users, domain], latest[users, domain, genre], fresh[users, domain] = genre, title, False
+    latest[users, domain, genre] = title
     steps["title"][:, t] = (domain * settings.num_genres + genre) * _series_length(settings) + title
     steps["domain"][:, t], steps["time"][:, t] = domain, time
     liking = taste[users, domain, genre] / taste[users, domain].max(axis=-1)
@@ -130,11 +135,14 @@ def _simulate(rng, settings, num_steps):
 
 
 def _next_genre(rng, settings, taste, genre_of, fresh, domain):
+  """The genre of the next event; one taken over from domain 1 leaves the own chain of its domain as it was."""
   users = np.arange(settings.num_users)
   own, drawn = genre_of[users, domain], _draw(rng, taste[users, domain])
   stays = (rng.random(settings.num_users) < settings.stay_in_genre) & ~fresh[users, domain]
   transferred = (rng.random(settings.num_users) < settings.transfer) & (domain > 0)
-  return np.where(transferred, genre_of[:, 0], np.where(stays, own, drawn))
+  continued = np.where(transferred, own, np.where(stays, own, drawn))
+  genre_of[users, domain], fresh[users, domain] = continued, fresh[users, domain] & transferred
+  return np.where(transferred, genre_of[:, 0], continued)
 
 
 def _next_title(rng, settings, latest):
@@ -145,7 +153,7 @@ def _next_title(rng, settings, latest):
   return np.where(follows, latest + 1, drawn)
 
 
-def _draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "... G"]) -> Int[np.ndarray, "..."]:
+def _draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "*batch G"]) -> Int[np.ndarray, "*batch"]:
   """One draw from each distribution along the last axis."""
   above = rng.random(probabilities.shape[:-1])[..., None] > np.cumsum(probabilities, axis=-1)
   return np.minimum(above.sum(axis=-1), probabilities.shape[-1] - 1)
@@ -181,8 +189,8 @@ def _check(settings):
   kinds = settings.num_domains * settings.num_genres
   if settings.num_items % kinds:
     raise ValueError(
-      f"num_items={settings.num_items} must be a multiple of num_domains * num_genres = {kinds}, so that every genre of every domain"
-      f" has equally many titles; try {max(1, round(settings.num_items / kinds)) * kinds}"
+      f"num_items={settings.num_items} must be a multiple of num_domains * num_genres = {kinds}, so that every genre of"
+      f" every domain has equally many titles; try {max(1, round(settings.num_items / kinds)) * kinds}"
     )
   for name in ("transfer", "sequel", "stay_in_genre", "stay_in_domain", "session_end"):
     if not 0 <= getattr(settings, name) <= 1:
