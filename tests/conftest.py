@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import flax.struct  # noqa: E402
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -44,6 +45,15 @@ def data_dir(request) -> Path:
   return existing_folder(request.config.getoption("--data-dir"), "--data-dir")
 
 
+@pytest.fixture(autouse=True)
+def shape_checks(request):
+  """Switches the checks below off for a test marked `unchecked_shapes`, which shows what our own code says to wrong input."""
+  unchecked = request.node.get_closest_marker("unchecked_shapes") is not None
+  jaxtyping.config.update("jaxtyping_disable", unchecked)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def existing_folder(path: Path, option: str) -> Path:
   """Returns `path`, or skips the test that asked for it."""
   if not path.is_dir():
@@ -57,6 +67,7 @@ def check_shapes_at_run_time():
   Pytree classes are exempt: JAX rebuilds them with shapes, specs, batched arrays or None as leaves.
   """
   flax.struct.dataclass = unchecked(flax.struct.dataclass)
+  jax.tree_util.register_dataclass = unchecked(jax.tree_util.register_dataclass)
   checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
   jaxtyping.install_import_hook(["jaxrec", "pallas_kernels"], checker)
 
@@ -64,10 +75,10 @@ def check_shapes_at_run_time():
 def unchecked(make_dataclass):
   """Wraps a class decorator so that the classes it makes are left alone by the import hook."""
 
-  def wrapper(cls=None, **options):
+  def wrapper(cls=None, *fields, **options):
     if cls is None:
-      return lambda cls: wrapper(cls, **options)
-    made = make_dataclass(cls, **options)
+      return lambda cls: wrapper(cls, *fields, **options)
+    made = make_dataclass(cls, *fields, **options)
     made.__no_type_check__ = True
     return made
 
