@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,10 @@ def test_the_next_title_of_the_latest_genre_predicts_much():
 def test_fields_out_of_range_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     synthetic_data(**options)
+
+
+def test_the_signature_names_the_fields():
+  assert {"num_users", "transfer", "seed"} < set(inspect.signature(synthetic_data).parameters)
 
 
 def test_an_unknown_field_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -105,6 +106,10 @@ def synthetic_data(**options) -> PreparedData:
     source="synthetic",
     options=dataclasses.asdict(settings),
   )
+
+
+# What `help` shows and what the command line accepts.
+synthetic_data.__signature__ = inspect.signature(SyntheticOptions).replace(return_annotation=PreparedData)
 
 
 def _simulate(rng, settings, num_steps):
