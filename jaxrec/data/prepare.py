@@ -23,7 +23,6 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "merge": {"item_identity": "per_domain"},
     "kuairand-1k": {"min_user_events": 10, "split": "given"},
 }
-_MANY_DOMAINS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +126,7 @@ def read_log(source: str, raw: str | os.PathLike | None, options: Mapping[str, A
   """Returns the interaction log of a source, fetched first where `raw` is None."""
   if source == "merge":
     from jaxrec.data.sources import merge
-    return merge.read_merge(**options)
+    return merge.read_merge(options.get("sources", ()), read=lambda entry: _read_merged(entry, report))
   reader = source_reader(source)
   if raw is None:
     from jaxrec.data import download
@@ -135,6 +134,15 @@ def read_log(source: str, raw: str | os.PathLike | None, options: Mapping[str, A
   if not pathlib.Path(raw).exists():
     raise ValueError(f"{raw}: no such file or folder (raw data of source {source!r})")
   return reader(raw, **options)
+
+
+def _read_merged(entry: Mapping[str, Any], report: Callable[[str], None] | None) -> InteractionLog:
+  source = entry.get("source", "")
+  known = set(reader_option_names(source)) if source not in ("merge", "synthetic") else set()
+  options = {key: value for key, value in entry.items() if key not in ("source", "raw") and (key != "name" or key in known)}
+  if unknown := sorted(set(options) - known):
+    raise ValueError(f"unknown option(s) {unknown} for source {source!r} in a merge; known: {', '.join(sorted(known))}")
+  return read_log(source, entry.get("raw"), options, report)
 
 
 def build(log: InteractionLog, todo: PrepareOptions, *, source: str, reader_options: Mapping[str, Any] | None = None,
@@ -198,8 +206,6 @@ def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataF
   empty, unknown = sorted(set(names) - set(met)), sorted(set(met) - set(names))
   if empty or unknown:
     raise ValueError(f"domains must be {list(names)}: {empty} have no events, {unknown} are not expected")
-  if len(names) > _MANY_DOMAINS:
-    raise ValueError(f"{len(names)} domains are more than {_MANY_DOMAINS}; choose a coarser domain column")
   ids = pl.DataFrame({"domain": list(names), "__id": np.arange(1, len(names) + 1, dtype=np.int32)})
   numbered = events.join(ids, on="domain", how="left", maintain_order="left").drop("domain").rename({"__id": "domain"})
   return numbered, names
@@ -300,6 +306,9 @@ def _assemble(events, users, items, domain_names, todo, counts, source, reader_o
   lengths = np.diff(offsets)
   counts |= {"users_train_only": int((np.add.reduceat(columns["split"] > 0, offsets[:-1]) == 0).sum()),
              "events_per_user": {"least": int(lengths.min()), "median": float(np.median(lengths)), "most": int(lengths.max())}}
+  if len(domain_names) > 1:
+    pairs = np.unique(np.repeat(np.arange(len(kept_users)), lengths) * np.int64(len(domain_names)) + columns["domain_id"] - 1)
+    counts["users_in_several_domains"] = int((np.bincount(pairs // len(domain_names)) > 1).sum())
   options = {**dict(reader_options), **dataclasses.asdict(todo)}
   meta = {"format": prepared.FORMAT, "source": source, "options": _plain(options), "num_users": len(kept_users),
           "num_items": len(items), "num_domains": len(domain_names), "num_events": len(item), "domain_names": list(domain_names),
@@ -318,8 +327,9 @@ def _item_table(items: pl.DataFrame, columns: Mapping[str, np.ndarray], domain_n
   if "domain" in items.columns:
     domain = items["domain"].to_numpy().astype(np.int32)
   title = pl.col("title").fill_null("") if "title" in items.columns else pl.lit("")
-  extra = [name for name in items.columns if name not in ("item", "title", "domain")]
-  return items.with_columns(item_id=np.arange(1, len(items) + 1, dtype=np.int32), raw_id=pl.col("item").cast(pl.String),
+  raw_id = pl.col("raw_id" if "raw_id" in items.columns else "item")
+  extra = [name for name in items.columns if name not in ("item", "raw_id", "title", "domain")]
+  return items.with_columns(item_id=np.arange(1, len(items) + 1, dtype=np.int32), raw_id=raw_id.cast(pl.String),
                             title=title, domain_id=domain).select("item_id", "raw_id", "title", "domain_id", *extra)
 
 

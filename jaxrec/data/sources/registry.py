@@ -35,7 +35,7 @@ class InteractionLog:
 
   events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64 seconds), `action`
     (int32, 0 = none), `rating` (float, only to filter by), `split` (uint8, where the source itself says so).
-  items: the catalogue with the never-seen candidates: `item`, optional `title`, `domain` and further columns; None = the items of
+  items: the catalogue with the never-seen candidates: `item`, optional `raw_id`, `title`, `domain` and further columns; None = the items of
     the events. Its order is the order of the item ids.
   users: `user`, `raw_id` in the order wanted; None = the users of the events, sorted.
   domains: the names in the order of their ids; None = the names met, sorted. With one name, no `domain` column is needed.
