@@ -66,13 +66,14 @@ def synthetic_data(**options) -> PreparedData:
      not taken over. So with transfer = 1 only domain 1 tells the next genre in the others; with transfer = 0 it tells
      nothing about them.
   3. Title: with `sequel` the one after the user's latest title of that domain and genre ("book 17 (mystery)" after
-     "book 16 (mystery)"); otherwise a draw by popularity, in which low numbers are popular.
+     "book 16 (mystery)"); otherwise a draw by popularity, in which low numbers are popular. No title comes twice
+     before the user has had all of that domain and genre.
   4. Time: a minute or so after the event before inside a session, a day or so after it between sessions.
   5. Action: a rating of 1..5 that is higher the more of the user's taste the genre has.
 
   So the last title, the latest genre in each domain, the latest genre in domain 1 and the time since the last event all
-  help to predict, and popularity alone helps little. A title may come twice. Item ids are shuffled: they say nothing
-  about domain or genre.
+  help to predict, and popularity alone helps little. Item ids are shuffled: they say
+  nothing about domain or genre.
 
   Args:
     **options: the fields of `SyntheticOptions`.
@@ -119,6 +120,7 @@ def _simulate(rng, settings, num_steps):
   taste = rng.dirichlet(np.full(settings.num_genres, settings.concentration), shape)  # [U, C, G]
   genre_of = _draw(rng, taste)  # [U, C], the latest genre of each domain's own chain
   latest = np.full((*shape, settings.num_genres), -1)  # [U, C, G], the latest title of each kind
+  unseen = np.ones((*latest.shape, _series_length(settings)), bool)  # [U, C, G, titles]
   domain = rng.integers(settings.num_domains, size=settings.num_users)
   time = _START + rng.integers(_YEAR, size=settings.num_users)
   fresh = np.ones(shape, bool)  # Whether a session began since the chain's latest event.
@@ -127,8 +129,8 @@ def _simulate(rng, settings, num_steps):
     moves = rng.random(settings.num_users) >= settings.stay_in_domain
     domain = np.where(moves, rng.integers(settings.num_domains, size=settings.num_users), domain)
     genre = _next_genre(rng, settings, taste, genre_of, fresh, domain)
-    title = _next_title(rng, settings, latest[users, domain, genre])
-    latest[users, domain, genre] = title
+    title = _next_title(rng, settings, latest[users, domain, genre], unseen[users, domain, genre])
+    latest[users, domain, genre], unseen[users, domain, genre, title] = title, False
     steps["title"][:, t] = (domain * settings.num_genres + genre) * _series_length(settings) + title
     steps["domain"][:, t], steps["time"][:, t] = domain, time
     liking = taste[users, domain, genre] / taste[users, domain].max(axis=-1)
@@ -150,12 +152,13 @@ def _next_genre(rng, settings, taste, genre_of, fresh, domain):
   return np.where(transferred, genre_of[:, 0], continued)
 
 
-def _next_title(rng, settings, latest):
-  series = _series_length(settings)
-  weights = 1.0 / np.arange(1, series + 1) ** settings.popularity
-  drawn = _draw(rng, np.broadcast_to(weights / weights.sum(), (len(latest), series)))
-  follows = (rng.random(len(latest)) < settings.sequel) & (latest >= 0) & (latest + 1 < series)
-  return np.where(follows, latest + 1, drawn)
+def _next_title(rng, settings, latest, unseen):
+  popularity = 1.0 / np.arange(1, unseen.shape[1] + 1) ** settings.popularity
+  weights = popularity * (unseen | ~unseen.any(axis=1, keepdims=True))  # [U, titles]
+  drawn = _draw(rng, weights / weights.sum(axis=1, keepdims=True))
+  following = np.minimum(latest + 1, unseen.shape[1] - 1)
+  follows = (rng.random(len(latest)) < settings.sequel) & (latest >= 0) & unseen[np.arange(len(latest)), following]
+  return np.where(follows, following, drawn)
 
 
 def _draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "*batch G"]) -> Int[np.ndarray, "*batch"]:
