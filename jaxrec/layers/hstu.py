@@ -1,0 +1,110 @@
+"""The HSTU layer: pointwise SiLU attention with time and position bias, gated.
+
+`U, V, Q, K = split(SiLU(LN(X) W_uvqk))`;  `A V = silu(Q K^T + rab^{p,t}) / N masked, times V`;  `Y = (LN(A V) * U) W_o + b_o + X`.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3 and the released code.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrec.layers.context import AttentionContext
+from jaxrec.layers.embedding import dropout
+from jaxrec.layers.norm import layer_norm
+from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias, segment_attention
+
+
+def split_uvqk(
+  projected: Float[Array, "B N P"], num_heads: int, head_width: int, value_width: int
+) -> tuple[Array, Array, Array, Array]:
+  """The gate `u [B, N, H*E]` and values, queries, keys `[B, N, H, E or D]`, in the order u, v, q, k; heads are the outer index."""
+  wide, narrow = num_heads * value_width, num_heads * head_width
+  u, v, q, k = jnp.split(projected, (wide, 2 * wide, 2 * wide + narrow), axis=-1)
+  lead = projected.shape[:-1]
+  v = v.reshape(*lead, num_heads, value_width)  # [B, N, H, E]
+  q = q.reshape(*lead, num_heads, head_width)  # [B, N, H, D]
+  k = k.reshape(*lead, num_heads, head_width)  # [B, N, H, D]
+  return u, v, q, k
+
+
+def gate(u: Float[Array, "B N W"], attended: Float[Array, "B N W"], concat_ua: bool) -> Float[Array, "B N _"]:
+  """`u * LN(attended)`, or `[u, LN(attended), u * LN(attended)]` where `concat_ua`."""
+  normalized = layer_norm(attended)
+  gated = u * normalized
+  return jnp.concatenate([u, normalized, gated], axis=-1) if concat_ua else gated
+
+
+class HSTULayer(nn.Module):
+  """One HSTU layer.
+
+  attention_length: N of the equations: the divisor of the SiLU weights and the reach P of the position table. A constant of the
+    model, not the padded length of a batch, so that padding never changes a result.
+  time_bias, position_bias: which parts of rab^{p,t} exist; the tables are shared by the heads.
+  activation: "silu", or "softmax" for the ablation; softmax is over the keys that may be attended.
+    Choice: the released "softmax_rel_bias" merges the heads and lets future keys into the denominator; ours does neither.
+  linear_activation: "silu" or "none" around the input projection.
+  """
+
+  num_heads: int
+  head_width: int
+  value_width: int
+  attention_length: int
+  dropout: float = 0.0
+  time_bias: bool = True
+  position_bias: bool = True
+  concat_ua: bool = False
+  activation: str = "silu"
+  linear_activation: str = "silu"
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
+  ) -> Float[Array, "B N M"]:
+    if self.linear_activation not in ("silu", "none"):
+      raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
+    inner = self.num_heads * (2 * self.value_width + 2 * self.head_width)
+    projection = nn.Dense(inner, use_bias=False, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="uvqk")
+    projected = projection(layer_norm(x))  # [B, N, H * (2E + 2D)]
+    if self.linear_activation == "silu":
+      projected = jax.nn.silu(projected)
+    u, v, q, k = split_uvqk(projected, self.num_heads, self.head_width, self.value_width)
+    attended = segment_attention(
+      q, k, v, context.mask, activation=self.activation, bias=self.relative_bias(context),
+      normalizer=self.attention_length if self.activation == "silu" else None, implementation=self.implementation,
+    )  # fmt: skip
+    y = gate(u, attended.reshape(u.shape), self.concat_ua)
+    y = dropout(self, y, self.dropout, deterministic)
+    fan_in = y.shape[-1]
+    output = nn.Dense(
+      x.shape[-1], kernel_init=nn.initializers.xavier_uniform(), bias_init=uniform(fan_in**-0.5), dtype=self.dtype, name="output"
+    )
+    return x + output(y)
+
+  def relative_bias(self, context: AttentionContext) -> RelativeBias | None:
+    """This layer's rab^{p,t} tables with the batch's times and positions."""
+    init = nn.initializers.normal(0.02)
+    if not (self.time_bias or self.position_bias):
+      return None
+    time = position = {}
+    if self.time_bias:
+      table = self.param("time_table", init, (NUM_TIME_BUCKETS,))
+      time = {"time_table": table, "query_time": context.query_time, "key_time": context.key_time}
+    if self.position_bias:
+      table = self.param("position_table", init, (2 * self.attention_length - 1,))
+      position = {"position_table": table, "query_position": context.position, "key_position": context.position}
+    return RelativeBias(**time, **position)
+
+
+def uniform(bound: float):
+  """An initializer: uniform in `[-bound, bound]`."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init

@@ -1,0 +1,121 @@
+"""Softmax layers: SASRec's and BERT4Rec's transformer blocks."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrec.layers.context import AttentionContext
+from jaxrec.layers.embedding import dropout
+from jaxrec.layers.norm import layer_norm
+from pallas_kernels import segment_attention
+
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+class MultiHeadAttention(nn.Module):
+  """Softmax attention with biases in all projections; queries and keys/values may come from different vectors.
+
+  Choice: dropout acts on the attention's output, not on its weights, which no kernel here ever holds.
+  """
+
+  num_heads: int
+  dropout: float = 0.0
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    query: Float[Array, "B N M"],
+    memory: Float[Array, "B N M"],
+    context: AttentionContext,
+    deterministic: bool = True,
+  ) -> Float[Array, "B N M"]:
+    width = query.shape[-1]
+    if width % self.num_heads:
+      raise ValueError(f"{width=} must be divisible by {self.num_heads=}")
+
+    def project(name, x):
+      x = nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name=name)(x)
+      return x.reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)  # [B, N, H, D]
+
+    q, k, v = project("query", query), project("key", memory), project("value", memory)
+    scale = (width // self.num_heads) ** -0.5
+    y = segment_attention(
+      q, k, v, context.mask, activation="softmax", scale=scale, implementation=self.implementation
+    )  # [B, N, H, D]
+    y = dropout(self, y.reshape(query.shape), self.dropout, deterministic)
+    return nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name="output")(y)
+
+
+class FeedForward(nn.Module):
+  """`dropout(W2 dropout(activation(W1 x + b1)) + b2)`."""
+
+  hidden: int
+  activation: str = "relu"
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N M"], deterministic: bool = True) -> Float[Array, "B N M"]:
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"{self.activation=} is not one of {tuple(ACTIVATIONS)}")
+    init = nn.initializers.xavier_normal()
+    hidden = ACTIVATIONS[self.activation](nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="hidden")(x))
+    hidden = dropout(self, hidden, self.dropout, deterministic)
+    y = nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="output")(hidden)
+    return dropout(self, y, self.dropout, deterministic)
+
+
+class SASRecLayer(nn.Module):
+  """SASRec's block as in the released HSTU baseline: only the query is normalised, residuals start from normalised vectors.
+
+  `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`.
+
+  Source: Kang and McAuley 2018, arXiv 1808.09781, section III-B; released code of arXiv 2402.17152.
+  """
+
+  num_heads: int
+  hidden: int
+  activation: str = "relu"
+  dropout: float = 0.0
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
+  ) -> Float[Array, "B N M"]:
+    query = layer_norm(x, 1e-8)
+    attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
+    z = layer_norm(query + attention(query, x, context, deterministic), 1e-8)
+    feed_forward = FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")
+    return z + feed_forward(z, deterministic)
+
+
+class BERT4RecLayer(nn.Module):
+  """A bidirectional transformer block.
+
+  Source: Sun et al. 2019, arXiv 1904.06690, section 3.3.
+  Choice: layer norms stand before the two sub-layers (pre-norm), which trains without warm-up; the paper has them after.
+  """
+
+  num_heads: int
+  hidden: int
+  activation: str = "gelu"
+  dropout: float = 0.0
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
+  ) -> Float[Array, "B N M"]:
+    y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+    attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
+    x = x + dropout(self, attention(y, y, context, deterministic), self.dropout, deterministic)
+    y = nn.LayerNorm(dtype=self.dtype, name="feed_forward_norm")(x)
+    return x + FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")(y, deterministic)

@@ -1,0 +1,113 @@
+"""Losses of query vectors against item vectors: sampled and full softmax, BCE, gBCE. Pure functions; means are the caller's.
+
+Letters: `B` rows, `N` positions, `M` width, `R` negatives, `V` items.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as in the released HSTU code
+
+
+def weighted_mean(value: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
+  """`sum(weight * value) / sum(weight)`, and 0 where all weights are 0.
+
+  >>> float(weighted_mean(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0])))
+  2.0
+  """
+  total = weight.sum()
+  return jnp.where(weight != 0, weight * value, 0).sum() / jnp.where(total == 0, 1, total)
+
+
+def sampled_logits(
+  query: Float[Array, "B N M"],
+  positive: Float[Array, "B N M"],
+  negative: Float[Array, "... R M"],
+  positive_id: Int[Array, "B N"],
+  negative_id: Int[Array, "... R"],
+  temperature: float,
+) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
+  """Scores over `temperature` of the positive and of the negatives; negatives equal to the positive get -50,000.
+
+  negative: `[B, N, R, M]` (a sample for each position), `[B, R, M]` (for each row) or `[R, M]` (for the batch).
+  Sharing a sample turns the scores into one matrix product.
+  """
+  positive_logit = jnp.einsum("bnm,bnm->bn", query, positive) / temperature
+  equation = {2: "bnm,rm->bnr", 3: "bnm,brm->bnr", 4: "bnm,bnrm->bnr"}[negative.ndim]
+  negative_logit = jnp.einsum(equation, query, negative) / temperature  # [B, N, R]
+  if negative_id.ndim == 2:
+    negative_id = negative_id[:, None]  # [B, 1, R]
+  is_positive = negative_id == positive_id[..., None]  # [B, N, R]
+  return positive_logit, jnp.where(is_positive, _EXCLUDED, negative_logit)
+
+
+def sampled_softmax(
+  positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"]
+) -> Float[Array, "B N"]:
+  """`-log softmax([positive, negatives])[0]` at each position.
+
+  Source: released code of Zhai et al. 2024, arXiv 2402.17152 (`SampledSoftmaxLoss`).
+
+  >>> sampled_softmax(jnp.zeros((1, 1)), jnp.zeros((1, 1, 3))).round(4).tolist()  # ln 4
+  [[1.3862999677658081]]
+  """
+  rest = jax.nn.logsumexp(negative_logit, axis=-1)  # [B, N]
+  return jnp.logaddexp(positive_logit, rest) - positive_logit
+
+
+def full_softmax(
+  query: Float[Array, "... M"],
+  item_vectors: Float[Array, "V1 M"],
+  positive_id: Int[Array, "..."],
+  temperature: float = 1.0,
+  chunk_size: int = 4096,
+) -> Float[Array, "..."]:
+  """`-log softmax` of the positive over items 1..V at each position, never holding more than `chunk_size` scores a position.
+
+  The backward pass recomputes the scores chunk by chunk.
+  """
+  num_items = item_vectors.shape[0] - 1
+  chunk_size = min(chunk_size, num_items)
+  chunks = -(-num_items // chunk_size)
+  table = jnp.pad(item_vectors[1:], ((0, chunks * chunk_size - num_items), (0, 0)))  # [chunks * chunk, M]
+  table = table.reshape(chunks, chunk_size, -1)
+  is_item = (jnp.arange(chunks * chunk_size) < num_items).reshape(chunks, chunk_size)
+
+  @jax.checkpoint
+  def add_chunk(log_sum, chunk):
+    vectors, real = chunk
+    scores = jnp.where(real, query @ vectors.T / temperature, -jnp.inf)  # [..., chunk]
+    return jnp.logaddexp(log_sum, jax.nn.logsumexp(scores, axis=-1)), None
+
+  start = jnp.full(query.shape[:-1], -jnp.inf, query.dtype)
+  log_sum, _ = jax.lax.scan(add_chunk, start, (table, is_item))
+  positive = jnp.take(item_vectors, positive_id, axis=0, mode="clip")
+  return log_sum - (query * positive).sum(axis=-1) / temperature
+
+
+def binary_cross_entropy(
+  positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"], calibration: float = 1.0
+) -> Float[Array, "B N"]:
+  """`-calibration * log sigmoid(positive) - sum_r log(1 - sigmoid(negative_r))`.
+
+  `calibration` 1 is BCE; gBCE passes `gbce_calibration(...)`: `sigmoid(s)^beta` has the logarithm `beta * log sigmoid(s)`.
+
+  Source: Petrov and Macdonald 2023, arXiv 2308.07192, equation 10.
+  """
+  positive = -calibration * jax.nn.log_sigmoid(positive_logit)
+  return positive - jax.nn.log_sigmoid(-negative_logit).sum(axis=-1)
+
+
+def gbce_calibration(num_items: int, num_negatives: int, t: float) -> float:
+  """The exponent `beta = alpha * (t * (1 - 1/alpha) + 1/alpha)` of gBCE, with `alpha = R / (V - 1)`; t in 0..1.
+
+  Source: Petrov and Macdonald 2023, arXiv 2308.07192, equation 14.
+
+  >>> gbce_calibration(101, 50, 0.0), gbce_calibration(101, 50, 1.0)  # no calibration, full calibration
+  (1.0, 0.5)
+  """
+  alpha = min(num_negatives / (num_items - 1), 1.0)
+  return alpha * (t * (1 - 1 / alpha) + 1 / alpha)

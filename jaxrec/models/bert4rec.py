@@ -1,0 +1,45 @@
+"""BERT4Rec: a bidirectional transformer trained to restore masked items.
+
+Source: Sun et al. 2019, arXiv 1904.06690.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from jaxrec.layers.context import bidirectional_context
+from jaxrec.layers.transformer import ACTIVATIONS, BERT4RecLayer
+from jaxrec.models.sequential import SequentialModel
+
+
+class BERT4Rec(SequentialModel):
+  """Reads sequences in which some items are the mask token `num_items + 1`; `num_special` must be at least 1.
+
+  Choice: the item table scores without the per-item output bias of the paper, as the other models here do.
+  """
+
+  num_layers: int = 2
+  num_heads: int = 2
+  hidden: int = 256
+  feed_forward_activation: str = "gelu"
+  dropout: float = 0.0
+  implementation: str = "auto"
+  num_special: int = 1
+
+  def build_layers(self):
+    self.head = nn.Dense(self.width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype)
+    self.head_norm = nn.LayerNorm(dtype=self.dtype)
+    self.final_norm = nn.LayerNorm(dtype=self.dtype)
+    return [
+      BERT4RecLayer(
+        self.num_heads, self.hidden, self.feed_forward_activation, self.dropout, self.implementation, self.dtype
+      )
+      for _ in range(self.num_layers)
+    ]
+
+  def encode(self, x, batch, deterministic):
+    context = bidirectional_context(batch)
+    for layer in self.layers:
+      x = layer(x, context, deterministic)
+    x = ACTIVATIONS[self.feed_forward_activation](self.head(self.final_norm(x)))
+    return self.head_norm(x)

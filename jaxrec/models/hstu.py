@@ -1,0 +1,41 @@
+"""HSTU for retrieval.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, section 3, and the released public configurations.
+"""
+
+from __future__ import annotations
+
+from jaxrec.layers.context import causal_context
+from jaxrec.layers.hstu import HSTULayer
+from jaxrec.models.sequential import SequentialModel
+
+
+class HSTU(SequentialModel):
+  """A stack of `HSTULayer`s. See there for the options; `attention_length` is N, the same in training and evaluation."""
+
+  num_layers: int = 2
+  num_heads: int = 1
+  head_width: int = 50
+  value_width: int = 50
+  attention_length: int = 211
+  dropout: float = 0.0
+  time_bias: bool = True
+  position_bias: bool = True
+  concat_ua: bool = False
+  activation: str = "silu"
+  linear_activation: str = "silu"
+  implementation: str = "auto"
+
+  def build_layers(self):
+    names = (
+      "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias", "concat_ua",
+      "activation", "linear_activation", "implementation", "dtype",
+    )  # fmt: skip
+    options = {name: getattr(self, name) for name in names}
+    return [HSTULayer(**options) for _ in range(self.num_layers)]
+
+  def encode(self, x, batch, deterministic):
+    context = causal_context(batch)
+    for layer in self.layers:
+      x = layer(x, context, deterministic)
+    return x
