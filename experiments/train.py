@@ -1,0 +1,219 @@
+"""Trains a model from a config; the same command goes on where an interrupted run stopped.
+
+    python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
+    --config.train.batch_size=256
+
+Phase "select" trains on the training events and chooses the epoch on the validation events. With `config.train.retrain`
+phase "final" then trains a new model, same seed, on training and validation events for the chosen number of epochs, and
+scores the test events once. Its
+learning rate at each epoch is that of the first phase: schedules run over `config.train.num_epochs` even where training
+  stops earlier.
+
+Files in the workdir: config.json, metrics.jsonl (the same, value for value, however often the run was killed),
+timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>, profile.
+
+Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
+again to go on.
+
+On a cluster start the same command on every host, with --distributed (TPU pods, Slurm and others that JAX knows), or
+with --coordinator_address, --num_processes and --process_id; the workdir must be a file system that all hosts share.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxrec.data import pipeline
+from jaxrec.train import curves, devices, experiment, writers
+from jaxrec.train.checkpoint import Checkpoints
+from jaxrec.train.config import check_config, config_differences
+from jaxrec.train.evaluation import evaluate
+from jaxrec.train.experiment import Experiment
+from jaxrec.train.log import HideOrbaxDetails, RunLog
+from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal
+from jaxrec.train.timetable import Timetable
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment config; --config.group.key=value changes a setting."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an unfinished run in it goes on.")
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Write a trace of a few steps to <workdir>/profile (view with TensorBoard or Perfetto)."
+)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one host of several; the cluster tells JAX which.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "host:port of the first process, where no cluster manager tells."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address: processes in all.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address: number of this one, from 0.")
+
+# Settings that may change when a run goes on: they don't touch what has been done.
+_MAY_CHANGE = ("config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared")
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
+  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  if _DISTRIBUTED.value or _COORDINATOR.value:
+    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  try:
+    summary = run(_CONFIG.value, _WORKDIR.value, profile=_PROFILE.value)
+  except Interrupted as stop:
+    logging.warning("%s", stop)
+    sys.exit(stop.exit_code)
+  except (ValueError, NonFiniteLossError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  print(json.dumps(summary, indent=2))
+
+
+def _parse_flags(argv):
+  """As absl does, but with a sentence instead of a traceback for an override that the config doesn't have."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
+
+
+def run(
+  config: ConfigDict,
+  workdir: str,
+  *,
+  profile: bool = False,
+  make_experiment: Callable[..., Experiment] = Experiment.from_config,
+) -> dict[str, Any]:
+  """Trains as the config says and returns the summary; does nothing but that where the workdir holds a finished run.
+
+  Args:
+    config: see `jaxrec.train.config`.
+    workdir: see the module.
+    profile: whether to trace a few steps.
+    make_experiment: config to data, model and objective; another one to train your own.
+
+  Raises:
+    ValueError: the config is wrong, or the workdir holds a run of another config.
+    NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
+    Interrupted: a signal asked to stop; a checkpoint is saved.
+  """
+  check_config(config)
+  os.makedirs(workdir, exist_ok=True)
+  _check_same_run(config, workdir)
+  pieces = make_experiment(config)
+  writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
+  summary = {"name": config.name, "seed": config.seed}
+  summary["select"] = run_phase(pieces, workdir, "select", config.train.num_epochs, profile)
+  if config.train.retrain:
+    summary["final"] = run_phase(pieces, workdir, "final", summary["select"]["best_epoch"], profile)
+  summary["seconds"] = sum(record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl")))
+  writers.write_json(os.path.join(workdir, "summary.json"), summary)
+  curves.plot(workdir, config.eval.metric)
+  return summary
+
+
+def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, profile: bool = False) -> dict[str, Any]:
+  """Trains one model, or goes on with it, and returns its result: the loop, from top to bottom.
+
+  Args:
+    pieces: config, data, model and objective.
+    workdir: of the run.
+    phase: "select" validates, stops early and keeps the best epoch; "final" trains on the validation events too.
+    num_epochs: at most so many.
+    profile: whether to trace a few steps.
+  """
+  result_path = os.path.join(workdir, phase, "result.json")
+  if os.path.exists(result_path):
+    logging.info("phase %s is done: %s", phase, result_path)
+    return _read_json(result_path)
+
+  # Data.
+  config, data, mesh = pieces.config, pieces.data, devices.data_mesh()
+  options = experiment.training_options(config, data, last_split=int(phase == "final"), mesh=mesh)
+  plan = pipeline.TrainingBatches(data, options)
+  batches = iter(pipeline.training_batches(data, options))
+  times = Timetable.from_config(config.train, plan.batches_per_epoch, num_epochs)
+
+  # Model and optimizer. The learning rate falls over config.train.num_epochs, whether or not this phase is as long.
+  schedule_steps = config.train.num_epochs * times.steps_per_epoch
+  state = devices.on_every_device(experiment.initial_state(pieces, schedule_steps), mesh)
+  train_step = experiment.train_step(pieces, schedule_steps)
+  score = functools.partial(evaluate, pieces.model, data=data, config=config, mesh=mesh)
+  log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
+  log.describe(state, plan.users_per_epoch, options, mesh)
+
+  with Checkpoints(os.path.join(workdir, phase, "checkpoints")) as checkpoints, log, StopSignal() as stop:
+    # Where the run stopped, if it did.
+    stopping = EarlyStopping(config.eval.metric, config.train.patience)
+    state, position = checkpoints.restore(state) or (state, None)
+    first_step = int(state.step) + 1
+    log.start(first_step, position and position["log"])
+    if position is not None:
+      batches.set_state(position["batches"])
+      stopping.set_state(position["stopping"])
+
+    for step in range(first_step, times.num_steps + 1):
+      if stopping.should_stop:
+        break
+      batch = next(batches)
+      log.before_step()
+      state, scalars = train_step(state, devices.spread_rows(batch, mesh))
+      log.after_step(step, batch, scalars)
+
+      if times.evaluates(step) and phase == "select":
+        log.drain(step)
+        values = log.evaluation("validation", step, score(state.evaluated, split=1))
+        stopping.update(times.epoch(step), step, values)
+      must_stop = stop.requested(step)
+      if times.saves(step) or must_stop:
+        log.drain(step)  # A loss that is not finite raises here, before the state is saved.
+        position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
+        checkpoints.save(state, position, stopping.best_step)
+      if must_stop:
+        raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command goes on")
+
+    # The test events are scored once: by the best parameters of "select", by the last ones of "final".
+    step = int(state.step)
+    result = {"epochs": times.epoch(step), "steps": step}
+    if phase == "final":
+      return _finish(result_path, result | {"test": log.evaluation("test", step, score(state.evaluated, split=2))})
+    best = checkpoints.params_of(stopping.best_step, state)
+    test = log.evaluation("test", stopping.best_step, score(best, split=2))
+    result |= {"best_epoch": stopping.best_epoch, "validation": stopping.best_values, "test_of_selected": test}
+    return _finish(result_path, result)
+
+
+def _finish(path, result):
+  writers.write_json(path, result)
+  return result
+
+
+def _check_same_run(config, workdir):
+  """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours."""
+  path = os.path.join(workdir, "config.json")
+  if os.path.exists(path):
+    lines = config_differences(_read_json(path), json.loads(json.dumps(config.to_dict())))
+    wrong = [line for line in lines if line.split()[0] not in _MAY_CHANGE]
+    if wrong:
+      raise ValueError(
+        f"{workdir} holds a run of another config: {'; '.join(wrong)}. Give another --workdir, or delete that one."
+      )
+
+
+def _read_json(path):
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main, flags_parser=_parse_flags)

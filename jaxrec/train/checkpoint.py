@@ -1,0 +1,150 @@
+"""Checkpoints of a run: the latest and the best, each with the parameters, the optimizer and the position in the data.
+
+Orbax writes them in the background into a temporary folder that is renamed when complete, so that a run that is killed
+at any moment leaves whole checkpoints only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import flax.serialization
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxrec.train.state import Params, TrainState
+
+
+class Checkpoints:
+  """The checkpoints in one folder. Close it (or use `with`) to wait for what is still being written."""
+
+  def __init__(self, folder: str):
+    """Opens or creates the folder."""
+    self._keep = _LatestAndBest()
+    options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True, create=True)
+    self._manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+
+  def save(self, state: TrainState, position: dict[str, Any], best_step: int | None) -> None:
+    """Starts to save the state; older checkpoints are deleted when it is complete, except that of the best step.
+
+    Args:
+      state: may be donated as soon as this returns.
+      position: what else the loop must know to go on, such as the state of the data iterator after the batch of this
+        step; any JSON.
+      best_step: step of the best validation so far.
+    """
+    self._keep.best_step = best_step
+    position = {"best_step": best_step, **position}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), position=ocp.args.JsonSave(position))
+    self._manager.save(int(state.step), args=args, force=True)
+
+  def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns (state, position) of the latest checkpoint; None where there is none yet.
+
+    Args:
+      like: a state of the same model and optimizer; tells shapes, dtypes and devices.
+
+    Raises:
+      ValueError: the checkpoint is of another model or optimizer; lists what differs.
+    """
+    self.wait()
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    position = _restore_position(self._manager, step)
+    self._keep.best_step = position["best_step"]
+    return _restore_state(self._manager, step, like), position
+
+  def params_of(self, step: int, like: TrainState) -> Params:
+    """Returns the parameters that were evaluated at a step whose checkpoint is kept (the latest or the best)."""
+    self.wait()
+    return _restore_state(self._manager, step, like).evaluated
+
+  def wait(self) -> None:
+    """Returns when everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and frees the threads."""
+    self._manager.close()
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def load_params(folder: str, like: TrainState, which: str = "best") -> tuple[Params, int]:
+  """Returns the parameters that were evaluated (their average, if one was kept) and their step.
+
+  Args:
+    folder: of the checkpoints.
+    like: a state of the same model and optimizer.
+    which: "best" on validation (the latest where nothing was validated) or "latest".
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: the checkpoint is of another model.
+  """
+  if which not in ("best", "latest"):
+    raise ValueError(f"{which=} must be 'best' or 'latest'")
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"no checkpoints in {folder}; was the run started with another --workdir?")
+  with ocp.CheckpointManager(os.path.abspath(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")
+    if which == "best":
+      step = _restore_position(manager, step)["best_step"] or step
+    return _restore_state(manager, step, like).evaluated, step
+
+
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+  """Keeps the newest checkpoint and the one of `best_step`."""
+
+  best_step: int | None = None
+
+  def should_preserve(self, checkpoints, *, context):
+    newest = max(info.step for info in checkpoints)
+    return [info.step in (newest, self.best_step) for info in checkpoints]
+
+
+def _restore_position(manager, step):
+  return manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
+
+def _restore_state(manager, step, like):
+  wanted = _to_dict(like)
+  found = manager.item_metadata(step)["state"]
+  _check_same(_shapes(found), _shapes(wanted), f"{manager.directory}/{step}")
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+  restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+  return flax.serialization.from_state_dict(like, restored)
+
+
+def _to_dict(state):
+  """Nested dicts of arrays, readable without our classes or those of optax; empty branches left out."""
+  return flax.serialization.to_state_dict(state)
+
+
+def _shapes(tree):
+  """{"params/params/embedding": "float32[10, 4]", ...}"""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, (_, leaf) in zip(names, leaves, strict=True)}
+
+
+def _check_same(found, wanted, where):
+  lines = [f"  {k}: only in the checkpoint, {found[k]}" for k in sorted(found.keys() - wanted.keys())]
+  lines += [f"  {k}: only in this model, {wanted[k]}" for k in sorted(wanted.keys() - found.keys())]
+  both = sorted(found.keys() & wanted.keys())
+  lines += [f"  {k}: {found[k]} in the checkpoint, {wanted[k]} in this model" for k in both if found[k] != wanted[k]]
+  if lines:
+    more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
+    raise ValueError(
+      "\n".join([f"the checkpoint {where} is of another model or optimizer:", *lines[:20], *more])
+      + "\nUse the config of that run (config.json in its folder), or another --workdir."
+    )

@@ -1,0 +1,86 @@
+"""Scores a model on the validation or test events by full ranking."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from jaxrec import metrics, retrieval
+from jaxrec.data import pipeline
+from jaxrec.data.prepared import PreparedData
+from jaxrec.train import devices
+from jaxrec.train.state import Params
+from jaxrec.types import SequenceBatch
+
+
+def evaluate(
+  model: nn.Module, params: Params, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh | None = None
+) -> dict[str, float | int]:
+  """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
+
+  Args:
+    model: Linen module; see `jaxrec.models`.
+    params: its parameters.
+    data: prepared columns.
+    config: `config.data` says how histories are cropped, `config.eval` what is computed.
+    split: 1 validation, 2 test (its histories hold the validation events).
+    mesh: devices to use; None takes all.
+  """
+  mesh = mesh or devices.data_mesh()
+  batches = evaluation_batches(data, config, split, mesh)
+  queries_of, item_vectors_of = _compiled(model, mesh)
+  vectors = _local(item_vectors_of(params))  # [V1, M]
+  item_domain = data.item_domain() if config.eval.protocol == "full_per_domain" else None
+  totals = metrics.RankingMetrics.zero(config.eval.ks, data.domain_names)
+  for batch in batches:
+    queries = queries_of(params, devices.spread_same_rows(batch.batch, mesh))
+    ranks = retrieval.target_ranks(
+      _local(queries),
+      vectors,
+      batch.target_item,
+      seen_items=batch.seen_items if config.eval.exclude_seen else None,
+      item_domain=item_domain,
+      target_domain=None if item_domain is None else batch.target_domain,
+    )
+    totals = totals.update(np.asarray(ranks), batch.target_domain)
+  return totals.result()
+
+
+def evaluation_batches(
+  data: PreparedData, config: ConfigDict, split: int, mesh: Mesh
+) -> Iterable[pipeline.EvaluationBatch]:
+  """Returns the evaluation users, in batches that the devices divide; every host gets all of them."""
+  size = -(-config.eval.batch_size // mesh.size) * mesh.size
+  options = {"request_time": config.data.request_time, "reveal_domain": config.data.reveal_domain}
+  return pipeline.evaluation_batches(data, split, size, config.data.max_length, config.data.task, **options)
+
+
+def last_queries(model: nn.Module, params: Params, batch: SequenceBatch) -> Float[Array, "B M"]:
+  """Returns the float32 query vector of each row at its one position with target_weight > 0."""
+  outputs = model.apply({"params": params}, batch, deterministic=True)  # [B, N, M]
+  position = jnp.argmax(batch.target_weight > 0, axis=1)  # [B]
+  return jnp.take_along_axis(outputs, position[:, None, None], axis=1)[:, 0].astype(jnp.float32)  # [B, M]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model, mesh):
+  """Jitted queries and item vectors, results on every device so that every host can read them."""
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  queries = jax.jit(functools.partial(last_queries, model), out_shardings=everywhere)
+
+  def item_vectors(params):
+    return model.apply({"params": params}, method="item_vectors")  # [V1, M]
+
+  return queries, jax.jit(item_vectors, out_shardings=everywhere)
+
+
+def _local(array):
+  return array.addressable_data(0).astype(jnp.float32)

@@ -1,0 +1,170 @@
+"""From a config to what a run is made of: data, model, objective, and how the events become batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxrec.data import pipeline
+from jaxrec.data.prepare import prepare
+from jaxrec.data.prepared import PreparedData
+from jaxrec.data.synthetic import synthetic_data
+from jaxrec.train import checkpoint, devices, optimizer, state, step
+from jaxrec.train.config import check_config
+
+# Names under which the official archives unpack, looked for in $JAXREC_DATA.
+_RAW_FOLDERS = {
+  "movielens-100k": "ml-100k", "movielens-1m": "ml-1m", "movielens-20m": "ml-20m", "movielens-25m": "ml-25m",
+  "movielens-32m": "ml-32m", "kuairand-1k": "kuairand-1k", "amazon-5core": "amazon-5core", "abxi": "abxi-food-kitchen",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a config describes; the pieces can be replaced by others in Python."""
+
+  config: ConfigDict
+  data: PreparedData
+  model: nn.Module
+  objective: Callable[..., Any]
+
+  @classmethod
+  def from_config(cls, config: ConfigDict) -> Experiment:
+    """Returns data, model and objective of a config, preparing or downloading the data where needed.
+
+    Raises:
+      ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
+    """
+    import jaxrec.models
+    import jaxrec.objectives
+
+    check_config(config)
+    data = load_data(config)
+    model = jaxrec.models.build(config.model.to_dict(), num_items=data.num_items, dtype=jnp.dtype(config.train.dtype))
+    return cls(config, data, model, jaxrec.objectives.build(config.objective))
+
+
+def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tuple[Experiment, state.Params, int]:
+  """Returns the experiment, parameters and step of a finished or running training, to evaluate or to use.
+
+  Args:
+    workdir: of the run; holds config.json.
+    which: "best" on validation, or "latest".
+    phase: "select" or "final"; None takes the final one if it has begun.
+
+  Raises:
+    FileNotFoundError: no run or no checkpoint there.
+    ValueError: the checkpoint is of another model.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
+  with open(path, encoding="utf-8") as file:
+    experiment = Experiment.from_config(ConfigDict(json.load(file)))
+  finals = os.path.join(workdir, "final", "checkpoints")
+  phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
+  like = initial_state(experiment, total_steps=10**9)
+  params, at_step = checkpoint.load_params(os.path.join(workdir, phase, "checkpoints"), like, which)
+  return experiment, params, at_step
+
+
+def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:
+  """Returns the state before the first step, on the default device."""
+  config = experiment.config
+  tiny = pipeline.TrainingOptions(
+    max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
+  )
+  batch = pipeline.TrainingBatches(experiment.data, tiny)[0]
+  updates = optimizer.make_optimizer(config.optimizer, total_steps)
+  return state.create_state(experiment.model, updates, batch, config.seed, keep_average=config.train.average > 0)
+
+
+def train_step(experiment: Experiment, total_steps: int) -> Callable[..., Any]:
+  """Returns the jitted training step of an experiment; see `jaxrec.train.step`."""
+  config = experiment.config
+  return step.make_train_step(
+    experiment.model,
+    experiment.objective,
+    optimizer.make_optimizer(config.optimizer, total_steps),
+    seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
+    accumulate=config.train.accumulate,
+    average=config.train.average,
+  )
+
+
+def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> pipeline.TrainingOptions:
+  """Returns how this host's batches are made; rows are derived from `config.train.batch_size` users unless given.
+
+  Raises:
+    ValueError: the rows can't be cut into the parts of `train.accumulate` on every device.
+  """
+  options = pipeline.TrainingOptions(
+    max_length=config.data.max_length,
+    row_length=row_length(config),
+    rows_per_batch=config.data.rows_per_batch or 1,
+    task=config.data.task,
+    packing=config.data.packing,
+    last_split=last_split,
+    request_time=config.data.request_time,
+    mask_probability=config.data.mask_probability,
+    mask_last_probability=config.data.mask_last_probability,
+    reveal_domain=config.data.reveal_domain,
+    seed=config.seed,
+  )
+  unit = mesh.size * config.train.accumulate
+  rows = config.data.rows_per_batch or pipeline.rows_for(data, options, config.train.batch_size, multiple_of=unit)
+  if rows % unit:
+    raise ValueError(
+      f"data.rows_per_batch={rows} must be divisible by {mesh.size} devices x {config.train.accumulate=} = {unit}"
+    )
+  shards = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
+  return dataclasses.replace(options, rows_per_batch=rows, **shards)
+
+
+def row_length(config: ConfigDict) -> int:
+  """Returns the positions in a row: those asked for, else one longest history."""
+  return config.data.row_length or config.data.max_length
+
+
+def load_data(config: ConfigDict) -> PreparedData:
+  """Returns the prepared data of a config, and prepares it first where that has not been done.
+
+  `data.prepared` is loaded if it exists. Otherwise `data.source` is read from `data.raw`, or from its folder in
+  $JAXREC_DATA, or downloaded, and written to `data.prepared`, or to a folder of $JAXREC_CACHE (default ~/.cache/jaxrec)
+  named for source, raw files and options.
+  """
+  settings = config.data
+  options = settings.options.to_dict()
+  if settings.source == "synthetic" and not settings.prepared:
+    return synthetic_data(**options)
+  raw = settings.raw or _raw_folder(settings.source)
+  out = settings.prepared or _cache_folder(settings.source, raw, options)
+  if not os.path.exists(out):
+    if jax.process_index() == 0:
+      prepare(settings.source, raw, out, report=logging.info, **options)
+    devices.wait_for_all_hosts("prepare data")
+  logging.info("data: %s", out)
+  return PreparedData.load(out)
+
+
+def _raw_folder(source):
+  root, folder = os.environ.get("JAXREC_DATA"), _RAW_FOLDERS.get(source)
+  path = os.path.join(root, folder) if root and folder else None
+  return path if path and os.path.exists(path) else None
+
+
+def _cache_folder(source, raw, options):
+  root = os.environ.get("JAXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "jaxrec")
+  key = json.dumps([raw and os.path.abspath(raw), options], sort_keys=True, default=str)
+  return os.path.join(root, "prepared", f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")

@@ -1,0 +1,131 @@
+"""Everything that is written or shown while a phase runs, behind one object."""
+
+from __future__ import annotations
+
+import logging as stdlib_logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from jaxrec.data.pipeline import TrainingOptions
+from jaxrec.train.monitor import LossMonitor
+from jaxrec.train.optimizer import make_schedule
+from jaxrec.train.progress import Speed, Trace
+from jaxrec.train.state import TrainState, num_parameters
+from jaxrec.train.timetable import Timetable
+from jaxrec.train.writers import MetricsWriter
+from jaxrec.types import SequenceBatch
+
+
+class RunLog:
+  """Losses and metrics to files, progress to the terminal; `with` closes it."""
+
+  def __init__(
+    self,
+    workdir: str,
+    phase: str,
+    times: Timetable,
+    config: ConfigDict,
+    *,
+    users_of_step: Callable[[int], Sequence[int]],
+    profile: bool = False,
+  ):
+    """Nothing is written before `start`.
+
+    Args:
+      workdir: of the run.
+      phase: "select" or "final".
+      times: of the phase.
+      config: of the experiment.
+      users_of_step: step to the users in its batch, to name them when a loss is not finite.
+      profile: whether to trace a few steps.
+    """
+    self._workdir, self._phase, self._times, self._metric = workdir, phase, times, config.eval.metric
+    self._schedule = make_schedule(config.optimizer, config.train.num_epochs * times.steps_per_epoch)
+    self._losses = LossMonitor(config.train.log_every_steps, users_of_step, self._write_losses)
+    self._trace = Trace(os.path.join(workdir, "profile") if profile else None)
+    self._writer: MetricsWriter | None = None
+    self._speed: Speed | None = None
+
+  def describe(self, state: TrainState, num_users: int, options: TrainingOptions, mesh: Mesh) -> None:
+    """Logs how large everything is."""
+    logging.info(
+      "phase %s: %d parameters; %d users; at most %d epochs of %d steps of %d rows x %d positions; "
+      "%d %s device(s) on %d host(s)",
+      self._phase, num_parameters(state.params), num_users, self._times.num_epochs, self._times.steps_per_epoch,
+      options.rows_per_batch, options.row_length, mesh.size, mesh.devices.flat[0].platform, jax.process_count(),
+    )  # fmt: skip
+
+  def start(self, first_step: int, position: dict[str, Any] | None) -> None:
+    """Opens the files and drops records of steps that will be done again.
+
+    Args:
+      first_step: the one that comes next.
+      position: what `get_state` returned, from a checkpoint; None at the beginning.
+    """
+    if position is not None:
+      logging.info("phase %s goes on after step %d of %d", self._phase, first_step - 1, self._times.num_steps)
+      self._losses.set_state(position)
+    self._writer = MetricsWriter(self._workdir, self._phase, restored_step=first_step - 1)
+    self._speed = Speed(self._phase, self._times, first_step)
+
+  def before_step(self) -> None:
+    """To be called when the batch is there."""
+    self._trace.before_step()
+
+  def after_step(self, step: int, batch: SequenceBatch, scalars: dict[str, Array]) -> None:
+    """Counts a step; the scalars of the step before are read, those of this one may still be computed.
+
+    Raises:
+      NonFiniteLossError: the step before had a loss or a gradient that is not finite.
+    """
+    self._losses.push(step, scalars)
+    self._trace.after_step(scalars)
+    self._speed.add(batch, self._losses.last_loss)
+
+  def drain(self, step: int) -> None:
+    """Waits for this step and reads its scalars.
+
+    Raises:
+      NonFiniteLossError: the loss or the gradient is not finite.
+    """
+    self._losses.drain()
+    self._speed.write(self._writer, step)
+
+  def evaluation(self, kind: str, step: int, values: dict[str, float | int]) -> dict[str, float | int]:
+    """Writes the metrics of "validation" or "test" after a step, and returns them."""
+    self._writer.write(kind, step, self._times.epoch(step), values)
+    self._speed.write_evaluation(self._writer, kind, step, values, self._metric)
+    return values
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the unfinished log interval, for a checkpoint."""
+    return self._losses.get_state()
+
+  def __enter__(self) -> RunLog:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._trace.close()
+    if self._speed:
+      self._speed.close()
+    if self._writer:
+      self._writer.close()
+
+  def _write_losses(self, step, means):
+    values = means | {"learning_rate": float(self._schedule(step - 1))}
+    self._writer.write("train", step, self._times.epoch(step), values)
+
+
+class HideOrbaxDetails(stdlib_logging.Filter):
+  """Drops what Orbax logs below a warning: a dozen lines for each checkpoint."""
+
+  def filter(self, record: stdlib_logging.LogRecord) -> bool:
+    """Whether the record is shown."""
+    return record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname

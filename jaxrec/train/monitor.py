@@ -1,0 +1,166 @@
+"""What the loop keeps an eye on: losses (read a step late), the best validation, and signals that ask to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import logging
+from jaxtyping import Array
+
+
+class NonFiniteLossError(FloatingPointError):
+  """The loss or the gradient of a step is NaN or infinite."""
+
+
+class Interrupted(Exception):  # Not an error: the run can go on.
+  """A signal asked the run to stop, and its checkpoint is saved."""
+
+  def __init__(self, signal_number: int, message: str):
+    super().__init__(message)
+    self.exit_code = 128 + signal_number
+
+
+class LossMonitor:
+  """Means of the scalars over log intervals, and an error as soon as one is not finite.
+
+  Scalars of a step are read when those of the next one are pushed, so that the device always has a step to do.
+  """
+
+  def __init__(
+    self, every_steps: int, users_of_step: Callable[[int], Any], write: Callable[[int, dict[str, float]], None]
+  ):
+    """Starts an empty interval.
+
+    Args:
+      every_steps: length of a log interval.
+      users_of_step: step to the users in its batch, for the error message.
+      write: gets (last step of the interval, mean scalars).
+    """
+    self._every_steps, self._users_of_step, self._write = every_steps, users_of_step, write
+    self._waiting: deque[tuple[int, dict[str, Array]]] = deque()
+    self._sums: dict[str, float] = {}
+    self._count = 0
+    self.last_loss = math.nan
+
+  def push(self, step: int, scalars: dict[str, Array]) -> None:
+    """Takes the scalars of a step, which may still be running, and reads those of the step before."""
+    self._waiting.append((step, scalars))
+    while len(self._waiting) > 1:
+      self._read(*self._waiting.popleft())
+
+  def drain(self) -> None:
+    """Reads everything that was pushed."""
+    while self._waiting:
+      self._read(*self._waiting.popleft())
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the unfinished interval, for a checkpoint; drain first."""
+    return {"sums": self._sums, "count": self._count}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on with the interval of a checkpoint."""
+    self._sums, self._count = dict(state["sums"]), state["count"]
+
+  def _read(self, step, scalars):
+    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    self._check_finite(step, values)
+    self.last_loss = values["loss"]
+    self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+    self._count += 1
+    if step % self._every_steps == 0:
+      self._write(step, {name: total / self._count for name, total in self._sums.items()})
+      self._sums, self._count = {}, 0
+
+  def _check_finite(self, step, values):
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+      users = self._users_of_step(step)
+      shown = ", ".join(str(user) for user in users[:50]) + (f", ... ({len(users)} in all)" if len(users) > 50 else "")
+      raise NonFiniteLossError(
+        f"step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. The batch held the users"
+        f" {shown}. The last checkpoint is from before this step and is kept. Try a lower optimizer.learning_rate,"
+        " optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; look at these users' times and ids;"
+        " JAX_DEBUG_NANS=True shows the operation."
+      )
+
+
+class EarlyStopping:
+  """Remembers the best validation and says when it has not improved for too long.
+
+  >>> stopping = EarlyStopping("MRR", patience=2)
+  >>> [stopping.update(epoch, 10 * epoch, {"MRR": value}) for epoch, value in ((1, 0.1), (2, 0.3), (3, 0.3), (4, 0.2))]
+  [True, True, False, False]
+  >>> stopping.best_epoch, stopping.best_step, stopping.should_stop
+  (2, 20, True)
+  """
+
+  def __init__(self, metric: str, patience: int):
+    """Starts without a best one.
+
+    Args:
+      metric: name of the number that should be high.
+      patience: validations in a row without a new best before stopping; 0 never stops.
+    """
+    self._metric, self._patience = metric, patience
+    self.best_epoch: int | None = None
+    self.best_step: int | None = None
+    self.best_values: dict[str, float] = {}
+    self._waited = 0
+
+  @property
+  def should_stop(self) -> bool:
+    """Whether `patience` validations in a row brought no new best."""
+    return 0 < self._patience <= self._waited
+
+  def update(self, epoch: int, step: int, values: dict[str, float]) -> bool:
+    """Takes a validation and returns whether it is the best so far; of equal ones the first counts."""
+    is_best = values[self._metric] > self.best_values.get(self._metric, -math.inf)
+    if is_best:
+      self.best_epoch, self.best_step, self.best_values, self._waited = epoch, step, dict(values), 0
+    else:
+      self._waited += 1
+    return is_best
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns what `set_state` takes, as JSON."""
+    return {"epoch": self.best_epoch, "step": self.best_step, "values": self.best_values, "waited": self._waited}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on from a checkpoint."""
+    self.best_epoch, self.best_step = state["epoch"], state["step"]
+    self.best_values, self._waited = dict(state["values"]), state["waited"]
+
+
+class StopSignal:
+  """Turns SIGTERM and Ctrl-C into a request that the loop reads between two steps; a second Ctrl-C stops at once.
+
+  With several hosts the request may reach one of them only; `requested` then agrees on a step for all of them.
+  """
+
+  def __enter__(self) -> StopSignal:
+    self.number = 0
+    self._several = jax.process_count() > 1  # jax.distributed has its own SIGTERM handler then.
+    self._before = {} if self._several else {s: signal.signal(s, self._take) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def requested(self, step: int) -> bool:
+    """Whether the run should save and stop after this step; call it once a step on every host."""
+    if self._several:
+      from jax.experimental import multihost_utils
+
+      self.number = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+    return bool(self.number)
+
+  def _take(self, number, frame):
+    self.number = number
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)

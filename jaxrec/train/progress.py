@@ -1,0 +1,120 @@
+"""What a person sees while a model trains: a progress bar, speeds, and a trace if asked for."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from jaxrec.train.timetable import Timetable
+from jaxrec.train.writers import MetricsWriter
+from jaxrec.types import SequenceBatch
+
+_TRACED_STEPS = (10, 20)  # Of this process: compilation is over by then.
+
+
+class Speed:
+  """Counts users and tokens (positions that are not padding), in a progress bar and in timing.jsonl."""
+
+  def __init__(self, phase: str, times: Timetable, first_step: int):
+    """Starts the clock and, on the first host, the bar.
+
+    Args:
+      phase: title of the bar.
+      times: of the phase.
+      first_step: the one that comes next.
+    """
+    self._times = times
+    self._bar = tqdm(
+      total=times.num_steps,
+      initial=first_step - 1,
+      desc=phase,
+      unit="step",
+      dynamic_ncols=True,
+      mininterval=0.5 if sys.stderr.isatty() else 30,  # A log file needs no animation.
+      disable=jax.process_index() != 0,
+    )
+    self._hosts = jax.process_count()
+    self._restart()
+
+  def add(self, batch: SequenceBatch, loss: float) -> None:
+    """Counts a step.
+
+    Args:
+      batch: this host's rows; the other hosts are taken to have as many users and tokens.
+      loss: latest known.
+    """
+    self._users += int(batch.sequence_id.max(axis=1).sum()) * self._hosts
+    self._tokens += int(np.count_nonzero(batch.sequence_id)) * self._hosts
+    speeds = self._speeds()
+    shown = {"epoch": self._times.epoch(self._bar.n + 1), "loss": "?" if math.isnan(loss) else f"{loss:.4f}"}
+    shown |= {"users/s": f"{speeds['users_per_second']:.0f}", "tokens/s": f"{speeds['tokens_per_second']:.0f}"}
+    self._bar.set_postfix(shown, refresh=False)
+    self._bar.update()
+
+  def write(self, writer: MetricsWriter, step: int) -> None:
+    """Writes the speed since the last writing; the device must be idle."""
+    if self._users:
+      writer.write_timing("train", step, {"seconds": self._seconds()} | self._speeds())
+      self._restart()
+
+  def write_evaluation(
+    self, writer: MetricsWriter, kind: str, step: int, values: dict[str, float], metric: str
+  ) -> None:
+    """Writes how long an evaluation took, and shows its result above the bar."""
+    writer.write_timing(kind, step, {"seconds": self._seconds(), "users_per_second": values["count"] / self._seconds()})
+    if jax.process_index() == 0:
+      tqdm.write(f"{kind} after epoch {self._times.epoch(step)}: {metric} {values[metric]:.4f}", file=sys.stderr)
+    self._restart()
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
+
+  def _restart(self):
+    self._start, self._users, self._tokens = time.perf_counter(), 0, 0
+
+  def _seconds(self):
+    return max(time.perf_counter() - self._start, 1e-9)
+
+  def _speeds(self):
+    seconds = self._seconds()
+    return {"users_per_second": self._users / seconds, "tokens_per_second": self._tokens / seconds}
+
+
+class Trace:
+  """Records a few steps with the JAX profiler."""
+
+  def __init__(self, folder: str | None):
+    """Records into the folder; None records nothing."""
+    self._folder, self._steps = folder, 0
+
+  def before_step(self) -> None:
+    """Starts recording when it is time."""
+    self._steps += 1
+    if self._folder and self._steps == _TRACED_STEPS[0]:
+      jax.profiler.start_trace(self._folder)
+
+  def after_step(self, result: Any) -> None:
+    """Stops recording when it is time, once the device has the result."""
+    if self._folder and self._steps == _TRACED_STEPS[1]:
+      self._stop(result)
+
+  def close(self) -> None:
+    """Stops a recording that is still running because the run ended before."""
+    if self._folder and _TRACED_STEPS[0] <= self._steps < _TRACED_STEPS[1]:
+      self._stop(None)
+    elif self._folder and self._steps:
+      logging.warning("no trace: it would have begun at step %d of this process", _TRACED_STEPS[0])
+
+  def _stop(self, result):
+    jax.block_until_ready(result)
+    jax.profiler.stop_trace()
+    logging.info("trace of steps %d to %d: %s (tensorboard --logdir, or ui.perfetto.dev)", *_TRACED_STEPS, self._folder)
+    self._folder = None

@@ -1,0 +1,65 @@
+"""What a training step changes, as one pytree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxrec.types import SequenceBatch
+
+Params = Any  # A pytree of float32 arrays.
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Parameters and all that goes with them.
+
+  step: updates made so far.
+  params: the model's, as in `model.apply({"params": params}, ...)`.
+  opt_state: of the optimizer.
+  average: exponential moving average of the parameters, or None where none is kept.
+  """
+
+  step: Int[Array, ""]
+  params: Params
+  opt_state: optax.OptState
+  average: Params | None = None
+
+  @property
+  def evaluated(self) -> Params:
+    """The parameters to evaluate and to use: the average if there is one."""
+    return self.params if self.average is None else self.average
+
+
+def create_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, batch: SequenceBatch, seed: int, keep_average: bool = False
+) -> TrainState:
+  """Returns the state before the first step.
+
+  Args:
+    model: Linen module that reads a `SequenceBatch`.
+    optimizer: its state is initialised too.
+    batch: any batch; parameters don't depend on its values, nor on its number of rows.
+    seed: of the parameters.
+    keep_average: whether a moving average is kept; it starts at the initial parameters.
+  """
+  one_row = jax.tree.map(lambda x: x[:1], batch)
+
+  @jax.jit
+  def init(key):
+    params = model.init(key, one_row, deterministic=True)["params"]
+    average = jax.tree.map(jnp.copy, params) if keep_average else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+  return init(jax.random.key(seed))
+
+
+def num_parameters(params: Params) -> int:
+  """Returns how many numbers the parameters hold."""
+  return sum(x.size for x in jax.tree.leaves(params))
