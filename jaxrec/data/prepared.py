@@ -1,7 +1,8 @@
 """Prepared data: interaction columns on disk, users one after another, each user in time order.
 
-A folder holds `meta.json`, one `.npy` file a column, `offsets.npy`, and the id maps `items.parquet` and `users.parquet`, with
-which a result can be read back as titles. The columns are memory-mapped, so that opening a large folder costs nothing.
+A folder holds `meta.json`, one `.npy` file a column, `offsets.npy`, and the id maps `items.parquet` and
+`users.parquet`, with which a result can be read back as titles. The columns are memory-mapped, so that opening a large
+folder costs nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxrec.data import prepared_files
+
 if TYPE_CHECKING:
   import polars as pl
 
-FORMAT = 1
 TRAIN, VALIDATION, TEST = 0, 1, 2
 COLUMNS = {"item_id": np.int32, "domain_id": np.int32, "timestamp": np.int64, "action": np.int32, "split": np.uint8}
-_META_KEYS = ("source", "options", "num_users", "num_items", "num_domains", "num_events", "domain_names", "split",
-              "has_timestamps", "counts")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedData:
   """The events of all users as columns. User u owns the entries `offsets[u]:offsets[u + 1]` of every column.
 
-  item_id: 1..V. domain_id: 1..C. timestamp: seconds, all 0 if none. action: 0 = none. split: 0 train, 1 validation, 2 test.
+  item_id: 1..V. domain_id: 1..C. timestamp: seconds, all 0 if none. action: 0 = none. split: 0 train, 1 validation, 2
+    test.
   meta: what `meta.json` holds: source, options, sizes, split, counts of dropped rows by reason.
   path: the folder, or None where the object was built in memory.
   """
@@ -53,14 +54,15 @@ class PreparedData:
     """Returns the prepared data of a folder, its columns memory-mapped and checked.
 
     Raises:
-      ValueError: a file is missing, cut short, of another kind, or holds ids outside the map; the message names the file.
+      ValueError: a file is missing, cut short, of another kind, or holds ids outside the map; the message names the
+        file.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
       raise ValueError(f"{path}: no such folder of prepared data; make one with `python -m experiments.prepare`")
-    meta = _load_meta(path / "meta.json")
-    columns = {name: _load_array(path / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
-    offsets = _load_array(path / "offsets.npy", np.int64)
+    meta = prepared_files.load_meta(path / "meta.json")
+    columns = {name: prepared_files.load_array(path / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
+    offsets = prepared_files.load_array(path / "offsets.npy", np.int64)
     for name in ("items.parquet", "users.parquet"):
       if not (path / name).is_file():
         raise ValueError(f"{path / name}: missing; prepare the data again")
@@ -69,11 +71,26 @@ class PreparedData:
     return data
 
   @classmethod
-  def from_columns(cls, *, item_id, user=None, offsets=None, domain_id=None, timestamp=None, action=None,
-                   split: Any = "leave_one_out", num_items: int | None = None, domain_names: Sequence[str] | None = None,
-                   titles: Sequence[str] | None = None, raw_items: Sequence[str] | None = None,
-                   raw_users: Sequence[str] | None = None, item_domain=None, source: str = "columns",
-                   options: Mapping[str, Any] | None = None, counts: Mapping[str, Any] | None = None) -> PreparedData:
+  def from_columns(
+    cls,
+    *,
+    item_id,
+    user=None,
+    offsets=None,
+    domain_id=None,
+    timestamp=None,
+    action=None,
+    split: Any = "leave_one_out",
+    num_items: int | None = None,
+    domain_names: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    raw_items: Sequence[str] | None = None,
+    raw_users: Sequence[str] | None = None,
+    item_domain=None,
+    source: str = "columns",
+    options: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+  ) -> PreparedData:
     """Returns prepared data built in memory, for tests, notebooks and generated data.
 
     The events of a user stand side by side and in time order already, in all columns.
@@ -85,11 +102,13 @@ class PreparedData:
       domain_id: [num_events] domains 1..C; None = one domain.
       timestamp: [num_events] seconds; None = the data has no times.
       action: [num_events] small integers, 0 = none; None = none.
-      split: [num_events] of 0, 1, 2; or "leave_one_out" (last event test, second-last validation; users with fewer than 3
-        events stay in training).
+      split: [num_events] of 0, 1, 2; or "leave_one_out" (last event test, second-last validation; users with fewer than
+        3 events stay in training).
       num_items: V; None = the largest item id met.
-      domain_names, titles, raw_items, raw_users: names for people; generated where None. `titles` and `raw_items` have V entries.
-      item_domain: [V + 1] domain of every item, 0 first; None = the domain of the item's first event (1 if it has none).
+      domain_names, titles, raw_items, raw_users: names for people; generated where None. `titles` and `raw_items` have
+        V entries.
+      item_domain: [V + 1] domain of every item, 0 first; None = the domain of the item's first event (1 if it has
+        none).
 
     Raises:
       ValueError: lengths or ids do not fit together.
@@ -103,8 +122,10 @@ class PreparedData:
       raise ValueError("give exactly one of user and offsets")
     offsets = _offsets_of(user) if offsets is None else np.asarray(offsets, np.int64)
     filled = {"domain_id": (domain_id, 1), "timestamp": (timestamp, 0), "action": (action, 0)}
-    columns = {name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else np.asarray(value, COLUMNS[name])
-               for name, (value, fill) in filled.items()}
+    columns = {
+      name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else np.asarray(value, COLUMNS[name])
+      for name, (value, fill) in filled.items()
+    }
     by_rule = isinstance(split, str)
     if by_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
@@ -112,29 +133,44 @@ class PreparedData:
     sizes = _sizes(item_id, columns["domain_id"], num_items, domain_names)
     if item_domain is None:
       item_domain = first_domain(item_id, columns["domain_id"], sizes["num_items"])
-    meta = {"format": FORMAT, "source": source, "options": dict(options or {}), "num_users": len(offsets) - 1, **sizes,
-            "num_events": len(item_id), "split": {"kind": split if by_rule else "given"},
-            "has_timestamps": timestamp is not None, "counts": dict(counts or {})}
+    meta = {
+      "format": prepared_files.FORMAT,
+      "source": source,
+      "options": dict(options or {}),
+      "num_users": len(offsets) - 1,
+      **sizes,
+      "num_events": len(item_id),
+      "split": {"kind": split if by_rule else "given"},
+      "has_timestamps": timestamp is not None,
+      "counts": dict(counts or {}),
+    }
     items = _item_table(sizes["num_items"], raw_items, titles, item_domain)
-    data = cls(item_id=item_id, **columns, offsets=offsets, meta=meta, item_table=items,
-               user_table=_user_table(len(offsets) - 1, raw_users))
+    data = cls(
+      item_id=item_id,
+      **columns,
+      offsets=offsets,
+      meta=meta,
+      item_table=items,
+      user_table=_user_table(len(offsets) - 1, raw_users),
+    )
     _check(data)
     return data
 
   def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> PreparedData:
-    """Writes the folder `path` and returns it loaded. It appears complete or not at all (a temporary sibling is renamed).
+    """Writes the folder `path` and returns it loaded. It appears complete or not at all (a temporary sibling is
+    renamed).
 
     Raises:
       ValueError: the folder exists and `overwrite` is False.
     """
     path = pathlib.Path(path)
-    check_free(path, overwrite)
+    prepared_files.check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
       self._write(unfinished)
       unfinished.chmod(0o755)
-      _put_in_place(unfinished, path)
+      prepared_files.put_in_place(unfinished, path)
     finally:
       shutil.rmtree(unfinished, ignore_errors=True)
     return PreparedData.load(path)
@@ -145,7 +181,9 @@ class PreparedData:
     np.save(folder / "offsets.npy", np.asarray(self.offsets, np.int64))
     self.items.write_parquet(folder / "items.parquet")
     self.users.write_parquet(folder / "users.parquet")
-    (folder / "meta.json").write_text(json.dumps(dict(self.meta), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "meta.json").write_text(
+      json.dumps(dict(self.meta), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
   @property
   def num_users(self) -> int:
@@ -179,13 +217,22 @@ class PreparedData:
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
-    """Returns the catalogue: one row for each item 1..V with item_id, raw_id, title, domain_id and whatever the source has."""
-    return self.item_table if self.item_table is not None else _read_parquet(self.path / "items.parquet", self.num_items)
+    """Returns the catalogue: one row for each item 1..V with item_id, raw_id, title, domain_id and whatever the source
+    has."""
+    return (
+      self.item_table
+      if self.item_table is not None
+      else prepared_files.read_table(self.path / "items.parquet", self.num_items)
+    )
 
   @functools.cached_property
   def users(self) -> pl.DataFrame:
     """Returns one row for each user: user (0-based) and raw_id."""
-    return self.user_table if self.user_table is not None else _read_parquet(self.path / "users.parquet", self.num_users)
+    return (
+      self.user_table
+      if self.user_table is not None
+      else prepared_files.read_table(self.path / "users.parquet", self.num_users)
+    )
 
   def item_titles(self) -> list[str]:
     """Returns V + 1 titles: entry i names item i (the raw id where the title is unknown), entry 0 is empty."""
@@ -243,26 +290,6 @@ def first_domain(item_id: np.ndarray, domain_id: np.ndarray, num_items: int) -> 
   return domain
 
 
-def check_free(path: pathlib.Path, overwrite: bool) -> None:
-  """Raises ValueError where `path` is taken by something that is not to be, or cannot be, replaced."""
-  if not path.exists():
-    return
-  if not overwrite:
-    raise ValueError(f"{path}: exists already; remove it, choose another folder, or pass overwrite=True (--overwrite)")
-  if not (path / "meta.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path}: is not a folder of prepared data, so it is not overwritten; choose another one")
-
-
-def _put_in_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-  if path.exists():
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    unfinished.rename(path)
-    shutil.rmtree(old)
-  else:
-    unfinished.rename(path)
-
-
 def _offsets_of(user) -> np.ndarray:
   user = np.asarray(user, np.int64)
   if len(user) and (user[0] < 0 or (np.diff(user) < 0).any()):
@@ -273,66 +300,43 @@ def _offsets_of(user) -> np.ndarray:
 def _sizes(item_id, domain_id, num_items, domain_names) -> dict[str, Any]:
   num_domains = max(int(domain_id.max(initial=1)), 1)
   names = list(domain_names) if domain_names is not None else [f"domain {d + 1}" for d in range(num_domains)]
-  return {"num_items": int(item_id.max(initial=0)) if num_items is None else int(num_items), "num_domains": len(names),
-          "domain_names": names}
+  return {
+    "num_items": int(item_id.max(initial=0)) if num_items is None else int(num_items),
+    "num_domains": len(names),
+    "domain_names": names,
+  }
 
 
 def _item_table(num_items: int, raw_items, titles, item_domain) -> pl.DataFrame:
   import polars as pl
+
   item_domain = np.asarray(item_domain, np.int32)
   raw_items = [str(i) for i in range(1, num_items + 1)] if raw_items is None else [str(r) for r in raw_items]
   titles = [""] * num_items if titles is None else list(titles)
-  for name, value, need in (("raw_items", raw_items, num_items), ("titles", titles, num_items),
-                            ("item_domain", item_domain, num_items + 1)):
+  for name, value, need in (
+    ("raw_items", raw_items, num_items),
+    ("titles", titles, num_items),
+    ("item_domain", item_domain, num_items + 1),
+  ):
     if len(value) != need:
       raise ValueError(f"{name} has {len(value)} entries, needs {need} for {num_items} items")
-  return pl.DataFrame({"item_id": np.arange(1, num_items + 1, dtype=np.int32), "raw_id": pl.Series(raw_items, dtype=pl.String),
-                       "title": pl.Series(titles, dtype=pl.String), "domain_id": item_domain[1:]})
+  return pl.DataFrame(
+    {
+      "item_id": np.arange(1, num_items + 1, dtype=np.int32),
+      "raw_id": pl.Series(raw_items, dtype=pl.String),
+      "title": pl.Series(titles, dtype=pl.String),
+      "domain_id": item_domain[1:],
+    }
+  )
 
 
 def _user_table(num_users: int, raw_users) -> pl.DataFrame:
   import polars as pl
+
   raw_users = [str(u) for u in range(num_users)] if raw_users is None else [str(r) for r in raw_users]
   if len(raw_users) != num_users:
     raise ValueError(f"raw_users has {len(raw_users)} entries, needs {num_users}")
   return pl.DataFrame({"user": np.arange(num_users, dtype=np.int64), "raw_id": pl.Series(raw_users, dtype=pl.String)})
-
-
-def _load_meta(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    meta = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path}: cannot be read as the description of prepared data: {error}") from error
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-    raise ValueError(f"{path}: needs \"format\": {FORMAT}; the folder is not prepared data, or of another version: prepare it again")
-  missing = [key for key in _META_KEYS if key not in meta]
-  if missing:
-    raise ValueError(f"{path}: lacks {missing}; prepare the data again")
-  return meta
-
-
-def _load_array(path: pathlib.Path, dtype: type) -> np.ndarray:
-  try:
-    size_before_mapping = path.stat().st_size
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise ValueError(f"{path}: missing or damaged ({error}); prepare the data again") from error
-  if array.ndim != 1 or array.dtype != dtype:
-    raise ValueError(f"{path}: holds {array.dtype} {array.shape}, needs one axis of {np.dtype(dtype)}")
-  if size_before_mapping < array.nbytes:
-    raise ValueError(f"{path}: cut short, {size_before_mapping} of more than {array.nbytes} bytes; prepare the data again")
-  return array
-
-
-def _read_parquet(path: pathlib.Path, rows: int) -> pl.DataFrame:
-  import polars as pl
-  try:
-    table = pl.read_parquet(path)
-  except (pl.exceptions.PolarsError, OSError) as error:
-    raise ValueError(f"{path}: missing or damaged ({error}); prepare the data again") from error
-  if len(table) != rows:
-    raise ValueError(f"{path}: has {len(table)} rows, meta.json says {rows}")
-  return table
 
 
 def _check(data: PreparedData) -> None:
@@ -341,8 +345,15 @@ def _check(data: PreparedData) -> None:
     if len(getattr(data, name)) != data.num_events:
       raise ValueError(f"{where}: {name} has {len(getattr(data, name))} entries, needs {data.num_events} (num_events)")
   offsets = data.offsets
-  if len(offsets) != data.num_users + 1 or offsets[0] != 0 or offsets[-1] != data.num_events or (np.diff(offsets) < 0).any():
-    raise ValueError(f"{where}: offsets must be {data.num_users + 1} numbers from 0 to {data.num_events} that never decrease")
+  if (
+    len(offsets) != data.num_users + 1
+    or offsets[0] != 0
+    or offsets[-1] != data.num_events
+    or (np.diff(offsets) < 0).any()
+  ):
+    raise ValueError(
+      f"{where}: offsets must be {data.num_users + 1} numbers from 0 to {data.num_events} that never decrease"
+    )
   if len(data.domain_names) != data.num_domains:
     raise ValueError(f"{where}: {len(data.domain_names)} domain names for {data.num_domains} domains")
   for name, low, high in (("item_id", 1, data.num_items), ("domain_id", 1, data.num_domains), ("split", TRAIN, TEST)):

@@ -1,4 +1,5 @@
-"""The two-domain Amazon sequences of ABXI: `<user> <item>|<unix> …` a line, and `map_item*.txt` with `{ASIN: [item, domain]}`.
+"""The two-domain Amazon sequences of ABXI: `<user> <item>|<unix> …` a line, and `map_item*.txt` with `{ASIN: [item,
+domain]}`.
 
 Source: ABXI, arXiv 2501.15118; Amazon reviews (research use).
 """
@@ -22,8 +23,8 @@ def read_abxi(raw: str | pathlib.Path, *, names: str | Sequence[str] | None = No
 
   Args:
     raw: the folder of the two files.
-    names: names of domain 0 and domain 1, a sequence or text with commas; None = those of the file's prefix (afk, abe, amb), else
-      "0" and "1".
+    names: names of domain 0 and domain 1, a sequence or text with commas; None = those of the file's prefix (afk, abe,
+      amb), else "0" and "1".
 
   Raises:
     ValueError: a pair that is not `<item>|<unix>`, an item outside the map, a map that is no JSON.
@@ -52,13 +53,18 @@ def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
   text = b"".join(chunk.data for chunk in line_chunks(path)).decode("utf-8", errors="replace").rstrip("\n")
   lines = pl.DataFrame({"line": text.split("\n")}).with_row_index("row", offset=1)
   words = lines.with_columns(word=pl.col("line").str.strip_chars().str.split(" ")).with_columns(
-      user=pl.col("word").list.first().cast(pl.Int64, strict=False), word=pl.col("word").list.slice(1))
+    user=pl.col("word").list.first().cast(pl.Int64, strict=False), word=pl.col("word").list.slice(1)
+  )
   pairs = words.explode("word").with_columns(
-      item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64), timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64))
+    item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64),
+    timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64),
+  )
   bad = pairs.filter(pl.any_horizontal(pl.col("user", "item").is_null()) | (pl.col("timestamp") >= 10**10)).head(1)
   if len(bad):
-    raise ValueError(f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "
-                     f"{bad['word'][0]!r}: {bad['line'][0][:120]!r}")
+    raise ValueError(
+      f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "
+      f"{bad['word'][0]!r}: {bad['line'][0][:120]!r}"
+    )
   twice = words.filter(pl.col("user").is_duplicated()).head(1)
   if len(twice):
     raise ValueError(f"{path}: line {twice['row'][0]}: user {twice['user'][0]} has more than one line")
@@ -70,8 +76,10 @@ def _read_map(path: pathlib.Path) -> pl.DataFrame:
     entries = json.loads(path.read_text(encoding="utf-8"))
     rows = [(int(item), str(asin), int(domain)) for asin, (item, domain) in entries.items()]
   except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path}: needs one JSON object of \"ASIN\": [item, domain]: {error}") from error
-  table = pl.DataFrame(rows, schema={"item": pl.Int64, "raw_id": pl.String, "domain": pl.Int64}, orient="row").sort("item")
+    raise ValueError(f'{path}: needs one JSON object of "ASIN": [item, domain]: {error}') from error
+  table = pl.DataFrame(rows, schema={"item": pl.Int64, "raw_id": pl.String, "domain": pl.Int64}, orient="row").sort(
+    "item"
+  )
   bad = table.filter(~pl.col("domain").is_in([0, 1])).head(1)
   if len(bad):
     raise ValueError(f"{path}: item {bad['item'][0]} has domain {bad['domain'][0]}, needs 0 or 1")

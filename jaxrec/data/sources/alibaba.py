@@ -1,6 +1,8 @@
-"""Two logs of Alibaba: Taobao's UserBehavior.csv and Tmall's user_log_format1.csv. Both need a login at Tianchi to download.
+"""Two logs of Alibaba: Taobao's UserBehavior.csv and Tmall's user_log_format1.csv. Both need a login at Tianchi to
+download.
 
-Terms: research use. Source: https://tianchi.aliyun.com/dataset/649 (Taobao) and https://tianchi.aliyun.com/dataset/42 (Tmall).
+Terms: research use. Source: https://tianchi.aliyun.com/dataset/649 (Taobao) and https://tianchi.aliyun.com/dataset/42
+(Tmall).
 """
 
 from __future__ import annotations
@@ -21,21 +23,32 @@ FIRST_SECOND, LAST_SECOND = 1511539200, 1512316799
 _TMALL_YEAR = 2014
 
 
-def read_taobao(raw: str | pathlib.Path, *, behaviors: str | Sequence[str] = BEHAVIORS, domain: str = "one",
-                outside_period: str = "drop") -> InteractionLog:
+def read_taobao(
+  raw: str | pathlib.Path,
+  *,
+  behaviors: str | Sequence[str] = BEHAVIORS,
+  domain: str = "one",
+  outside_period: str = "drop",
+) -> InteractionLog:
   """Returns `user,item,category,behavior,unix` rows, without a header. The action is 1 pv, 2 buy, 3 cart, 4 fav.
 
   Args:
     raw: UserBehavior.csv or its folder.
     behaviors: which to keep, a sequence or text with commas.
     domain: "one", "behavior" or "category" (thousands of domains).
-    outside_period: "drop" the few rows whose time lies outside the nine days (some lie before 1970), counted; "keep" them.
+    outside_period: "drop" the few rows whose time lies outside the nine days (some lie before 1970), counted; "keep"
+      them.
   """
   path = find_file(raw, "UserBehavior.csv", "UserBehavior.csv.gz")
   _check_choice("domain", domain, ("one", "behavior", "category"))
   _check_choice("outside_period", outside_period, ("drop", "keep"))
-  columns = {"user": Column(pl.Int64), "item": Column(pl.Int64), "category": Column(pl.Int64),
-             "behavior": Column(pl.Enum(BEHAVIORS)), "timestamp": Column(pl.Int64)}
+  columns = {
+    "user": Column(pl.Int64),
+    "item": Column(pl.Int64),
+    "category": Column(pl.Int64),
+    "behavior": Column(pl.Enum(BEHAVIORS)),
+    "timestamp": Column(pl.Int64),
+  }
   rows = read_columns(path, columns)
   wanted = rows.filter(pl.col("behavior").is_in(_chosen("behaviors", behaviors, BEHAVIORS)))
   dropped = {"another behavior": len(rows) - len(wanted)}
@@ -43,15 +56,20 @@ def read_taobao(raw: str | pathlib.Path, *, behaviors: str | Sequence[str] = BEH
     inside = wanted.filter(pl.col("timestamp").is_between(FIRST_SECOND, LAST_SECOND))
     dropped["outside the nine days of the log"] = len(wanted) - len(inside)
     if inside.is_empty():
-      raise ValueError(f"{path}: no time lies in {FIRST_SECOND}..{LAST_SECOND}; the first is {rows['timestamp'][0]}: are these "
-                       "seconds? outside_period='keep' takes them as they are")
+      raise ValueError(
+        f"{path}: no time lies in {FIRST_SECOND}..{LAST_SECOND}; the first is {rows['timestamp'][0]}: are these "
+        "seconds? outside_period='keep' takes them as they are"
+      )
     wanted = inside
   events = wanted.with_columns(action=wanted["behavior"].to_physical().cast(pl.Int32) + 1)
   return _log(events, len(rows), dropped, domain, extra=("category",))
 
 
-def read_tmall(raw: str | pathlib.Path, *, actions: str | Sequence[str] = ACTIONS, domain: str = "one") -> InteractionLog:
-  """Returns `user_log_format1.csv`. Times are days (`1111` is the 11th of November 2014); the action is 1 click … 4 favourite.
+def read_tmall(
+  raw: str | pathlib.Path, *, actions: str | Sequence[str] = ACTIONS, domain: str = "one"
+) -> InteractionLog:
+  """Returns `user_log_format1.csv`. Times are days (`1111` is the 11th of November 2014); the action is 1 click … 4
+  favourite.
 
   Args:
     raw: user_log_format1.csv or its folder.
@@ -60,25 +78,40 @@ def read_tmall(raw: str | pathlib.Path, *, actions: str | Sequence[str] = ACTION
   """
   path = find_file(raw, "user_log_format1.csv", "*/user_log_format1.csv")
   _check_choice("domain", domain, ("one", "action", "category"))
-  columns = {"user_id": Column(pl.Int64), "item_id": Column(pl.Int64), "cat_id": Column(pl.Int64),
-             "seller_id": Column(pl.Int64), "time_stamp": Column(pl.Int64), "action_type": Column(pl.Int64)}
+  columns = {
+    "user_id": Column(pl.Int64),
+    "item_id": Column(pl.Int64),
+    "cat_id": Column(pl.Int64),
+    "seller_id": Column(pl.Int64),
+    "time_stamp": Column(pl.Int64),
+    "action_type": Column(pl.Int64),
+  }
   rows = read_columns(path, columns, header=True)
   rows = rows.with_columns(_day_seconds(rows["time_stamp"], path))
   bad = ~rows["action_type"].is_between(0, len(ACTIONS) - 1)
   if bad.any():
     row = bad.arg_max()
-    raise ValueError(f"{path}: line {row + 2}: column 'action_type': {rows['action_type'][row]} is not one of 0, 1, 2, 3")
+    raise ValueError(
+      f"{path}: line {row + 2}: column 'action_type': {rows['action_type'][row]} is not one of 0, 1, 2, 3"
+    )
   chosen = [ACTIONS.index(name) for name in _chosen("actions", actions, ACTIONS)]
   wanted = rows.filter(pl.col("action_type").is_in(chosen))
   names = {"user_id": "user", "item_id": "item", "cat_id": "category", "seller_id": "seller"}
   events = wanted.rename(names).with_columns(action=(pl.col("action_type") + 1).cast(pl.Int32)).drop("time_stamp")
   if domain == "action":
     events = events.with_columns(behavior=pl.col("action_type").replace_strict(list(range(4)), list(ACTIONS)))
-  return _log(events, len(rows), {"another action": len(rows) - len(wanted)}, "behavior" if domain == "action" else domain,
-              extra=("category", "seller"))
+  return _log(
+    events,
+    len(rows),
+    {"another action": len(rows) - len(wanted)},
+    "behavior" if domain == "action" else domain,
+    extra=("category", "seller"),
+  )
 
 
-def _log(events: pl.DataFrame, raw_rows: int, dropped: dict[str, int], domain: str, extra: Sequence[str]) -> InteractionLog:
+def _log(
+  events: pl.DataFrame, raw_rows: int, dropped: dict[str, int], domain: str, extra: Sequence[str]
+) -> InteractionLog:
   items = events.select("item", *extra).unique("item", keep="first", maintain_order=True).sort("item")
   keep = ["user", "item", "timestamp", "action"]
   if domain == "one":
@@ -94,7 +127,9 @@ def _day_seconds(days: pl.Series, path: pathlib.Path) -> pl.Series:
       date = datetime.datetime(_TMALL_YEAR, day // 100, day % 100, tzinfo=datetime.UTC)
     except ValueError:
       row = (days == day).arg_max()
-      raise ValueError(f"{path}: line {row + 2}: column 'time_stamp': {day} is not a day written as month and day (mmdd)") from None
+      raise ValueError(
+        f"{path}: line {row + 2}: column 'time_stamp': {day} is not a day written as month and day (mmdd)"
+      ) from None
     known[day] = int(date.timestamp())
   return days.replace_strict(known, return_dtype=pl.Int64).alias("timestamp")
 

@@ -19,8 +19,11 @@ _PARTS = {"training": 0, "evaluation": 1, "testing": 2}
 _UNKNOWN_ITEM = -1
 
 
-def read_logs(raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_click", random_logs: bool = False) -> InteractionLog:
-  """Returns the logs `log_standard_*.csv`; each event's action is a bit set of `FEEDBACK` (is_click 1, is_like 2, is_follow 4, …).
+def read_logs(
+  raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_click", random_logs: bool = False
+) -> InteractionLog:
+  """Returns the logs `log_standard_*.csv`; each event's action is a bit set of `FEEDBACK` (is_click 1, is_like 2,
+  is_follow 4, …).
 
   Args:
     raw: the `data` folder of KuaiRand-Pure, -1K or -27K, or one log file.
@@ -31,10 +34,17 @@ def read_logs(raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_c
   if keep not in (*FEEDBACK, "all"):
     raise ValueError(f"{keep=} is not known; give 'all' or one of {', '.join(FEEDBACK)}")
   files = _log_files(pathlib.Path(raw), random_logs)
-  names = {"user_id": Column(pl.Int64), "video_id": Column(pl.Int64), "time_ms": Column(pl.Int64, unit="ms"),
-           **{name: Column(pl.Int8) for name in FEEDBACK}, **({"tab": Column(pl.Int64)} if domain == "tab" else {})}
+  names = {
+    "user_id": Column(pl.Int64),
+    "video_id": Column(pl.Int64),
+    "time_ms": Column(pl.Int64, unit="ms"),
+    **{name: Column(pl.Int8) for name in FEEDBACK},
+    **({"tab": Column(pl.Int64)} if domain == "tab" else {}),
+  }
   rows = pl.concat([read_columns(path, names, header=True) for path in files])
-  action = pl.sum_horizontal([pl.col(name).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(FEEDBACK)]).cast(pl.Int32)
+  action = pl.sum_horizontal([pl.col(name).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(FEEDBACK)]).cast(
+    pl.Int32
+  )
   events = rows.rename({"user_id": "user", "video_id": "item", "time_ms": "timestamp"}).with_columns(action=action)
   kept = events if keep == "all" else events.filter(pl.col(keep) != 0)
   dropped = {f"without {keep}": len(events) - len(kept)}
@@ -45,8 +55,9 @@ def read_logs(raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_c
 def read_shards(raw: str | pathlib.Path) -> InteractionLog:
   """Returns the shards `training/`, `evaluation/` and `testing/partition_*.tfrecord.gz`; each record counts as a user.
 
-  Items -1 (out of the published vocabulary) are dropped and counted. Every event of a training record is for training; the last
-  event left of an evaluation record is its validation item, of a testing record its test item. There are no times, only an order.
+  Items -1 (out of the published vocabulary) are dropped and counted. Every event of a training record is for training;
+  the last event left of an evaluation record is its validation item, of a testing record its test item. There are no
+  times, only an order.
 
   Raises:
     ValueError: no shards, a damaged one, lists of unequal length.
@@ -57,14 +68,20 @@ def read_shards(raw: str | pathlib.Path) -> InteractionLog:
   item = np.concatenate([row["sequence_data"] for row in rows])
   kind = np.concatenate([row["sequence_event_type"] for row in rows])
   part = np.array([_PARTS[row["part"]] for row in rows], np.uint8)
-  events = pl.DataFrame({"user": np.repeat(np.arange(len(rows)), lengths), "item": item, "domain": kind,
-                         "part": np.repeat(part, lengths)}).with_columns(pl.col("domain").cast(pl.String))
+  events = pl.DataFrame(
+    {"user": np.repeat(np.arange(len(rows)), lengths), "item": item, "domain": kind, "part": np.repeat(part, lengths)}
+  ).with_columns(pl.col("domain").cast(pl.String))
   known = events.filter(pl.col("item") != _UNKNOWN_ITEM)
   last = pl.col("user") != pl.col("user").shift(-1, fill_value=-1)
   known = known.with_columns(split=pl.when(last).then("part").otherwise(0).cast(pl.UInt8)).drop("part")
   users = pl.DataFrame({"user": np.arange(len(rows)), "raw_id": [row["name"] for row in rows]})
-  return InteractionLog(known, users=users, raw_rows=len(events), in_order=True,
-                        dropped={"outside the published vocabulary": len(events) - len(known)})
+  return InteractionLog(
+    known,
+    users=users,
+    raw_rows=len(events),
+    in_order=True,
+    dropped={"outside the published vocabulary": len(events) - len(known)},
+  )
 
 
 def _log_files(raw: pathlib.Path, random_logs: bool) -> list[pathlib.Path]:
@@ -75,7 +92,9 @@ def _log_files(raw: pathlib.Path, random_logs: bool) -> list[pathlib.Path]:
   return files or [find_file(raw, "log_standard_*.csv")]
 
 
-def _with_domain(events: pl.DataFrame, domain: str, folder: pathlib.Path) -> tuple[pl.DataFrame, tuple[str, ...] | None]:
+def _with_domain(
+  events: pl.DataFrame, domain: str, folder: pathlib.Path
+) -> tuple[pl.DataFrame, tuple[str, ...] | None]:
   if domain == "one":
     return events, ("videos",)
   if domain == "tab":
@@ -85,9 +104,11 @@ def _with_domain(events: pl.DataFrame, domain: str, folder: pathlib.Path) -> tup
   features = read_columns(path, names, header=True, quote='"').rename({"video_id": "item", domain: "domain"})
   whole_number = pl.col("domain").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
   features = features.unique("item", keep="first", maintain_order=True).with_columns(
-      domain=pl.coalesce(whole_number, pl.col("domain"), pl.lit("unknown")))
+    domain=pl.coalesce(whole_number, pl.col("domain"), pl.lit("unknown"))
+  )
   return events.join(features, on="item", how="left", maintain_order="left").with_columns(
-      pl.col("domain").fill_null("unknown")), None
+    pl.col("domain").fill_null("unknown")
+  ), None
 
 
 def _records(raw: pathlib.Path, part: str) -> list[dict]:

@@ -10,11 +10,13 @@ import polars as pl
 from jaxrec.data.sources.registry import InteractionLog
 
 
-def read_merge(sources: Sequence[Mapping[str, Any]], *, read: Callable[[Mapping[str, Any]], InteractionLog]) -> InteractionLog:
+def read_merge(
+  sources: Sequence[Mapping[str, Any]], *, read: Callable[[Mapping[str, Any]], InteractionLog]
+) -> InteractionLog:
   """Returns the events of all sources together, to be sorted by time.
 
-  A source with one domain becomes the domain `name`; one with several becomes `name/domain`. Items of different sources stay
-  different items, whatever their raw ids.
+  A source with one domain becomes the domain `name`; one with several becomes `name/domain`. Items of different sources
+  stay different items, whatever their raw ids.
 
   Args:
     sources: for each a mapping with `source`, `raw`, `name` (different ones) and the options of its reader.
@@ -35,9 +37,13 @@ def read_merge(sources: Sequence[Mapping[str, Any]], *, read: Callable[[Mapping[
   items = None
   if any(log.items is not None for log in logs):
     items = pl.concat([_items(log) for log in logs], how="diagonal_relaxed")
-  dropped = {f"{name}: {reason}": count for name, log in zip(names, logs, strict=True) for reason, count in log.dropped.items()}
+  dropped = {
+    f"{name}: {reason}": count for name, log in zip(names, logs, strict=True) for reason, count in log.dropped.items()
+  }
   domains = tuple(domain for log in logs for domain in log.domains or ())
-  return InteractionLog(events, items=items, domains=domains, raw_rows=sum(log.raw_rows for log in logs), dropped=dropped)
+  return InteractionLog(
+    events, items=items, domains=domains, raw_rows=sum(log.raw_rows for log in logs), dropped=dropped
+  )
 
 
 def _named(log: InteractionLog, name: str) -> InteractionLog:
@@ -54,8 +60,9 @@ def _named(log: InteractionLog, name: str) -> InteractionLog:
   prefixed = pl.concat_str(pl.lit(f"{name}/"), pl.col("domain"))
   domains = log.domains or tuple(sorted(events["domain"].unique().to_list()))
   items = items.with_columns(domain=prefixed) if items is not None and "domain" in items.columns else None
-  return InteractionLog(events.with_columns(domain=prefixed), items, None, tuple(f"{name}/{d}" for d in domains), log.raw_rows,
-                        log.dropped)
+  return InteractionLog(
+    events.with_columns(domain=prefixed), items, None, tuple(f"{name}/{d}" for d in domains), log.raw_rows, log.dropped
+  )
 
 
 def _columns(log: InteractionLog, shared: Sequence[str]) -> pl.DataFrame:

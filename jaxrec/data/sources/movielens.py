@@ -12,8 +12,27 @@ import polars as pl
 from jaxrec.data.sources.reading import Column, find_file, line_chunks, read_columns
 from jaxrec.data.sources.registry import InteractionLog
 
-_GENRES_100K = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-                "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
+_GENRES_100K = (
+  "unknown",
+  "Action",
+  "Adventure",
+  "Animation",
+  "Children's",
+  "Comedy",
+  "Crime",
+  "Documentary",
+  "Drama",
+  "Fantasy",
+  "Film-Noir",
+  "Horror",
+  "Musical",
+  "Mystery",
+  "Romance",
+  "Sci-Fi",
+  "Thriller",
+  "War",
+  "Western",
+)
 
 
 def read_100k(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
@@ -38,9 +57,14 @@ def read_1m(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
 
 
 def read_csv(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
-  """Returns MovieLens 20M, 25M or 32M: `ratings.csv` and `movies.csv`. The action is the rating in half stars, 1 to 10."""
-  names = {"userId": Column(pl.Int64), "movieId": Column(pl.Int64), "rating": Column(pl.Float32),
-           "timestamp": Column(pl.Int64, unit="s")}
+  """Returns MovieLens 20M, 25M or 32M: `ratings.csv` and `movies.csv`. The action is the rating in half stars, 1 to
+  10."""
+  names = {
+    "userId": Column(pl.Int64),
+    "movieId": Column(pl.Int64),
+    "rating": Column(pl.Float32),
+    "timestamp": Column(pl.Int64, unit="s"),
+  }
   ratings = read_columns(find_file(raw, "ratings.csv", "*/ratings.csv"), names, header=True)
   ratings = ratings.rename({"userId": "user", "movieId": "item"})
   titles = {"movieId": Column(pl.Int64), "title": Column(pl.String), "genres": Column(pl.String, optional=True)}
@@ -49,7 +73,12 @@ def read_csv(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
 
 
 def _rating_columns() -> dict[str, Column]:
-  return {"user": Column(pl.Int64), "item": Column(pl.Int64), "rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit="s")}
+  return {
+    "user": Column(pl.Int64),
+    "item": Column(pl.Int64),
+    "rating": Column(pl.Float32),
+    "timestamp": Column(pl.Int64, unit="s"),
+  }
 
 
 def _folder(raw: str | pathlib.Path) -> pathlib.Path:
@@ -62,12 +91,16 @@ def _split_lines(path: pathlib.Path, separator: str, need: int, encoding: str) -
   text = b"".join(chunk.data for chunk in line_chunks(path)).decode(encoding).rstrip("\n")
   table = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]})
   table = table.with_columns(fields=pl.col("line").str.split(separator)).with_row_index("row", offset=1)
-  table = table.with_columns(item=pl.col("fields").list.get(0, null_on_oob=True).cast(pl.Int64, strict=False),
-                             title=pl.col("fields").list.get(1, null_on_oob=True))
+  table = table.with_columns(
+    item=pl.col("fields").list.get(0, null_on_oob=True).cast(pl.Int64, strict=False),
+    title=pl.col("fields").list.get(1, null_on_oob=True),
+  )
   bad = table.filter((pl.col("fields").list.len() != need) | pl.col("item").is_null()).head(1)
   if len(bad):
-    raise ValueError(f"{path}: line {bad['row'][0]}: needs a movie number and {need} columns separated by {separator!r}: "
-                     f"{bad['line'][0]!r}")
+    raise ValueError(
+      f"{path}: line {bad['row'][0]}: needs a movie number and {need} columns separated by {separator!r}: "
+      f"{bad['line'][0]!r}"
+    )
   return table
 
 

@@ -1,7 +1,8 @@
-"""Delimited text, plain or gzip, parsed by polars a few megabytes at a time, with errors that name file, line, column and text.
+"""Delimited text, plain or gzip, parsed by polars a few megabytes at a time, with errors that name file, line, column
+and text.
 
-Reading in pieces keeps the memory bounded for any file size, and lets the rare failing piece be searched for its first bad line
-while the good ones go through the fast parser once.
+Reading in pieces keeps the memory bounded for any file size, and lets the rare failing piece be searched for its first
+bad line while the good ones go through the fast parser once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _SHOWN = 120
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """How to read one column: its polars dtype; `optional` lets it be empty; `unit` "s" or "ms" makes it a time in seconds."""
+  """How to read one column: its polars dtype; `optional` lets it be empty; `unit` "s" or "ms" makes it a time in
+  seconds."""
 
   dtype: type[pl.DataType] | pl.DataType
   optional: bool = False
@@ -38,17 +40,25 @@ class Chunk:
   first_line: int
 
 
-def read_columns(path: str | pathlib.Path, columns: Mapping[str, Column | None], *, separator: str = ",", header: bool = False,
-                 quote: str | None = None) -> pl.DataFrame:
+def read_columns(
+  path: str | pathlib.Path,
+  columns: Mapping[str, Column | None],
+  *,
+  separator: str = ",",
+  header: bool = False,
+  quote: str | None = None,
+) -> pl.DataFrame:
   """Returns the wanted columns of a delimited file, in file order.
 
   Args:
-    columns: without `header`: every column of the file in order, None for one that is not wanted. With `header`: the wanted ones.
+    columns: without `header`: every column of the file in order, None for one that is not wanted. With `header`: the
+      wanted ones.
     separator: "::" is read as ":" with empty columns between.
     quote: the quoting character, or None where the format has none.
 
   Raises:
-    ValueError: missing file, truncated gzip, wrong delimiter, missing column, text where a number belongs, time in another unit.
+    ValueError: missing file, truncated gzip, wrong delimiter, missing column, text where a number belongs, time in
+      another unit.
   """
   path = require_file(path)
   parts = []
@@ -90,7 +100,8 @@ def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: str | None = None) -> Iterator[Chunk]:
-  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz. A quoted line break does not end a piece.
+  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz. A quoted line break does not end a
+  piece.
 
   Raises:
     ValueError: a gzip file is damaged or cut short.
@@ -110,12 +121,14 @@ def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: st
 def _blocks(path: pathlib.Path, size: int) -> Iterator[bytes]:
   read = 0
   try:
-    with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as stream:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
       while block := stream.read(size):
         read += len(block)
         yield block
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f"{path}: damaged or cut short after {read} unpacked bytes ({error}); fetch the file again") from error
+    raise ValueError(
+      f"{path}: damaged or cut short after {read} unpacked bytes ({error}); fetch the file again"
+    ) from error
 
 
 def _last_line_end(block: bytes, quote: str | None) -> int:
@@ -131,7 +144,9 @@ def _take_header(chunk: Chunk, columns, separator: str, quote: str | None) -> tu
   names = next(csv.reader([text], delimiter=separator, quotechar=quote or '"'), [])
   missing = [name for name in columns if name not in names]
   if missing:
-    raise ValueError(f"{chunk.path}: line 1: no column {missing} in the header {_shown(text)} (separator {separator!r})")
+    raise ValueError(
+      f"{chunk.path}: line 1: no column {missing} in the header {_shown(text)} (separator {separator!r})"
+    )
   if len(set(names)) < len(names):
     raise ValueError(f"{chunk.path}: line 1: a column name occurs twice in the header {_shown(text)}")
   return Chunk(chunk.path, body, chunk.first_line + 1), {name: columns.get(name) for name in names}
@@ -156,7 +171,9 @@ def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, qu
   if sum(table.select(pl.col(required).null_count()).row(0)):
     _explain(chunk, layout, separator, quote)
     name = next(name for name in required if table[name].null_count())
-    raise ValueError(f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty")
+    raise ValueError(
+      f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty"
+    )
   return _with_seconds(table, chunk, wanted)
 
 
@@ -171,8 +188,8 @@ def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1
   """Returns times in seconds (int64) from times in `unit` "s" or "ms".
 
   Raises:
-    ValueError: a time cannot be of that unit: it would lie before 1970 or, read as seconds, after the year 2286; or, given as
-      milliseconds, all would lie in the first days of 1970.
+    ValueError: a time cannot be of that unit: it would lie before 1970 or, read as seconds, after the year 2286; or,
+      given as milliseconds, all would lie in the first days of 1970.
   """
   scale = {"s": 1, "ms": 1000}.get(unit)
   if scale is None:
@@ -181,10 +198,14 @@ def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1
   if bad.any():
     row = bad.arg_max()
     hint = "; it looks like milliseconds" if scale == 1 and times[row] > 0 else ""
-    raise ValueError(f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} is not a time in {unit}{hint}")
+    raise ValueError(
+      f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} is not a time in {unit}{hint}"
+    )
   if scale == 1000 and len(times) and 0 < times.max() < _LATEST_SECOND:
     row = times.arg_max()
-    raise ValueError(f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} looks like seconds, not milliseconds")
+    raise ValueError(
+      f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} looks like seconds, not milliseconds"
+    )
   return (times // scale).cast(pl.Int64)
 
 

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
   import polars as pl
 
 SOURCES: Mapping[str, str] = {
-    "movielens-100k": "movielens:read_100k",
-    "movielens-1m": "movielens:read_1m",
-    "movielens-20m": "movielens:read_csv",
-    "movielens-25m": "movielens:read_csv",
-    "movielens-32m": "movielens:read_csv",
-    "amazon-ratings": "amazon:read_ratings",
-    "amazon-reviews": "amazon:read_reviews",
-    "amazon-5core": "amazon:read_5core",
-    "kuairand-csv": "kuairand:read_logs",
-    "kuairand-1k": "kuairand:read_shards",
-    "taobao": "alibaba:read_taobao",
-    "tmall": "alibaba:read_tmall",
-    "abxi": "abxi:read_abxi",
-    "table": "table:read_table",
+  "movielens-100k": "movielens:read_100k",
+  "movielens-1m": "movielens:read_1m",
+  "movielens-20m": "movielens:read_csv",
+  "movielens-25m": "movielens:read_csv",
+  "movielens-32m": "movielens:read_csv",
+  "amazon-ratings": "amazon:read_ratings",
+  "amazon-reviews": "amazon:read_reviews",
+  "amazon-5core": "amazon:read_5core",
+  "kuairand-csv": "kuairand:read_logs",
+  "kuairand-1k": "kuairand:read_shards",
+  "taobao": "alibaba:read_taobao",
+  "tmall": "alibaba:read_tmall",
+  "abxi": "abxi:read_abxi",
+  "table": "table:read_table",
 }
 """Source name -> module:function. `merge` and `synthetic` are put together by `jaxrec.data.prepare` itself."""
 
@@ -33,12 +33,13 @@ SOURCES: Mapping[str, str] = {
 class InteractionLog:
   """What a source reads: one row an event, in file order.
 
-  events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64 seconds), `action`
-    (int32, 0 = none), `rating` (float, only to filter by), `split` (uint8, where the source itself says so).
-  items: the catalogue with the never-seen candidates: `item`, optional `raw_id`, `title`, `domain` and further columns; None = the items of
-    the events. Its order is the order of the item ids.
+  events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64 seconds),
+    `action` (int32, 0 = none), `rating` (float, only to filter by), `split` (uint8, where the source itself says so).
+  items: the catalogue with the never-seen candidates: `item`, optional `raw_id`, `title`, `domain` and further columns;
+    None = the items of the events. Its order is the order of the item ids.
   users: `user`, `raw_id` in the order wanted; None = the users of the events, sorted.
-  domains: the names in the order of their ids; None = the names met, sorted. With one name, no `domain` column is needed.
+  domains: the names in the order of their ids; None = the names met, sorted. With one name, no `domain` column is
+    needed.
   raw_rows: rows of the files. dropped: rows left out by the source, by reason.
   in_order: each user's events are in order of time as they stand, and `timestamp` (if any) must not reorder them.
   """

@@ -13,17 +13,29 @@ from jaxrec.data.sources.registry import InteractionLog
 _NEEDED = ("user", "item")
 
 
-def read_table(raw: str | pathlib.Path, *, user: str = "user", item: str = "item", timestamp: str | None = "timestamp",
-               domain: str | None = None, action: str | None = None, rating: str | None = None, title: str | None = None,
-               ids: str = "string", time_unit: str = "s", separator: str = ",", header: bool = True,
-               names: str | Sequence[str] | None = None) -> InteractionLog:
+def read_table(
+  raw: str | pathlib.Path,
+  *,
+  user: str = "user",
+  item: str = "item",
+  timestamp: str | None = "timestamp",
+  domain: str | None = None,
+  action: str | None = None,
+  rating: str | None = None,
+  title: str | None = None,
+  ids: str = "string",
+  time_unit: str = "s",
+  separator: str = ",",
+  header: bool = True,
+  names: str | Sequence[str] | None = None,
+) -> InteractionLog:
   """Returns the named columns of a CSV (plain or .gz) or `.parquet` file.
 
   Args:
     raw: the file.
     user, item: names of the id columns.
-    timestamp, domain, action, rating, title: names of further columns; None (or empty) = the file has none. Without `timestamp` the
-      order of the file is the order of time.
+    timestamp, domain, action, rating, title: names of further columns; None (or empty) = the file has none. Without
+      `timestamp` the order of the file is the order of time.
     ids: "string" or "int"; integers are smaller, faster and checked.
     time_unit: "s" or "ms" since 1970; Parquet columns of dates are understood as they are.
     separator: of a CSV; "\\t" for tabs.
@@ -33,7 +45,15 @@ def read_table(raw: str | pathlib.Path, *, user: str = "user", item: str = "item
     ValueError: a column is missing, an id or a number is empty or not of its kind, a time is of another unit.
   """
   path = require_file(raw)
-  wanted = {"user": user, "item": item, "timestamp": timestamp, "domain": domain, "action": action, "rating": rating, "title": title}
+  wanted = {
+    "user": user,
+    "item": item,
+    "timestamp": timestamp,
+    "domain": domain,
+    "action": action,
+    "rating": rating,
+    "title": title,
+  }
   wanted = {ours: theirs for ours, theirs in wanted.items() if theirs}
   if missing := [name for name in _NEEDED if name not in wanted]:
     raise ValueError(f"{missing} need the name of a column")
@@ -50,8 +70,13 @@ def read_table(raw: str | pathlib.Path, *, user: str = "user", item: str = "item
 def _column(meaning: str, ids: str, time_unit: str) -> Column:
   if ids not in ("string", "int"):
     raise ValueError(f"{ids=} is not known; give 'string' or 'int'")
-  kinds = {"timestamp": Column(pl.Int64, unit=time_unit), "domain": Column(pl.String), "action": Column(pl.Int32),
-           "rating": Column(pl.Float32), "title": Column(pl.String, optional=True)}
+  kinds = {
+    "timestamp": Column(pl.Int64, unit=time_unit),
+    "domain": Column(pl.String),
+    "action": Column(pl.Int32),
+    "rating": Column(pl.Float32),
+    "title": Column(pl.String, optional=True),
+  }
   return kinds.get(meaning, Column(pl.Int64 if ids == "int" else pl.String))
 
 
@@ -67,7 +92,9 @@ def _read_csv(path: pathlib.Path, columns: dict[str, Column], separator: str, he
   missing = [name for name in columns if name not in names]
   if missing or len(set(names)) < len(names):
     raise ValueError(f"{names=} must be different and hold {missing or 'each column once'}")
-  return read_columns(path, {name: columns.get(name) for name in names}, separator=separator, quote='"').select(list(columns))
+  return read_columns(path, {name: columns.get(name) for name in names}, separator=separator, quote='"').select(
+    list(columns)
+  )
 
 
 def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> pl.DataFrame:
@@ -102,4 +129,6 @@ def _log(rows: pl.DataFrame) -> InteractionLog:
   items = None
   if "title" in rows.columns:
     items = rows.select("item", "title").unique("item", keep="first", maintain_order=True).sort("item")
-  return InteractionLog(rows.drop("title", strict=False), items=items, raw_rows=len(rows), in_order="timestamp" not in rows.columns)
+  return InteractionLog(
+    rows.drop("title", strict=False), items=items, raw_rows=len(rows), in_order="timestamp" not in rows.columns
+  )

@@ -1,7 +1,9 @@
 """TFRecord files of `tf.train.Example` with int64 lists, read without TensorFlow.
 
-A record is: length (uint64), masked CRC of the length (uint32), the bytes, masked CRC of the bytes (uint32), all little-endian.
-Source: the TFRecord layout in TensorFlow's guide, the protocol buffer encoding guide (varints, length-delimited fields), CRC-32C.
+A record is: length (uint64), masked CRC of the length (uint32), the bytes, masked CRC of the bytes (uint32), all
+  little-endian.
+Source: the TFRecord layout in TensorFlow's guide, the protocol buffer encoding guide (varints, length-delimited
+fields), CRC-32C.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _POLYNOMIAL = 0x82F63B78
 _LENGTH_DELIMITED, _VARINT = 2, 0
 
 
-def read_examples(paths: Sequence[pathlib.Path], names: Sequence[str]) -> list[tuple[pathlib.Path, int, dict[str, np.ndarray]]]:
+def read_examples(
+  paths: Sequence[pathlib.Path], names: Sequence[str]
+) -> list[tuple[pathlib.Path, int, dict[str, np.ndarray]]]:
   """Returns file, 0-based record number and the int64 lists `names` of each record, in the order of the files.
 
   Raises:
@@ -36,15 +40,19 @@ def split_records(data: bytes, where: str) -> list[tuple[bytes, int]]:
   """Returns the bytes of each record and the masked CRC written behind it; lengths are checked, sums are not yet."""
   records, at = [], 0
   while at < len(data):
-    length = int.from_bytes(data[at:at + 8], "little")
+    length = int.from_bytes(data[at : at + 8], "little")
     end = at + 12 + length
     if end + 4 > len(data):
-      raise ValueError(f"{where}: record {len(records) + 1} at byte {at} needs {length} bytes, the file ends before: it is cut "
-                       "short or no TFRecord file")
-    if masked_crc([data[at:at + 8]])[0] != int.from_bytes(data[at + 8:at + 12], "little"):
-      raise ValueError(f"{where}: record {len(records) + 1} at byte {at}: the check sum of its length is wrong: damaged, or no "
-                       "TFRecord file")
-    records.append((data[at + 12:end], int.from_bytes(data[end:end + 4], "little")))
+      raise ValueError(
+        f"{where}: record {len(records) + 1} at byte {at} needs {length} bytes, the file ends before: it is cut "
+        "short or no TFRecord file"
+      )
+    if masked_crc([data[at : at + 8]])[0] != int.from_bytes(data[at + 8 : at + 12], "little"):
+      raise ValueError(
+        f"{where}: record {len(records) + 1} at byte {at}: the check sum of its length is wrong: damaged, or no "
+        "TFRecord file"
+      )
+    records.append((data[at + 12 : end], int.from_bytes(data[end : end + 4], "little")))
     at = end + 4
   if not records:
     raise ValueError(f"{where}: holds no record")
@@ -119,14 +127,17 @@ def _check_sums(records: Sequence[bytes], sums: Sequence[int], homes: Sequence[t
 
 
 def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
-  """Example { Features { map<string, Feature { Int64List { packed values } }> } }: each level is field 1, the list field 3."""
+  """Example { Features { map<string, Feature { Int64List { packed values } }> } }: each level is field 1, the list
+  field 3."""
   found = {}
   try:
     for features in _fields(record, 1):
       for entry in _fields(features, 1):
         key = bytes(next(_fields(entry, 1))).decode()
         if key in names:
-          lists = [values for feature in _fields(entry, 2) for numbers in _fields(feature, 3) for values in _fields(numbers, 1)]
+          lists = [
+            values for feature in _fields(entry, 2) for numbers in _fields(feature, 3) for values in _fields(numbers, 1)
+          ]
           found[key] = np.concatenate([varints(np.frombuffer(part, np.uint8)) for part in lists])
   except (ValueError, IndexError, StopIteration) as error:
     raise ValueError(f"{where}: is not a tf.train.Example ({error or 'a key is missing'})") from error

@@ -1,0 +1,94 @@
+"""The files of a prepared folder: read with errors that name the file, put in place complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  import polars as pl
+
+FORMAT = 1
+_META_KEYS = (
+  "source",
+  "options",
+  "num_users",
+  "num_items",
+  "num_domains",
+  "num_events",
+  "domain_names",
+  "split",
+  "has_timestamps",
+  "counts",
+)
+
+
+def check_free(path: pathlib.Path, overwrite: bool) -> None:
+  """Raises ValueError where `path` is taken by something that is not to be, or cannot be, replaced."""
+  if not path.exists():
+    return
+  if not overwrite:
+    raise ValueError(f"{path}: exists already; remove it, choose another folder, or pass overwrite=True (--overwrite)")
+  if not (path / "meta.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+    raise ValueError(f"{path}: is not a folder of prepared data, so it is not overwritten; choose another one")
+
+
+def put_in_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames the finished folder to `path`; what was there before is removed afterwards."""
+  if path.exists():
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    unfinished.rename(path)
+    shutil.rmtree(old)
+  else:
+    unfinished.rename(path)
+
+
+def load_meta(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the description of a prepared folder, or raises ValueError naming the file."""
+  try:
+    meta = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: cannot be read as the description of prepared data: {error}") from error
+  if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    raise ValueError(
+      f'{path}: needs "format": {FORMAT}; the folder is not prepared data, or of another version: prepare it again'
+    )
+  missing = [key for key in _META_KEYS if key not in meta]
+  if missing:
+    raise ValueError(f"{path}: lacks {missing}; prepare the data again")
+  return meta
+
+
+def load_array(path: pathlib.Path, dtype: type) -> np.ndarray:
+  """Returns the memory-mapped column of a file, or raises ValueError naming it."""
+  try:
+    size_before_mapping = path.stat().st_size
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise ValueError(f"{path}: missing or damaged ({error}); prepare the data again") from error
+  if array.ndim != 1 or array.dtype != dtype:
+    raise ValueError(f"{path}: holds {array.dtype} {array.shape}, needs one axis of {np.dtype(dtype)}")
+  if size_before_mapping < array.nbytes:
+    raise ValueError(
+      f"{path}: cut short, {size_before_mapping} of more than {array.nbytes} bytes; prepare the data again"
+    )
+  return array
+
+
+def read_table(path: pathlib.Path, rows: int) -> pl.DataFrame:
+  """Returns an id map, or raises ValueError naming the file."""
+  import polars as pl
+
+  try:
+    table = pl.read_parquet(path)
+  except (pl.exceptions.PolarsError, OSError) as error:
+    raise ValueError(f"{path}: missing or damaged ({error}); prepare the data again") from error
+  if len(table) != rows:
+    raise ValueError(f"{path}: has {len(table)} rows, meta.json says {rows}")
+  return table
