@@ -146,7 +146,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
   # Model and optimizer. The learning rate falls over config.train.num_epochs, whether or not this phase is as long.
   schedule_steps = config.train.num_epochs * times.steps_per_epoch
   state = devices.on_every_device(experiment.initial_state(pieces, schedule_steps), mesh)
-  train_step = experiment.train_step(pieces, schedule_steps)
+  train_step = experiment.train_step(pieces, schedule_steps, mesh)
   score = functools.partial(evaluate, pieces.model, data=data, config=config, mesh=mesh)
   log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
   log.describe(state, plan.users_per_epoch, options, mesh)

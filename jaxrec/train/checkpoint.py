@@ -24,7 +24,7 @@ class Checkpoints:
     """Opens or creates the folder."""
     self._keep = _LatestAndBest()
     options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True, create=True)
-    self._manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+    self._manager = _open(folder, options)
 
   def save(self, state: TrainState, position: dict[str, Any], best_step: int | None) -> None:
     """Starts to save the state; older checkpoints are deleted when it is complete, except that of the best step.
@@ -93,7 +93,7 @@ def load_params(folder: str, like: TrainState, which: str = "best") -> tuple[Par
     raise ValueError(f"{which=} must be 'best' or 'latest'")
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"no checkpoints in {folder}; was the run started with another --workdir?")
-  with ocp.CheckpointManager(os.path.abspath(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+  with _open(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
     step = manager.latest_step()
     if step is None:
       raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")
@@ -114,6 +114,11 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 def _restore_position(manager, step):
   return manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
+
+def _open(folder, options):
+  handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager(os.path.abspath(folder), options=options, item_handlers=handlers)
 
 
 def _restore_state(manager, step, like):

@@ -24,6 +24,8 @@ def spread_rows(batch: Any, mesh: Mesh) -> Any:
     mesh: see `data_mesh`; its size must divide the global number of rows.
   """
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)  # One call for all fields: the other way takes ten times as long.
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

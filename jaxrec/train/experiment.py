@@ -90,7 +90,7 @@ def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:
   return state.create_state(experiment.model, updates, batch, config.seed, keep_average=config.train.average > 0)
 
 
-def train_step(experiment: Experiment, total_steps: int) -> Callable[..., Any]:
+def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable[..., Any]:
   """Returns the jitted training step of an experiment; see `jaxrec.train.step`."""
   config = experiment.config
   return step.make_train_step(
@@ -100,6 +100,7 @@ def train_step(experiment: Experiment, total_steps: int) -> Callable[..., Any]:
     seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
     accumulate=config.train.accumulate,
     average=config.train.average,
+    mesh=mesh,
   )
 
 

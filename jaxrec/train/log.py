@@ -52,6 +52,7 @@ class RunLog:
     self._trace = Trace(os.path.join(workdir, "profile") if profile else None)
     self._writer: MetricsWriter | None = None
     self._speed: Speed | None = None
+    self._is_first = True
 
   def describe(self, state: TrainState, num_users: int, options: TrainingOptions, mesh: Mesh) -> None:
     """Logs how large everything is."""
@@ -88,6 +89,10 @@ class RunLog:
     self._losses.push(step, scalars)
     self._trace.after_step(scalars)
     self._speed.add(batch, self._losses.last_loss)
+    if self._is_first:  # It was compiled, which would spoil the speeds.
+      self._losses.drain()
+      self._speed.write(self._writer, "first_step", step)
+      self._is_first = False
 
   def drain(self, step: int) -> None:
     """Waits for this step and reads its scalars.
@@ -96,7 +101,7 @@ class RunLog:
       NonFiniteLossError: the loss or the gradient is not finite.
     """
     self._losses.drain()
-    self._speed.write(self._writer, step)
+    self._speed.write(self._writer, "train", step)
 
   def evaluation(self, kind: str, step: int, values: dict[str, float | int]) -> dict[str, float | int]:
     """Writes the metrics of "validation" or "test" after a step, and returns them."""

@@ -58,10 +58,10 @@ class Speed:
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
-  def write(self, writer: MetricsWriter, step: int) -> None:
-    """Writes the speed since the last writing; the device must be idle."""
+  def write(self, writer: MetricsWriter, kind: str, step: int) -> None:
+    """Writes the speed since the last writing, if there was any step; the device must be idle."""
     if self._users:
-      writer.write_timing("train", step, {"seconds": self._seconds()} | self._speeds())
+      writer.write_timing(kind, step, {"seconds": self._seconds()} | self._speeds())
       self._restart()
 
   def write_evaluation(

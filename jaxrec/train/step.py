@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxrec.train.state import TrainState
@@ -27,6 +28,7 @@ def make_train_step(
   seed: int,
   accumulate: int = 1,
   average: float = 0.0,
+  mesh: Mesh | None = None,
 ) -> Callable[[TrainState, SequenceBatch], tuple[TrainState, dict[str, Array]]]:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
@@ -43,6 +45,7 @@ def make_train_step(
       result is that of the whole batch up to rounding, except for what is drawn at random, and for objectives that take
       negatives from the batch.
     average: decay of `state.average`; 0 where the state has none.
+    mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
   """
   mean = partial(objective, model, deterministic=False)
 
@@ -55,14 +58,15 @@ def make_train_step(
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved), scalars
 
-  return jax.jit(train_step, donate_argnums=0)
+  everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+  return jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
 
 
 def _gradient(objective, params, batch, rng, parts):
   """Returns the gradient of the mean loss and the mean scalars, over all parts of the batch."""
   if parts == 1:
     (loss, scalars), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
-    return grads, {k: v for k, v in scalars.items() if k != "weight"} | {"loss": loss}
+    return grads, _means(loss, scalars)
 
   def add_part(sums, part):
     (_, sums_of_part), grads = jax.value_and_grad(_as_sum(objective), has_aux=True)(params, *part)
@@ -83,10 +87,15 @@ def _as_sum(objective):
   def total(params, batch, rng):
     loss, scalars = objective(params, batch, rng)
     weight = scalars["weight"].astype(jnp.float32)
-    means = {k: v for k, v in scalars.items() if k != "weight"} | {"loss": loss}
-    return loss * weight, ({k: v.astype(jnp.float32) * weight for k, v in means.items()}, weight)
+    sums = {name: value * weight for name, value in _means(loss, scalars).items()}
+    return loss * weight, (sums, weight)
 
   return total
+
+
+def _means(loss, scalars):
+  named = {name: value for name, value in scalars.items() if name != "weight"} | {"loss": loss}
+  return {name: value.astype(jnp.float32) for name, value in named.items()}
 
 
 def _split(batch: SequenceBatch, parts: int) -> Any:
