@@ -187,32 +187,40 @@ def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str) -> pl
 
 
 def _parse_json(chunk: Chunk, schema: dict, optional: tuple[str, ...] = ()) -> pl.DataFrame:
-  required = [name for name in schema if name not in optional]
+  required = {name: dtype for name, dtype in schema.items() if name not in optional}
   try:
     table = pl.read_ndjson(io.BytesIO(chunk.data), schema=schema)
-    good = not sum(table.select(pl.col(required).null_count()).row(0))
+    problem = "a needed field is empty" if sum(table.select(pl.col(list(required)).null_count()).row(0)) else None
   except pl.exceptions.PolarsError as error:
-    _explain_json(chunk, required, str(error))
-  if not good:
-    _explain_json(chunk, required, "a needed field is empty")
+    problem = str(error)
+  if problem is not None:
+    _explain_json(chunk, required, problem)
   return table
 
 
-def _explain_json(chunk: Chunk, required: list[str], problem: str) -> None:
-  """Raises ValueError for the first bad line. Only a chunk that failed already comes here, so the loop costs nothing
-  elsewhere."""
+def _explain_json(chunk: Chunk, required: dict, problem: str) -> None:
+  """Raises ValueError for the first bad line.
+
+  Only a chunk that failed already comes here, so the loop over its lines costs nothing elsewhere.
+  """
   for row, line in enumerate(chunk.data.splitlines()):
-    where = f"{chunk.path}: line {chunk.first_line + row}"
-    try:
-      fields = json.loads(line) if line.strip() else dict.fromkeys(required, 0)
-    except ValueError as error:
-      raise ValueError(f"{where}: not a JSON object: {line[:120]!r}") from error
-    for name in required:
-      if not isinstance(fields, dict) or fields.get(name) is None:
-        raise ValueError(f"{where}: lacks the field {name!r}: {line[:120]!r}")
-      if not isinstance(fields[name], str | int | float):
-        raise ValueError(f"{where}: field {name!r} holds {fields[name]!r}")
+    if line.strip():
+      _check_json_line(line, required, f"{chunk.path}: line {chunk.first_line + row}")
   raise ValueError(f"{chunk.path}: in the lines from {chunk.first_line} on: {problem}")
+
+
+def _check_json_line(line: bytes, required: dict, where: str) -> None:
+  try:
+    fields = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f"{where}: not a JSON object: {line[:120]!r}") from error
+  for name, dtype in required.items():
+    if not isinstance(fields, dict) or fields.get(name) is None:
+      raise ValueError(f"{where}: lacks the field {name!r}: {line[:120]!r}")
+    if not isinstance(fields[name], str if dtype == pl.String else int | float):
+      raise ValueError(
+        f"{where}: field {name!r} holds {fields[name]!r}, needs {'text' if dtype == pl.String else 'a number'}"
+      )
 
 
 def _read_id_lists(path: pathlib.Path) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import gzip
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import polars as pl
 
@@ -26,7 +27,7 @@ class Column:
   """How to read one column: its polars dtype; `optional` lets it be empty; `unit` "s" or "ms" makes it a time in
   seconds."""
 
-  dtype: type[pl.DataType] | pl.DataType
+  dtype: Any
   optional: bool = False
   unit: str | None = None
 
@@ -154,16 +155,17 @@ def _take_header(chunk: Chunk, columns, separator: str, quote: str | None) -> tu
 
 def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> pl.DataFrame:
   wanted = {name: column for name, column in layout.items() if column is not None}
+  chunk = dataclasses.replace(chunk, data=chunk.data.rstrip(b"\r\n"))
   if not chunk.data.strip():
     return pl.DataFrame(schema={name: column.dtype for name, column in wanted.items()})
-  schema: dict[str, pl.DataType | type[pl.DataType]] = {}
+  schema: dict[str, Any] = {}
   for position, (name, column) in enumerate(layout.items()):
     schema |= {name: column.dtype if column else pl.String}
     if separator == "::" and position < len(layout) - 1:
       schema |= {f"{name}::": pl.String}
   try:
     lazy = pl.scan_csv(chunk.data, has_header=False, separator=separator[0], quote_char=quote, schema=schema)
-    table = lazy.select(list(wanted)).collect()
+    table = _collect(lazy, chunk, layout, separator, quote).select(list(wanted))
   except pl.exceptions.PolarsError as error:
     _explain(chunk, layout, separator, quote)
     raise ValueError(f"{chunk.path}: in the lines from {chunk.first_line} on: {error}") from error
@@ -175,6 +177,16 @@ def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, qu
       f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty"
     )
   return _with_seconds(table, chunk, wanted)
+
+
+def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: str | None) -> pl.DataFrame:
+  """Returns the parsed rows, having made sure that no line is too long: columns not wanted are skipped unseen."""
+  if quote and quote.encode() in chunk.data:
+    return lazy.collect()
+  lines = chunk.data.count(b"\n") + 1
+  if chunk.data.count(separator.encode()) != lines * (len(layout) - 1):
+    _explain(chunk, layout, separator, quote)
+  return lazy.select([name for name, column in layout.items() if column is not None]).collect()
 
 
 def _with_seconds(table: pl.DataFrame, chunk: Chunk, wanted: Mapping[str, Column]) -> pl.DataFrame:
@@ -211,7 +223,7 @@ def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1
 
 def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> None:
   """Raises ValueError for the first bad line of a chunk; returns where it finds none (quoted fields are left alone)."""
-  text = chunk.data.decode("utf-8", errors="replace").rstrip("\n")
+  text = chunk.data.decode("utf-8", errors="replace")
   lines = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]}).with_row_index("row")
   if quote:
     lines = lines.filter(~pl.col("line").str.contains(quote, literal=True))
