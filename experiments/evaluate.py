@@ -20,15 +20,7 @@ from jaxrec.train.experiment import Experiment, load_run
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.writers import write_json
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to rank.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.")
-_PHASE = flags.DEFINE_enum("phase", None, ["select", "final"], "Which phase of the run; by default the last one.")
-_KS = flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.")
-_PROTOCOL = flags.DEFINE_enum("protocol", None, PROTOCOLS, "Candidates, instead of those of the config.")
-_SEEN = flags.DEFINE_bool("exclude_seen", None, "Whether seen items are candidates, instead of the config's choice.")
-_BASELINES = flags.DEFINE_bool("baselines", True, "Also score popularity and random order.")
-_OUT = flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.")
+FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
@@ -37,17 +29,17 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
-    experiment, params, step = load_run(_WORKDIR.value, _CHECKPOINT.value, _PHASE.value)
+    experiment, params, step = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
     _apply_flags(experiment.config)
-    scores = score(experiment, params, 1 if _SPLIT.value == "validation" else 2, _BASELINES.value)
+    scores = score(experiment, params, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   settings = experiment.config.eval.to_dict()
-  out = _OUT.value or f"{_WORKDIR.value}/evaluation_{_SPLIT.value}.json"
-  write_json(out, {"split": _SPLIT.value, "step": step, "eval": settings, **scores})
+  out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
+  write_json(out, {"split": FLAGS.split, "step": step, "eval": settings, **scores})
   print(table(scores, experiment.data.domain_names, experiment.config.eval.ks))
   candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
-  print(f"{_SPLIT.value} events, parameters of step {step}, {candidates}; written to {out}")
+  print(f"{FLAGS.split} events, parameters of step {step}, {candidates}; written to {out}")
 
 
 def score(experiment: Experiment, params: Any, split: int, baselines: bool = True) -> dict[str, dict[str, float | int]]:
@@ -93,14 +85,32 @@ def table(scores: dict[str, dict[str, float | int]], domain_names: tuple[str, ..
 
 def _apply_flags(config):
   with config.unlocked(), config.ignore_type():
-    if _KS.value is not None:
-      config.eval.ks = tuple(int(k) for k in _KS.value)
-    if _PROTOCOL.value is not None:
-      config.eval.protocol = _PROTOCOL.value
-    if _SEEN.value is not None:
-      config.eval.exclude_seen = _SEEN.value
+    if FLAGS.ks is not None:
+      config.eval.ks = tuple(int(k) for k in FLAGS.ks)
+    if FLAGS.protocol is not None:
+      config.eval.protocol = FLAGS.protocol
+    if FLAGS.exclude_seen is not None:
+      config.eval.exclude_seen = FLAGS.exclude_seen
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
+  flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to rank.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
+  flags.DEFINE_enum(
+    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
+  )
+  flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.", flag_values=values)
+  flags.DEFINE_enum("protocol", None, PROTOCOLS, "Candidates, instead of those of the config.", flag_values=values)
+  flags.DEFINE_bool(
+    "exclude_seen", None, "Whether seen items are candidates, instead of the config's choice.", flag_values=values
+  )
+  flags.DEFINE_bool("baselines", True, "Also score popularity and random order.", flag_values=values)
+  flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.", flag_values=values)
+  flags.mark_flags_as_required(["workdir"], flag_values=values)
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
+  define_flags()
   app.run(main)

@@ -17,17 +17,7 @@ from jaxrec.inference.recommend import describe, recommend
 from jaxrec.train.experiment import load_run
 from jaxrec.train.log import HideOrbaxDetails
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.")
-_USER = flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; give several.")
-_RANDOM = flags.DEFINE_integer("random", 0, "Also so many users drawn at random.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
-_K = flags.DEFINE_integer("k", 10, "Items to recommend.", lower_bound=1)
-_HISTORY = flags.DEFINE_integer("history", 10, "Latest events to show.", lower_bound=0)
-_DOMAIN = flags.DEFINE_string("domain", None, "Recommend from this domain only.")
-_HOLD_OUT = flags.DEFINE_bool("hold_out", False, "Stop before the test event and tell its rank.")
-_SEEN = flags.DEFINE_bool("exclude_seen", True, "Recommend nothing that the user has met.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.")
-_PHASE = flags.DEFINE_enum("phase", None, ["select", "final"], "Which phase of the run; by default the last one.")
+FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
@@ -43,26 +33,44 @@ def main(argv: list[str]) -> None:
 
 def recommendations() -> str:
   """Returns the text for the users of the flags."""
-  if not _USER.value and not _RANDOM.value:
+  if not FLAGS.user and not FLAGS.random:
     raise ValueError("no user to recommend to; give --user=<id> or --random=5")
-  experiment, params, _ = load_run(_WORKDIR.value, _CHECKPOINT.value, _PHASE.value)
+  experiment, params, _ = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   data = experiment.data
-  users = [data.user_index(raw) for raw in _USER.value]
-  drawn = np.random.default_rng(_SEED.value).choice(data.num_users, min(_RANDOM.value, data.num_users), replace=False)
+  users = [data.user_index(raw) for raw in FLAGS.user]
+  drawn = np.random.default_rng(FLAGS.seed).choice(data.num_users, min(FLAGS.random, data.num_users), replace=False)
   found = recommend(
     experiment.model,
     params,
     data,
     experiment.config,
     [*users, *drawn.tolist()],
-    k=_K.value,
-    domain=_DOMAIN.value,
-    hold_out=_HOLD_OUT.value,
-    exclude_seen=_SEEN.value,
+    k=FLAGS.k,
+    domain=FLAGS.domain,
+    hold_out=FLAGS.hold_out,
+    exclude_seen=FLAGS.exclude_seen,
   )
-  return "\n\n".join(describe(data, one, _HISTORY.value) for one in found)
+  return "\n\n".join(describe(data, one, FLAGS.history) for one in found)
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
+  flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; give several.", flag_values=values)
+  flags.DEFINE_integer("random", 0, "Also so many users drawn at random.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of the draw.", flag_values=values)
+  flags.DEFINE_integer("k", 10, "Items to recommend.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("history", 10, "Latest events to show.", lower_bound=0, flag_values=values)
+  flags.DEFINE_string("domain", None, "Recommend from this domain only.", flag_values=values)
+  flags.DEFINE_bool("hold_out", False, "Stop before the test event and tell its rank.", flag_values=values)
+  flags.DEFINE_bool("exclude_seen", True, "Recommend nothing that the user has met.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
+  flags.DEFINE_enum(
+    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
+  )
+  flags.mark_flags_as_required(["workdir"], flag_values=values)
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
+  define_flags()
   app.run(main)

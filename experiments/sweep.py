@@ -29,20 +29,10 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import sweep_table
 
-_CONFIGS = flags.DEFINE_list("configs", None, "Config files, as experiments.train takes them.")
-_OVERRIDES = flags.DEFINE_multi_string("override", [], "group.key=value1,value2,...; the grid is over all of them.")
-_SEEDS = flags.DEFINE_list("seeds", ["42"], "Seeds of every point of the grid.")
-_OUT = flags.DEFINE_string("out", None, "Folder of results and runs.")
-_METRICS = flags.DEFINE_list("metrics", ["HR@10", "NDCG@10"], "Columns of the table, from every split a run reports.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be run, and run nothing.")
-_IN_PROCESS = flags.DEFINE_bool("in_process", False, "Train inside this process: no start-up, but one crash ends all.")
+FLAGS = flags.FLAGS
 
-STOPPED = (
-  143,
-  130,
-  -signal.SIGTERM,
-  -signal.SIGINT,
-)  # Exit codes of a run that was asked to stop, not of one that broke.
+# Exit codes of a run that was asked to stop, not of one that broke.
+STOPPED = (143, 130, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +71,17 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
-    jobs = make_jobs(_CONFIGS.value, _OVERRIDES.value, [int(seed) for seed in _SEEDS.value])
-    if _DRY_RUN.value:
-      print(plan(jobs, _OUT.value))
+    jobs = make_jobs(FLAGS.configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
+    if FLAGS.dry_run:
+      print(plan(jobs, FLAGS.out))
       return
-    failed = run_jobs(jobs, _OUT.value, train_here if _IN_PROCESS.value else train_in_subprocess)
+    failed = run_jobs(jobs, FLAGS.out, train_here if FLAGS.in_process else train_in_subprocess)
   except ValueError as error:
     sys.exit(f"ValueError: {error}")
   except Stopped as stop:
     logging.warning("%s", stop)
     sys.exit(143)
-  print(write_table(jobs, _OUT.value, _METRICS.value))
+  print(write_table(jobs, FLAGS.out, FLAGS.metrics))
   if failed:
     sys.exit(
       f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.name for job in failed)}; the same command tries again"
@@ -323,6 +313,24 @@ def _append_result(out, job, workdir, summary):
     os.fsync(file.fileno())
 
 
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_list("configs", None, "Config files, as experiments.train takes them.", flag_values=values)
+  flags.DEFINE_multi_string(
+    "override", [], "group.key=value1,value2,...; the grid is over all of them.", flag_values=values
+  )
+  flags.DEFINE_list("seeds", ["42"], "Seeds of every point of the grid.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of results and runs.", flag_values=values)
+  flags.DEFINE_list(
+    "metrics", ["HR@10", "NDCG@10"], "Columns of the table, from every split a run reports.", flag_values=values
+  )
+  flags.DEFINE_bool("dry_run", False, "Say what would be run, and run nothing.", flag_values=values)
+  flags.DEFINE_bool(
+    "in_process", False, "Train inside this process: no start-up, but one crash ends all.", flag_values=values
+  )
+  flags.mark_flags_as_required(["configs", "out"], flag_values=values)
+
+
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["configs", "out"])
+  define_flags()
   app.run(main)
