@@ -69,7 +69,8 @@ def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   """
   magnitude = jnp.maximum(jnp.abs(seconds), 1)
   nearest = jnp.round(jnp.log(magnitude.astype(jnp.float32)) / jnp.float32(_BUCKET_WIDTH)).astype(jnp.int32)
-  nearest = jnp.minimum(nearest, NUM_TIME_BUCKETS - 1)
+  # A logarithm fused into a gather is computed one element at a time on CPUs; the barrier keeps it a loop of its own.
+  nearest = jax.lax.optimization_barrier(jnp.minimum(nearest, NUM_TIME_BUCKETS - 1))
   edges = jnp.asarray(np.minimum(_EDGES, np.iinfo(seconds.dtype).max), seconds.dtype)  # [129]
   return nearest - (magnitude < edges.at[nearest].get(mode="promise_in_bounds")).astype(jnp.int32)
 
@@ -93,21 +94,20 @@ def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array,
   return jnp.clip(difference + table_size // 2, 0, table_size - 1)
 
 
-def dense_bias(bias: RelativeBias, num_heads: int) -> Float[Array, "B H N S"] | float:
+def dense_bias(bias: RelativeBias) -> Float[Array, "B H N S"] | float:
   """The whole bias: for the reference implementation and for pictures."""
   total = 0.0
   if bias.time_table is not None:
     bucket = time_bucket(bias.query_time[:, :, None] - bias.key_time[:, None, :])  # [B, N, S]
-    total += look_up(bias.time_table, bucket, num_heads)
+    total += look_up(bias.time_table, bucket)
   if bias.position_table is not None:
     difference = bias.query_position[:, :, None] - bias.key_position[:, None, :]  # [B, N, S]
-    total += look_up(bias.position_table, position_index(difference, bias.position_table.shape[-1]), num_heads)
+    total += look_up(bias.position_table, position_index(difference, bias.position_table.shape[-1]))
   return total
 
 
-def look_up(table: Float[Array, "*H T"], index: Int[Array, "G N S"], num_heads: int) -> Float[Array, "G _ N S"]:
-  """`table[index]` with the head axis second: of size 1 for a table that the heads share, else `num_heads`."""
+def look_up(table: Float[Array, "*H T"], index: Int[Array, "G N S"]) -> Float[Array, "G _ N S"]:
+  """`table[index]` with the head axis second: of size 1 for a table that the heads share, else H."""
   if table.ndim == 1:
     return table.at[index].get(mode="promise_in_bounds")[:, None]  # [G, 1, N, S]
-  del num_heads
   return jnp.moveaxis(table.at[:, index].get(mode="promise_in_bounds"), 0, 1)  # [G, H, N, S]

@@ -42,7 +42,7 @@ def attention_weights(
   may_attend = mask.to_dense(k.shape[1])[:, None]  # [B, 1, N, S]
   scores = scale * jnp.einsum("bnhd,bshd->bhns", q.astype(dtype), k.astype(dtype))  # [B, H, N, S]
   if bias is not None:
-    scores += dense_bias(bias, q.shape[2])
+    scores += dense_bias(bias)
   if activation == "silu":
     return jnp.where(may_attend, jax.nn.silu(scores), 0)
   has_key = may_attend.any(axis=-1, keepdims=True)

@@ -19,6 +19,9 @@ from pallas_kernels.bias import RelativeBias, look_up, position_index, time_buck
 from pallas_kernels.mask import IntervalMask
 
 
+_MAX_BUCKETS_KEPT = 2**24  # time buckets, a byte each, that are computed once for all layers of a model; else once in each pass
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
   """Sizes that change speed, never results.
@@ -51,10 +54,11 @@ def attention(
   num_queries, num_keys = q.shape[1], k.shape[1]
   blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2])
   key_tiles = -(-num_keys // blocks.key)
-  spec = _Spec(activation, scale, blocks, key_tiles, jnp.promote_types(q.dtype, jnp.float32))
+  bias = bias or RelativeBias()
+  table_size = 0 if bias.position_table is None else bias.position_table.shape[-1]
+  spec = _Spec(activation, scale, blocks, key_tiles, table_size, jnp.promote_types(q.dtype, jnp.float32))
   mask = schedule.pad_queries(mask, -num_queries % blocks.query)
   work = schedule.work_list(mask, key_tiles * blocks.key, blocks.query, blocks.key, blocks.group)
-  bias = bias or RelativeBias()
   index = _TileIndex(
     work=work,
     spans=_tiles_of(_spans(mask), blocks.query),
@@ -63,6 +67,8 @@ def attention(
     query_position=_optional(_tiles_of, bias.query_position, blocks.query),
     key_position=_optional(_tiles_of, bias.key_position, blocks.key),
   )
+  if bias.time_table is not None and work.query_tile.size * blocks.query * blocks.key <= _MAX_BUCKETS_KEPT:
+    index = dataclasses.replace(index, buckets=_buckets(index, work.query_tile, work.key_tile).astype(jnp.uint8))
   out = _tiled_attention(
     spec,
     _to_tiles(q, blocks.query),
@@ -119,13 +125,18 @@ class _Spec:
   scale: float
   blocks: BlockSizes
   key_tiles: int  # in a row
+  position_table_size: int
   dtype: jnp.dtype
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _TileIndex:
-  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T, block]`."""
+  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T, block]`.
+
+  buckets: the time bucket of each pair of the work list `[L, block_q, block_k]`. It depends on times and mask alone, so that
+    the compiler finds that all layers of a model ask for the same.
+  """
 
   work: schedule.WorkList
   spans: Array
@@ -133,6 +144,7 @@ class _TileIndex:
   key_time: Array | None
   query_position: Array | None
   key_position: Array | None
+  buckets: Array | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -150,8 +162,8 @@ def _forward(spec, q, k, v, tables, index):
 
 def _silu_forward(spec, q, k, v, tables, index):
   def add_group(group, out):
-    qi, kj, may_attend = group
-    scores = _scores(spec, q, k, tables, index, group)  # [G, H, block_q, block_k]
+    qi, kj, may_attend, entries = group
+    scores = _scores(spec, q[qi], k[kj], tables, entries)  # [G, H, block_q, block_k]
     weights = jnp.where(may_attend, scores * jax.nn.sigmoid(scores), 0)
     return out.at[qi].add(_matmul("ghnd,ghde->ghne", weights, v[kj], spec.dtype))
 
@@ -164,8 +176,8 @@ def _softmax_forward(spec, q, k, v, tables, index):
 
   def add_group(group, state):
     running_max, total, out = state
-    qi, kj, may_attend = group
-    scores = _scores(spec, q, k, tables, index, group)
+    qi, kj, may_attend, entries = group
+    scores = _scores(spec, q[qi], k[kj], tables, entries)
     scores = jnp.where(may_attend, scores, -jnp.inf)  # [G, H, block_q, block_k]
     new_max = running_max.at[qi].max(scores.max(axis=-1))
     finite_max = jnp.where(jnp.isfinite(new_max[qi]), new_max[qi], 0)  # [G, H, block_q]
@@ -192,8 +204,8 @@ def _backward(spec, residuals, d_out):
 
   def add_group(group, state):
     dq, dk, dv, d_tables = state
-    qi, kj, may_attend = group
-    scores = _scores(spec, q, k, tables, index, group)
+    qi, kj, may_attend, entries = group
+    scores = _scores(spec, q[qi], k[kj], tables, entries)
     d_out_tile = d_out[qi]
     d_weights = _matmul("ghne,ghme->ghnm", d_out_tile, v[kj], spec.dtype)  # [G, H, block_q, block_k]
     if softmax is None:
@@ -206,7 +218,7 @@ def _backward(spec, residuals, d_out):
     dv = dv.at[kj].add(_matmul("ghnm,ghne->ghme", weights, d_out_tile, spec.dtype))
     dq = dq.at[qi].add(spec.scale * _matmul("ghnm,ghmd->ghnd", d_scores, k[kj], spec.dtype))
     dk = dk.at[kj].add(spec.scale * _matmul("ghnm,ghnd->ghmd", d_scores, q[qi], spec.dtype))
-    return dq, dk, dv, _add_table_gradients(d_tables, d_scores, index, group)
+    return dq, dk, dv, _add_table_gradients(d_tables, entries, d_scores)
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, k, v, tables))
   dq, dk, dv, d_tables = _for_each_group(spec, index, add_group, zeros)
@@ -227,7 +239,8 @@ def _for_each_group(spec, index, add_group, state):
     qi = jax.lax.dynamic_slice_in_dim(index.work.query_tile, first, size)
     kj = jax.lax.dynamic_slice_in_dim(index.work.key_tile, first, size)
     is_live = first + jnp.arange(size) < index.work.count  # [G]
-    return add_group((qi, kj, _may_attend(spec, index.spans[qi], kj, is_live)), state)
+    may_attend = _may_attend(spec, index.spans[qi], kj, is_live)
+    return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
 
   return jax.lax.fori_loop(0, steps, body, state)
 
@@ -242,34 +255,35 @@ def _may_attend(spec, spans, kj, is_live):
   return (inside & is_live[:, None, None])[:, None]
 
 
-def _scores(spec, q, k, tables, index, group):
+def _scores(spec, q, k, tables, entries):
   """`scale * q·k + bias` of each pair, `[G, H, block_q, block_k]`."""
-  qi, kj, _ = group
-  scores = spec.scale * _matmul("ghnd,ghmd->ghnm", q[qi], k[kj], spec.dtype)
-  for table, entry in zip(tables, _table_entries(tables, index, qi, kj), strict=True):
+  scores = spec.scale * _matmul("ghnd,ghmd->ghnm", q, k, spec.dtype)
+  for table, entry in zip(tables, entries, strict=True):
     if table is not None:
-      scores += look_up(table.astype(spec.dtype), entry, q.shape[1])
+      scores += look_up(table.astype(spec.dtype), entry)
   return scores
 
 
-def _table_entries(tables, index, qi, kj):
-  """Row of the time table and of the position table for each pair of tokens, `[G, block_q, block_k]`, or None."""
-  time_table, position_table = tables
+def _table_entries(index, first, qi, kj, spec):
+  """Row of the time table and of the position table for each pair of tokens, `[G, block_q, block_k]`; None where there is no table."""
   bucket = entry = None
-  if time_table is not None:
-    bucket = time_bucket(index.query_time[qi][:, :, None] - index.key_time[kj][:, None, :])
-  if position_table is not None:
+  if index.buckets is not None:
+    bucket = jax.lax.dynamic_slice_in_dim(index.buckets, first, spec.blocks.group).astype(jnp.int32)
+  elif index.query_time is not None:
+    bucket = _buckets(index, qi, kj)
+  if index.query_position is not None:
     difference = index.query_position[qi][:, :, None] - index.key_position[kj][:, None, :]
-    entry = position_index(difference, position_table.shape[-1])
+    entry = position_index(difference, spec.position_table_size)
   return bucket, entry
 
 
-def _add_table_gradients(d_tables, d_scores, index, group):
-  qi, kj, _ = group
-  return tuple(
-    None if d_table is None else _add_table_gradient(d_table, entry, d_scores)
-    for d_table, entry in zip(d_tables, _table_entries(d_tables, index, qi, kj), strict=True)
-  )
+def _buckets(index, qi, kj):
+  return time_bucket(index.query_time[qi][:, :, None] - index.key_time[kj][:, None, :])
+
+
+def _add_table_gradients(d_tables, entries, d_scores):
+  pairs = zip(d_tables, entries, strict=True)
+  return tuple(None if table is None else _add_table_gradient(table, entry, d_scores) for table, entry in pairs)
 
 
 def _add_table_gradient(d_table, entry, d_scores):
