@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
   config.objective = {"name": "full_softmax"}
   config.optimizer.learning_rate = 3e-3
   config.train.batch_size = 64
-  config.train.num_epochs = 20
-  config.train.evaluate_every_epochs = 2
+  config.train.num_epochs = 10
   config.train.log_every_steps = 10
   return config
