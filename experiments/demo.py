@@ -2,8 +2,8 @@
 
     make demo        or: python -m experiments.demo [FOLDER]
 
-The training is that of `experiments.train` with `experiments/configs/demo.py`. A second call shows the finished run again; delete its
-folder to train anew.
+The training is that of `experiments.train` with `experiments/configs/demo.py`. A second call shows the finished run
+again; delete its folder to train anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from experiments import evaluate, train
 from experiments.configs import demo
 from jaxrec.inference.recommend import describe, recommend
 from jaxrec.train.experiment import load_run
-from jaxrec.train.log import HideOrbaxDetails
 
 FOLDER = "runs/demo"
 NUM_USERS = 3
@@ -26,8 +25,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 2:
     raise app.UsageError(f"expected at most one folder, got {argv[1:]}")
   folder = argv[1] if len(argv) == 2 else FOLDER
-  logging.set_verbosity(logging.WARNING)
-  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  logging.set_verbosity(logging.ERROR)  # the progress bar and the tables say what there is to say
   train.run(demo.get_config(), folder)
   experiment, params, _ = load_run(folder)
   data = experiment.data
