@@ -211,3 +211,11 @@ def test_a_missing_file_says_what_the_folder_holds(tmp_path):
 def test_an_unknown_source_lists_the_known_ones():
   with pytest.raises(ValueError, match=r"source='ml' is not known; known: .*movielens-1m.*synthetic"):
     source_reader("ml")
+
+
+def test_a_quotation_that_is_never_closed_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(reading, "CHUNK_BYTES", 50)
+  body = "".join(f"{i},{i},{i}\n" for i in range(100))
+  raw = write(tmp_path, {"a.csv": f'user,item,timestamp\n1,2,3\n"x,1,2\n{body}'}) / "a.csv"
+  with pytest.raises(ValueError, match="line 3: no line ends in .* bytes: is a quotation mark"):
+    read("table", raw)

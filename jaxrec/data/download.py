@@ -11,10 +11,12 @@ import pathlib
 import shutil
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 
 _BLOCK = 1 << 20
@@ -125,6 +127,7 @@ def download(
   checksum: str | None = None,
   tries: int = 4,
   timeout: float = 60.0,
+  wait: float = 1.0,
   report: Callable[[str], None] | None = None,
 ) -> pathlib.Path:
   """Returns `path`, fetched from `url` unless it is there. Until it is complete and checked it is called `<path>.part`.
@@ -135,6 +138,7 @@ def download(
     checksum: "md5:<hex>" or "sha256:<hex>"; None checks the length only.
     tries: how often a broken connection is taken up again.
     timeout: seconds without a byte after which a connection counts as broken.
+    wait: seconds before the second try, doubled before each further one.
 
   Raises:
     ValueError: the checksum is wrong (the part is removed), or the server says that there is no such file.
@@ -162,6 +166,7 @@ def download(
       raise ConnectionError(
         f"{url}: cannot be fetched ({problem}): is this machine offline? {_advice(url)}"
       ) from problem
+    time.sleep(wait * 2**attempt)
   _check_sum(part, checksum, url)
   _version_file(part).unlink(missing_ok=True)
   part.rename(path)
@@ -184,7 +189,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
       with tarfile.open(archive) as packed:
         packed.extractall(unfinished, filter="data")
     unfinished.rename(folder)
-  except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+  except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
     raise ValueError(f"{archive}: cannot be unpacked ({error}); remove it and try again") from error
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -207,6 +212,8 @@ def _continue(url: str, part: pathlib.Path, timeout: float) -> bool:
       resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
       total = _total(answer, have if resumed else 0)
       mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+      if not resumed:
+        version.unlink(missing_ok=True)
       if mark and not mark.startswith("W/"):
         version.write_text(mark)
       with open(part, "ab" if resumed else "wb") as stream:
@@ -214,9 +221,12 @@ def _continue(url: str, part: pathlib.Path, timeout: float) -> bool:
         stream.flush()
         os.fsync(stream.fileno())
   except urllib.error.HTTPError as error:
+    error.close()
     if error.code != 416:
       raise
     part.unlink()
+    return False
+  except http.client.IncompleteRead:
     return False
   return total is None or part.stat().st_size == total
 

@@ -126,6 +126,7 @@ class PreparedData:
       name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else np.asarray(value, COLUMNS[name])
       for name, (value, fill) in filled.items()
     }
+    _check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
     by_rule = isinstance(split, str)
     if by_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
@@ -340,20 +341,8 @@ def _user_table(num_users: int, raw_users) -> pl.DataFrame:
 
 
 def _check(data: PreparedData) -> None:
-  where = data.path if data.path is not None else "columns"
-  for name in COLUMNS:
-    if len(getattr(data, name)) != data.num_events:
-      raise ValueError(f"{where}: {name} has {len(getattr(data, name))} entries, needs {data.num_events} (num_events)")
-  offsets = data.offsets
-  if (
-    len(offsets) != data.num_users + 1
-    or offsets[0] != 0
-    or offsets[-1] != data.num_events
-    or (np.diff(offsets) < 0).any()
-  ):
-    raise ValueError(
-      f"{where}: offsets must be {data.num_users + 1} numbers from 0 to {data.num_events} that never decrease"
-    )
+  where = str(data.path) if data.path is not None else "columns"
+  _check_lengths({name: getattr(data, name) for name in COLUMNS}, data.offsets, data.num_users, data.num_events, where)
   if len(data.domain_names) != data.num_domains:
     raise ValueError(f"{where}: {len(data.domain_names)} domain names for {data.num_domains} domains")
   for name, low, high in (("item_id", 1, data.num_items), ("domain_id", 1, data.num_domains), ("split", TRAIN, TEST)):
@@ -361,3 +350,11 @@ def _check(data: PreparedData) -> None:
     bad = np.flatnonzero((column < low) | (column > high))
     if len(bad):
       raise ValueError(f"{where}: {name}[{bad[0]}] = {column[bad[0]]} is outside {low}..{high}")
+
+
+def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users: int, events: int, where: str) -> None:
+  for name, column in columns.items():
+    if len(column) != events:
+      raise ValueError(f"{where}: {name} has {len(column)} entries, needs {events} (num_events)")
+  if len(offsets) != users + 1 or offsets[0] != 0 or offsets[-1] != events or (np.diff(offsets) < 0).any():
+    raise ValueError(f"{where}: offsets must be {users + 1} numbers from 0 to {events} that never decrease")

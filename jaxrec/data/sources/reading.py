@@ -20,6 +20,7 @@ import polars as pl
 CHUNK_BYTES = 1 << 26
 _LATEST_SECOND = 10_000_000_000
 _SHOWN = 120
+_LONGEST_LINES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: st
   piece.
 
   Raises:
-    ValueError: a gzip file is damaged or cut short.
+    ValueError: a gzip file is damaged or cut short, or a quotation is never closed.
   """
   rest, line = b"", 1
   for block in _blocks(path, chunk_bytes or CHUNK_BYTES):
@@ -115,6 +116,10 @@ def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: st
     if data:
       yield Chunk(path, data, line)
       line += data.count(b"\n")
+    if len(rest) > _LONGEST_LINES * (chunk_bytes or CHUNK_BYTES):
+      raise ValueError(
+        f"{path}: line {line}: no line ends in {len(rest)} bytes: is a quotation mark {quote} never closed?"
+      )
   if rest:
     yield Chunk(path, rest, line)
 
@@ -133,9 +138,15 @@ def _blocks(path: pathlib.Path, size: int) -> Iterator[bytes]:
 
 
 def _last_line_end(block: bytes, quote: str | None) -> int:
+  """Returns where the last line ends that no open quotation reaches across; 0 if there is none."""
   cut = block.rfind(b"\n") + 1
-  while quote and cut and block.count(quote.encode(), 0, cut) % 2:
-    cut = block.rfind(b"\n", 0, cut - 1) + 1
+  if quote is None:
+    return cut
+  open_quotation = block.count(quote.encode(), 0, cut) % 2
+  while cut and open_quotation:
+    earlier = block.rfind(b"\n", 0, cut - 1) + 1
+    open_quotation ^= block.count(quote.encode(), earlier, cut) % 2
+    cut = earlier
   return cut
 
 
