@@ -1,4 +1,5 @@
-"""Losses of query vectors against item vectors: sampled and full softmax, BCE, gBCE. Pure functions; means are the caller's.
+"""Losses of query vectors against item vectors: sampled and full softmax, BCE, gBCE. Pure functions; means are the
+caller's.
 
 Letters: `B` rows, `N` positions, `M` width, `R` negatives, `V` items.
 """
@@ -44,9 +45,7 @@ def sampled_logits(
   return positive_logit, jnp.where(is_positive, _EXCLUDED, negative_logit)
 
 
-def sampled_softmax(
-  positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"]
-) -> Float[Array, "B N"]:
+def sampled_softmax(positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"]) -> Float[Array, "B N"]:
   """`-log softmax([positive, negatives])[0]` at each position.
 
   Source: released code of Zhai et al. 2024, arXiv 2402.17152 (`SampledSoftmaxLoss`).
@@ -65,7 +64,8 @@ def full_softmax(
   temperature: float = 1.0,
   chunk_size: int = 4096,
 ) -> Float[Array, "..."]:
-  """`-log softmax` of the positive over items 1..V at each position, never holding more than `chunk_size` scores a position.
+  """`-log softmax` of the positive over items 1..V at each position, never holding more than `chunk_size` scores a
+  position.
 
   The backward pass recomputes the scores chunk by chunk.
   """
@@ -93,7 +93,8 @@ def binary_cross_entropy(
 ) -> Float[Array, "B N"]:
   """`-calibration * log sigmoid(positive) - sum_r log(1 - sigmoid(negative_r))`.
 
-  `calibration` 1 is BCE; gBCE passes `gbce_calibration(...)`: `sigmoid(s)^beta` has the logarithm `beta * log sigmoid(s)`.
+  `calibration` 1 is BCE; gBCE passes `gbce_calibration(...)`: `sigmoid(s)^beta` has the logarithm `beta * log
+  sigmoid(s)`.
 
   Source: Petrov and Macdonald 2023, arXiv 2308.07192, equation 10.
   """

@@ -25,9 +25,9 @@ class ItemObjective:
   loss: "sampled_softmax", "full_softmax", "bce" or "gbce".
   num_negatives: R, drawn with replacement.
   sampler: "uniform", "log_uniform" or "in_batch".
-  sharing: who shares a draw of R negatives. "position": nobody, as published. "row": the positions of a row of the batch.
-    "batch": all. Choice: sharing changes neither the expected gradient of a position nor R, only the correlation between
-    positions; it replaces a `[B, N, R, M]` gather by a matrix product.
+  sharing: who shares a draw of R negatives. "position": nobody, as published. "row": the positions of a row of the
+    batch. "batch": all. Choice: sharing changes neither the expected gradient of a position nor R, only the
+    correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
   log_q: subtract the log-probability of the draw from the scores of negatives and positive.
   temperature: divides the scores.
   gbce_t: calibration of gBCE in 0..1.

@@ -85,7 +85,9 @@ def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpre
   if implementation in ("tpu", "gpu"):
     raise NotImplementedError(f"{implementation=} does not exist yet; use 'auto', 'xla' or 'reference'")
   if interpret:
-    raise ValueError("interpret=True is for Pallas implementations; 'auto', 'xla' and 'reference' run anywhere without it")
+    raise ValueError(
+      "interpret=True is for Pallas implementations; 'auto', 'xla' and 'reference' run anywhere without it"
+    )
   if block_sizes is not None and implementation == "reference":
     raise ValueError("block_sizes has no meaning for implementation='reference'")
   if normalizer is not None and activation == "softmax":

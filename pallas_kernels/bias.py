@@ -25,7 +25,8 @@ class RelativeBias:
 
   time_table: one value for each time bucket, shared by the heads `[129]` or for each head `[H, 129]`.
   query_time, key_time: seconds. HSTU takes the time of the *next* event as the query's time.
-  position_table: one value for each difference of positions `-(P-1)..P-1`: `[2P-1]` or `[H, 2P-1]`. Larger differences use the ends.
+  position_table: one value for each difference of positions `-(P-1)..P-1`: `[2P-1]` or `[H, 2P-1]`. Larger
+    differences use the ends.
   query_position, key_position: index of a token inside its own sequence.
   """
 
@@ -61,8 +62,8 @@ class RelativeBias:
 def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)` in correctly rounded float32, whatever the precision elsewhere.
 
-  The logarithms of different machines differ in the last bit, which moves the edges by up to a minute. So the logarithm only finds the
-  nearest edge, and integers decide on which side of it a time lies.
+  The logarithms of different machines differ in the last bit, which moves the edges by up to a minute. So the
+  logarithm only finds the nearest edge, and integers decide on which side of it a time lies.
 
   >>> time_bucket(jnp.array([0, 1, 2, -60, 86_400, 2**31 - 1])).tolist()
   [0, 0, 2, 13, 37, 71]

@@ -1,7 +1,7 @@
 """The option grid of the production HSTU kernel, as intervals.
 
-Source: Zhai et al. 2024, arXiv 2402.17152, section 4.5 (targets that do not see each other); the windows and the contextual prefix are
-options of the authors' released attention operators.
+Source: Zhai et al. 2024, arXiv 2402.17152, section 4.5 (targets that do not see each other); the windows and the
+contextual prefix are options of the authors' released attention operators.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def hstu_mask(
 ) -> IntervalMask:
   """Mask for rows `[contextual prefix | history | targets | padding]`.
 
-  Every token reads itself. The tokens of the prefix share place 0, the history counts on from there, and all targets share the place
-  after its end. A token reads the tokens of smaller places (of any other place if not `causal`),
-  so that neither targets nor the tokens of the prefix see each other; but prefix tokens also read everything before the targets.
+  Every token reads itself. The tokens of the prefix share place 0, the history counts on from there, and all targets
+  share the place after its end. A token reads the tokens of smaller places (of any other place if not `causal`),
+  so that neither targets nor the tokens of the prefix see each other; but prefix tokens also read everything before
+  the targets.
 
   Args:
     lengths: tokens in the row, prefix and targets included.
@@ -33,7 +34,8 @@ def hstu_mask(
     num_targets: how many of the last tokens are targets; None says that there are none.
     max_attention_length: if positive, the largest difference of places that is read.
     contextual_length: tokens in the prefix.
-    min_full_attention_length: the last so many places before the targets, and the targets, ignore `max_attention_length`.
+    min_full_attention_length: the last so many places before the targets, and the targets, ignore
+      `max_attention_length`.
     causal: whether only smaller places are read.
 
   Raises:

@@ -1,8 +1,9 @@
 """Attention masks as intervals: which keys a query may read, in O(N) integers.
 
-Causal order, padding, packed sequences, domains, candidate targets, windows and contextual prefixes all say the same thing of a query: it
-may read the keys of at most two half-open intervals, and perhaps its own. `IntervalMask` holds just that, so nothing of size `[N, S]` is
-ever formed, and a kernel can tell from the intervals which tiles of the attention matrix are empty.
+Causal order, padding, packed sequences, domains, candidate targets, windows and contextual prefixes all say the same
+thing of a query: it may read the keys of at most two half-open intervals, and perhaps its own. `IntervalMask` holds
+just that, so nothing of size `[N, S]` is ever formed, and a kernel can tell from the intervals which tiles of the
+attention matrix are empty.
 
 >>> import jax.numpy as jnp
 >>> mask = IntervalMask.causal(jnp.array([[1, 1, 2, 0]]))  # a row with sequences of two and of one token, and padding
@@ -24,11 +25,13 @@ from jaxtyping import Array, Bool, Int
 class IntervalMask:
   """For each query: the keys in [start_a, end_a), those in [start_b, end_b), and its own where `include_self`.
 
-  Intervals may be empty (start >= end). The two intervals of a query must not overlap; its own key may lie in one of them.
+  Intervals may be empty (start >= end). The two intervals of a query must not overlap; its own key may lie in one of
+  them.
 
   start_a, end_a, start_b, end_b: key indices, in 0..S.
   include_self: whether the query reads its own key as well.
-  own_key: index of the query's own key; None says that query i has key i, which holds unless the queries are only some of the tokens.
+  own_key: index of the query's own key; None says that query i has key i, which holds unless the queries are only
+    some of the tokens.
   """
 
   start_a: Int[Array, "B N"]
@@ -68,9 +71,7 @@ class IntervalMask:
       raise ValueError(f"{look_back=} must not be negative")
     own = jnp.arange(self.shape[1])[None] if self.own_key is None else self.own_key
     first = own - look_back
-    return dataclasses.replace(
-      self, start_a=jnp.maximum(self.start_a, first), start_b=jnp.maximum(self.start_b, first)
-    )
+    return dataclasses.replace(self, start_a=jnp.maximum(self.start_a, first), start_b=jnp.maximum(self.start_b, first))
 
   def queries(self, first: int, count: int) -> IntervalMask:
     """The mask of the `count` queries from `first` on, over the same keys (for cached keys and values)."""
@@ -83,8 +84,8 @@ class IntervalMask:
 
     Args:
       sequence_id: equal ids lie side by side; 0 is padding, which reads nothing and is read by nothing.
-      position: where given, a token whose position does not exceed its neighbour's on the left starts a new sequence even
-        if the ids are equal.
+      position: where given, a token whose position does not exceed its neighbour's on the left starts a new sequence
+        even if the ids are equal.
     """
     start = _run_start(_starts_run(sequence_id, position))
     index = jnp.arange(sequence_id.shape[1])[None]

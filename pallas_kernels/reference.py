@@ -20,7 +20,8 @@ def attention(
   activation: str,
   scale: float,
 ) -> Float[Array, "B N H E"]:
-  """`out_i = sum_j may_attend(i, j) * activation(scale * q_i·k_j + bias_ij) * v_j`, or the softmax over the keys that may be attended.
+  """`out_i = sum_j may_attend(i, j) * activation(scale * q_i·k_j + bias_ij) * v_j`, or the softmax over the keys that
+  may be attended.
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equation 2.
   """

@@ -1,4 +1,4 @@
-"""Which tiles of the attention matrix are alive: a flat list of (query tile, key tile) pairs, made from the intervals."""
+"""Which tiles of the attention matrix are alive: a list of (query tile, key tile) pairs, made from the intervals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class WorkList:
 
 
 def live_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) -> Bool[Array, "B Tq Tk"]:
-  """Whether any query of a tile may read any key of a tile; the interval spanned by a tile's queries is taken as a whole.
+  """Whether any query of a tile may read any key of a tile; the interval spanned by a tile's queries is taken as a
+  whole.
 
   N must be a multiple of `block_q` and `num_keys` one of `block_k`.
   """

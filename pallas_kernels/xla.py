@@ -1,8 +1,8 @@
 """Segment attention in plain JAX: live tiles only, memory linear in N, forward and backward.
 
-The intervals of the mask give a list of live (query tile, key tile) pairs. A loop with a dynamic end takes a group of pairs at a time:
-gather the tiles, multiply them as one batch, add the results to their query tiles (and, backward, key tiles). Nothing larger than a group of
-tiles exists besides inputs and outputs.
+The intervals of the mask give a list of live (query tile, key tile) pairs. A loop with a dynamic end takes a group of
+pairs at a time: gather the tiles, multiply them as one batch, add the results to their query tiles (and, backward,
+key tiles). Nothing larger than a group of tiles exists besides inputs and outputs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
 from pallas_kernels.mask import IntervalMask
 
-
-_MAX_BUCKETS_KEPT = 2**24  # time buckets, a byte each, that are computed once for all layers of a model; else once in each pass
+_MAX_BUCKETS_KEPT = (
+  2**24
+)  # time buckets, a byte each, that are computed once for all layers of a model; else once in each pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +133,11 @@ class _Spec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _TileIndex:
-  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T, block]`.
+  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T,
+  block]`.
 
-  buckets: the time bucket of each pair of the work list `[L, block_q, block_k]`. It depends on times and mask alone, so that
-    the compiler finds that all layers of a model ask for the same.
+  buckets: the time bucket of each pair of the work list `[L, block_q, block_k]`. It depends on times and mask alone,
+    so that the compiler finds that all layers of a model ask for the same.
   """
 
   work: schedule.WorkList
@@ -190,7 +192,11 @@ def _softmax_forward(spec, q, k, v, tables, index):
     return new_max, total, out
 
   shape = q.shape[:3]
-  start = (jnp.full(shape, -jnp.inf, spec.dtype), jnp.zeros(shape, spec.dtype), jnp.zeros(shape + v.shape[3:], spec.dtype))
+  start = (
+    jnp.full(shape, -jnp.inf, spec.dtype),
+    jnp.zeros(shape, spec.dtype),
+    jnp.zeros(shape + v.shape[3:], spec.dtype),
+  )
   running_max, total, out = _for_each_group(spec, index, add_group, start)
   has_key = total > 0
   log_sum = jnp.where(has_key, running_max + jnp.log(jnp.where(has_key, total, 1)), jnp.inf)
@@ -265,7 +271,7 @@ def _scores(spec, q, k, tables, entries):
 
 
 def _table_entries(index, first, qi, kj, spec):
-  """Row of the time table and of the position table for each pair of tokens, `[G, block_q, block_k]`; None where there is no table."""
+  """Rows of the time table and of the position table, `[G, block_q, block_k]` each; None where there is no table."""
   bucket = entry = None
   if index.buckets is not None:
     bucket = jax.lax.dynamic_slice_in_dim(index.buckets, first, spec.blocks.group).astype(jnp.int32)

@@ -1,12 +1,13 @@
 """HSTU on MovieLens-1M, the public configuration of arXiv 2402.17152 (2 layers, 1 head, width 50).
 
-    python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
+python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
 """
 
 from jaxrec.train.config import default_config
 
 
 def get_config():
+  """Returns the settings of the small HSTU."""
   config = default_config()
   config.name = "ml1m_hstu"
   config.data.source = "movielens-1m"

@@ -1,12 +1,13 @@
 """SASRec on MovieLens-1M, the baseline configuration of arXiv 2402.17152 (2 blocks, 1 head, width 50).
 
-    python -m experiments.train --config=experiments/configs/ml1m_sasrec.py --workdir=runs/ml1m_sasrec
+python -m experiments.train --config=experiments/configs/ml1m_sasrec.py --workdir=runs/ml1m_sasrec
 """
 
 from experiments.configs import ml1m_hstu
 
 
 def get_config():
+  """Returns the settings of SASRec."""
   config = ml1m_hstu.get_config()
   config.name = "ml1m_sasrec"
   config.model = dict(

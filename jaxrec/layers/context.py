@@ -11,7 +11,13 @@ from pallas_kernels import IntervalMask
 
 @flax.struct.dataclass
 class AttentionContext:
-  """mask: which tokens each token reads; query_time: when its prediction is asked for; key_time: when it happened; in seconds."""
+  """The mask and the O(N) inputs of the relative bias.
+
+  mask: which tokens each token reads.
+  position: index of a token in its own sequence.
+  query_time: when its prediction is asked for, in seconds.
+  key_time: when it happened, in seconds.
+  """
 
   mask: IntervalMask
   position: Int[Array, "B N"]

@@ -1,4 +1,4 @@
-"""Item and position embeddings at the input of a sequence model, and the same item table as scoring vectors at its output."""
+"""Item and position embeddings at the input of a model, and the same item table as scoring vectors at its output."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ class HSTULayer(nn.Module):
     if self.linear_activation not in ("silu", "none"):
       raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
     inner = self.num_heads * (2 * self.value_width + 2 * self.head_width)
-    projection = nn.Dense(inner, use_bias=False, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="uvqk")
+    projection = nn.Dense(
+      inner, use_bias=False, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="uvqk"
+    )
     projected = projection(layer_norm(x))  # [B, N, H * (2E + 2D)]
     if self.linear_activation == "silu":
       projected = jax.nn.silu(projected)
@@ -82,7 +84,11 @@ class HSTULayer(nn.Module):
     y = dropout(self, y, self.dropout, deterministic)
     fan_in = y.shape[-1]
     output = nn.Dense(
-      x.shape[-1], kernel_init=nn.initializers.xavier_uniform(), bias_init=uniform(fan_in**-0.5), dtype=self.dtype, name="output"
+      x.shape[-1],
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=uniform(fan_in**-0.5),
+      dtype=self.dtype,
+      name="output",
     )
     return x + output(y)
 

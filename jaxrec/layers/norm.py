@@ -16,7 +16,8 @@ def layer_norm(x: Float[Array, "... M"], epsilon: float = 1e-6) -> Float[Array, 
 
 
 def l2_normalize(x: Float[Array, "... M"], epsilon: float = 1e-6) -> Float[Array, "... M"]:
-  """`x / max(||x||, epsilon)` over the last axis; a zero vector stays zero and its gradient is zero / epsilon, never NaN.
+  """`x / max(||x||, epsilon)` over the last axis; a zero vector stays zero and its gradient is zero / epsilon, never
+  NaN.
 
   >>> l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
   [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]

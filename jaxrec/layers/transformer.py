@@ -71,7 +71,8 @@ class FeedForward(nn.Module):
 
 
 class SASRecLayer(nn.Module):
-  """SASRec's block as in the released HSTU baseline: only the query is normalised, residuals start from normalised vectors.
+  """SASRec's block as in the released HSTU baseline: only the query is normalised, residuals start from normalised
+  vectors.
 
   `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`.
 
@@ -100,7 +101,8 @@ class BERT4RecLayer(nn.Module):
   """A bidirectional transformer block.
 
   Source: Sun et al. 2019, arXiv 1904.06690, section 3.3.
-  Choice: layer norms stand before the two sub-layers (pre-norm), which trains without warm-up; the paper has them after.
+  Choice: layer norms stand before the two sub-layers (pre-norm), which trains without warm-up; the paper has them
+    after.
   """
 
   num_heads: int
@@ -118,4 +120,6 @@ class BERT4RecLayer(nn.Module):
     attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
     x = x + dropout(self, attention(y, y, context, deterministic), self.dropout, deterministic)
     y = nn.LayerNorm(dtype=self.dtype, name="feed_forward_norm")(x)
-    return x + FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")(y, deterministic)
+    return x + FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")(
+      y, deterministic
+    )

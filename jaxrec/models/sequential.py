@@ -1,4 +1,4 @@
-"""What HSTU, SASRec and BERT4Rec share: embeddings in, an encoder, normalised query vectors out, one table of scoring vectors."""
+"""What HSTU, SASRec and BERT4Rec share: embeddings in, an encoder, query vectors out, a table of scoring vectors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,64 @@
+"""Sequential and generative recommendation over several domains, in JAX.
+
+    import jaxrec
+    data = jaxrec.synthetic_data()
+    model = jaxrec.HSTU(num_items=data.num_items, width=64, max_positions=64, attention_length=64)
+
+Names are loaded when they are first used, so that `import jaxrec` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+  "SequenceBatch": "jaxrec.types",
+  "PreparedData": "jaxrec.data.prepared",
+  "prepare": "jaxrec.data.prepare",
+  "synthetic_data": "jaxrec.data.synthetic",
+  "TrainingOptions": "jaxrec.data.pipeline",
+  "training_batches": "jaxrec.data.pipeline",
+  "evaluation_batches": "jaxrec.data.pipeline",
+  "HSTU": "jaxrec.models",
+  "SASRec": "jaxrec.models",
+  "BERT4Rec": "jaxrec.models",
+  "HSTULayer": "jaxrec.layers.hstu",
+  "SASRecLayer": "jaxrec.layers.transformer",
+  "BERT4RecLayer": "jaxrec.layers.transformer",
+  "ItemObjective": "jaxrec.objectives",
+  "RankingMetrics": "jaxrec.metrics",
+  "auc": "jaxrec.metrics",
+  "grouped_auc": "jaxrec.metrics",
+  "target_ranks": "jaxrec.retrieval",
+  "top_k_items": "jaxrec.retrieval",
+  "default_config": "jaxrec.train.config",
+}
+_MODULES = (
+  "baselines",
+  "data",
+  "layers",
+  "losses",
+  "metrics",
+  "models",
+  "negatives",
+  "objectives",
+  "retrieval",
+  "train",
+  "types",
+)
+
+__all__ = ["__version__", *_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+  if name in _MODULES:
+    return importlib.import_module(f"jaxrec.{name}")
+  if name in _HOMES:
+    return getattr(importlib.import_module(_HOMES[name]), name)
+  raise AttributeError(f"module 'jaxrec' has no attribute {name!r}; it has {sorted(__all__)}")
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)
