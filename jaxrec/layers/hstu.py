@@ -1,6 +1,7 @@
 """The HSTU layer: pointwise SiLU attention with time and position bias, gated.
 
-`U, V, Q, K = split(SiLU(LN(X) W_uvqk))`;  `A V = silu(Q K^T + rab^{p,t}) / N masked, times V`;  `Y = (LN(A V) * U) W_o + b_o + X`.
+`U, V, Q, K = split(SiLU(LN(X) W_uvqk))`;  `A V = silu(Q K^T + rab^{p,t}) / N masked, times V`;
+`Y = (LN(A V) * U) W_o + b_o + X`.
 
 Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3 and the released code.
 """
@@ -21,7 +22,7 @@ from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias, segment_attention
 def split_uvqk(
   projected: Float[Array, "B N P"], num_heads: int, head_width: int, value_width: int
 ) -> tuple[Array, Array, Array, Array]:
-  """The gate `u [B, N, H*E]` and values, queries, keys `[B, N, H, E or D]`, in the order u, v, q, k; heads are the outer index."""
+  """The gate `u [B, N, H*E]`, values `[B, N, H, E]`, queries and keys `[B, N, H, D]`; heads are the outer index."""
   wide, narrow = num_heads * value_width, num_heads * head_width
   u, v, q, k = jnp.split(projected, (wide, 2 * wide, 2 * wide + narrow), axis=-1)
   lead = projected.shape[:-1]
@@ -41,11 +42,12 @@ def gate(u: Float[Array, "B N W"], attended: Float[Array, "B N W"], concat_ua: b
 class HSTULayer(nn.Module):
   """One HSTU layer.
 
-  attention_length: N of the equations: the divisor of the SiLU weights and the reach P of the position table. A constant of the
-    model, not the padded length of a batch, so that padding never changes a result.
+  attention_length: N of the equations: the divisor of the SiLU weights and the reach P of the position table. A constant
+    of the model, not the padded length of a batch, so that padding never changes a result.
   time_bias, position_bias: which parts of rab^{p,t} exist; the tables are shared by the heads.
   activation: "silu", or "softmax" for the ablation; softmax is over the keys that may be attended.
-    Choice: the released "softmax_rel_bias" merges the heads and lets future keys into the denominator; ours does neither.
+    Choice: the released "softmax_rel_bias" merges the heads and lets future keys into the denominator; ours does
+    neither.
   linear_activation: "silu" or "none" around the input projection.
   """
 
