@@ -42,12 +42,11 @@ def gate(u: Float[Array, "B N W"], attended: Float[Array, "B N W"], concat_ua: b
 class HSTULayer(nn.Module):
   """One HSTU layer.
 
-  attention_length: N of the equations: the divisor of the SiLU weights and the reach P of the position table. A constant
+  attention_length: N of the equations: divisor of the SiLU weights and reach P of the position table. A constant
     of the model, not the padded length of a batch, so that padding never changes a result.
   time_bias, position_bias: which parts of rab^{p,t} exist; the tables are shared by the heads.
-  activation: "silu", or "softmax" for the ablation; softmax is over the keys that may be attended.
-    Choice: the released "softmax_rel_bias" merges the heads and lets future keys into the denominator; ours does
-    neither.
+  activation: "silu", or "softmax" for the ablation, over the keys that may be attended.
+    Choice: the released "softmax_rel_bias" merges heads and lets future keys into the denominator; ours does neither.
   linear_activation: "silu" or "none" around the input projection.
   """
 

@@ -1,0 +1,1 @@
+"""Measurements: each prints JSON lines with the device and the versions it ran on."""

@@ -1,0 +1,106 @@
+"""Times the training step of a config, and says where the time goes.
+
+    python -m experiments.benchmarks.train_step --config=experiments/configs/ml1m_hstu.py --steps=20
+
+Prints JSON lines: one a stage, `median_ms` over the steps, the forward pass and the gradient timed apart from the whole
+step. Stages are cumulative: "gradient" contains "forward", "step" contains both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from jaxrec.data import pipeline
+from jaxrec.train import devices, experiment
+from jaxrec.train.state import num_parameters
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment config; --config.group.key=value changes a setting."
+)
+_STEPS = flags.DEFINE_integer("steps", 20, "Repetitions of each stage, after one that compiles.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "File to which the lines are appended as well.")
+
+
+def main(argv: list[str]) -> None:
+  """Measures and prints."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  for record in measure(_CONFIG.value, _STEPS.value):
+    line = json.dumps(record)
+    print(line)
+    if _OUT.value:
+      with open(_OUT.value, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def measure(config, steps: int) -> list[dict[str, Any]]:
+  """Returns a record for each stage of the training step of `config`: batch, forward, gradient, step."""
+  pieces = experiment.Experiment.from_config(config)
+  mesh = devices.data_mesh()
+  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
+  plan = pipeline.TrainingBatches(pieces.data, options)
+  batches = [devices.spread_rows(plan[i], mesh) for i in range(min(steps, plan.batches_per_epoch))]
+  state = devices.on_every_device(experiment.initial_state(pieces, total_steps=1000), mesh)
+  about = _about(config, state, options, batches)
+
+  def loss(params, batch):
+    return pieces.objective(pieces.model, params, batch, jax.random.key(0))[0]
+
+  forward, gradient = jax.jit(loss), jax.jit(jax.grad(loss))
+  train_step = experiment.train_step(pieces, 1000, mesh)
+
+  def step(i):
+    nonlocal state
+    state, scalars = train_step(state, batches[i % len(batches)])
+    return scalars
+
+  stages = {
+    "batch": lambda i: plan[i % plan.batches_per_epoch],
+    "forward": lambda i: forward(state.params, batches[i % len(batches)]),
+    "gradient": lambda i: gradient(state.params, batches[i % len(batches)]),
+    "step": step,
+  }
+  return [about | {"stage": name} | _time(stage, steps) for name, stage in stages.items()]
+
+
+def _time(stage: Callable[[int], Any], steps: int) -> dict[str, float]:
+  jax.block_until_ready(stage(0))
+  times = []
+  for i in range(steps):
+    start = time.perf_counter()
+    jax.block_until_ready(stage(i))
+    times.append(1e3 * (time.perf_counter() - start))
+  return {"median_ms": round(statistics.median(times), 2), "least_ms": round(min(times), 2), "steps": steps}
+
+
+def _about(config, state, options, batches):
+  tokens = statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches)
+  return {
+    "benchmark": "train_step",
+    "config": config.name,
+    "parameters": num_parameters(state.params),
+    "users_per_batch": config.train.batch_size,
+    "rows": options.rows_per_batch,
+    "row_length": options.row_length,
+    "tokens": round(tokens),
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+  }
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)
