@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(ARGS)
 
 notebooks: $(VENV)/.installed-notebooks
-	$(RUN) -m jupytext --quiet --to ipynb notebooks/*.py
+	$(RUN) -m jupytext --quiet --update --to ipynb notebooks/*.py
 	$(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:

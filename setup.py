@@ -1,9 +1,11 @@
 """Package metadata and dependencies; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
 PLOTS = ["matplotlib"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
@@ -11,9 +13,9 @@ TEST = [*PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist"
 
 setup(
   name="jaxrec",
-  version="0.1.0",
+  version=re.search(r'__version__ = "(.+)"', (HERE / "jaxrec" / "__init__.py").read_text())[1],
   description="Sequential recommendation across domains in JAX: models, kernels, data pipelines and experiments.",
-  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",

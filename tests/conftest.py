@@ -47,7 +47,7 @@ def data_dir(request) -> Path:
 
 @pytest.fixture(autouse=True)
 def shape_checks(request):
-  """Switches the checks below off for a test marked `unchecked_shapes`, which shows what our own code says to wrong input."""
+  """Switches the checks below off for a test marked `unchecked_shapes`, which wants to see our own error."""
   unchecked = request.node.get_closest_marker("unchecked_shapes") is not None
   jaxtyping.config.update("jaxtyping_disable", unchecked)
   yield
