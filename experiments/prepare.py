@@ -38,6 +38,9 @@ _SOURCES = flags.DEFINE_multi_string(
 )
 
 
+_MOST_ROWS = 40
+
+
 def _all_options() -> dict[str, list[str]]:
   """Returns option -> the sources that have it (PrepareOptions: every source)."""
   homes = {field.name: ["any source"] for field in dataclasses.fields(PrepareOptions)}
@@ -68,17 +71,15 @@ def main(_) -> None:
 
 
 def summary(data: PreparedData) -> str:
-  """Returns a table of what was prepared: per domain, then overall, then what was dropped."""
+  """Returns a table of what was prepared: per domain (up to 40), then overall, then what was dropped."""
   rows = [("domain", "users", "items", "events", "training", "validation", "test")]
   user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
-  for number, name in [*enumerate(data.domain_names, 1), (None, "all")]:
+  domains = [*enumerate(data.domain_names, 1)] if 1 < data.num_domains <= _MOST_ROWS else []
+  for number, name in [*domains, (None, "all")]:
     inside = np.ones(data.num_events, bool) if number is None else np.asarray(data.domain_id) == number
     items = data.num_items if number is None else int((data.item_domain()[1:] == number).sum())
     parts = np.bincount(data.split[inside], minlength=3)
     rows.append((name, *(f"{count:,}" for count in (len(np.unique(user[inside])), items, int(inside.sum()), *parts))))
-    if number == 30 < data.num_domains:
-      rows.append((f"… {data.num_domains - 30} more", *[""] * 6))
-      break
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(
@@ -94,7 +95,8 @@ def _notes(data: PreparedData) -> list[str]:
   counts = data.meta["counts"]
   lengths = np.diff(data.offsets)
   times = "with times" if data.has_timestamps else "without times"
-  notes = [f"events a user: {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}; {times}"]
+  spread = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
+  notes = [f"{data.num_domains} domain(s); events a user: {spread}; {times}"]
   notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
@@ -133,8 +135,8 @@ def parse_source(text: str) -> dict[str, Any]:
 def parse_value(name: str, text: str, annotation: Any) -> Any:
   """Returns the text of a flag as what the option's annotation asks for.
 
-  >>> parse_value("min_user_events", "5", "int"), parse_value("edition", "2018", "str | None"), parse_value("header",
-  "false", "bool") (5, '2018', False)
+  >>> parse_value("min_user_events", "5", "int"), parse_value("edition", "2018", "str | None")
+  (5, '2018')
   """
   kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
   if "bool" in kind:
