@@ -1,11 +1,10 @@
 """Turns raw files into prepared columns.
 
     python -m experiments.prepare --source=movielens-1m --raw=ml-1m --out=prepared/ml1m
-    python -m experiments.prepare --source=table --raw=log.csv --out=prepared/log --user=uid --item=sku --timestamp=unix
-    \\
-        --min_user_events=5 --min_item_events=5 --split=by_time
+    python -m experiments.prepare --source=table --raw=log.csv --out=prepared/log --user=uid --item=sku \\
+        --timestamp=unix --min_user_events=5 --min_item_events=5 --split=by_time
     python -m experiments.prepare --source=merge --out=prepared/two --min_domain_events=5 \\
-        --sources='books=amazon-ratings:Books.csv?edition=2018'
+        --sources='books=amazon-ratings:Books.csv?edition=2018' \\
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
 
 Without --raw the official files are downloaded where they are free to download. Every option of the source's reader

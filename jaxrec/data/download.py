@@ -1,5 +1,4 @@
-"""The official files of the data sets, fetched once into a cache: checked, resumable, complete or absent under their
-names."""
+"""The official files of the data sets, fetched once into a cache: checked, resumable, complete or absent."""
 
 from __future__ import annotations
 

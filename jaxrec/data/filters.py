@@ -76,8 +76,7 @@ def _count(before: pl.DataFrame, after: pl.DataFrame, reason: str, counts: dict[
 
 
 def core(events: pl.DataFrame, todo: PrepareOptions, num_domains: int, counts, report) -> pl.DataFrame:
-  """Returns the events of the iterated k-core. Counting is `bincount` on the dense numbers, a round costs
-  milliseconds."""
+  """Returns the events of the iterated k-core. A round is a few `bincount`s on the dense numbers."""
   user, item, domain = (events[name].to_numpy() for name in ("user", "item", "domain"))
   rows, rounds = np.arange(len(user)), 0
   limits = (

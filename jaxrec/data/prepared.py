@@ -218,8 +218,7 @@ class PreparedData:
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
-    """Returns the catalogue: one row for each item 1..V with item_id, raw_id, title, domain_id and whatever the source
-    has."""
+    """Returns one row for each item 1..V: item_id, raw_id, title, domain_id and whatever else the source has."""
     return (
       self.item_table
       if self.item_table is not None

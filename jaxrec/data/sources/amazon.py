@@ -149,8 +149,10 @@ def _log(events: pl.DataFrame, domain: str, metadata: str | None) -> Interaction
 
 
 def read_titles(path: str | pathlib.Path) -> pl.DataFrame:
-  """Returns `item` and `title` from metadata JSON lines (2014 files in Python's notation have to be converted to JSON
-  first)."""
+  """Returns `item` and `title` from metadata JSON lines.
+
+  The 2014 files are in Python's notation and have to be converted to JSON first.
+  """
   path = require_file(path)
   key = "parent_asin" if b'"parent_asin"' in _first_line(path) else "asin"
   parts = [_parse_json(chunk, {key: pl.String, "title": pl.String}, optional=("title",)) for chunk in line_chunks(path)]

@@ -57,8 +57,7 @@ def read_1m(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
 
 
 def read_csv(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
-  """Returns MovieLens 20M, 25M or 32M: `ratings.csv` and `movies.csv`. The action is the rating in half stars, 1 to
-  10."""
+  """Returns MovieLens 20M, 25M or 32M: `ratings.csv`, `movies.csv`. The action is the rating in half stars, 1 to 10."""
   names = {
     "userId": Column(pl.Int64),
     "movieId": Column(pl.Int64),

@@ -25,8 +25,10 @@ _LONGEST_LINES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """How to read one column: its polars dtype; `optional` lets it be empty; `unit` "s" or "ms" makes it a time in
-  seconds."""
+  """How to read one column.
+
+  dtype: its polars type. optional: it may be empty. unit: "s" or "ms" where it is a time, which becomes seconds.
+  """
 
   dtype: Any
   optional: bool = False
@@ -102,8 +104,9 @@ def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: str | None = None) -> Iterator[Chunk]:
-  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz. A quoted line break does not end a
-  piece.
+  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz.
+
+  A quoted line break does not end a piece.
 
   Raises:
     ValueError: a gzip file is damaged or cut short, or a quotation is never closed.

@@ -127,8 +127,7 @@ def _check_sums(records: Sequence[bytes], sums: Sequence[int], homes: Sequence[t
 
 
 def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
-  """Example { Features { map<string, Feature { Int64List { packed values } }> } }: each level is field 1, the list
-  field 3."""
+  """Reads Example { Features { map<string, Feature { Int64List { packed values } }> } }: field 1 each, the list 3."""
   found = {}
   try:
     for features in _fields(record, 1):
