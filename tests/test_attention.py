@@ -1,0 +1,317 @@
+"""Segment attention: the tiled implementation against the definition, and what both of them promise."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockSizes, IntervalMask, RelativeBias, attention_weights, segment_attention, sort_by_segment
+
+MASK = {
+  "causal": lambda ids: IntervalMask.causal(ids),
+  "full": lambda ids: IntervalMask.full(ids),
+  "window": lambda ids: IntervalMask.causal(ids).limited(9),
+  "targets": lambda ids: IntervalMask.hstu(
+    (ids != 0).sum(1), ids.shape[1], num_targets=(ids != 0).sum(1) // 4, max_attention_length=11, contextual_length=3
+  ),
+  "both_ways": lambda ids: IntervalMask.hstu((ids != 0).sum(1), ids.shape[1], max_attention_length=13, causal=False),
+  "last_queries": lambda ids: IntervalMask.causal(ids).queries(20, 9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A point of the grid; the default has several tiles a side, packed rows, padding and both biases."""
+
+  length: int = 40
+  mask: str = "causal"
+  activation: str = "silu"
+  blocks: tuple[int, int, int] | None = (16, 8, 4)
+  tables: str = "time position"  # which parts of the bias there are
+  per_head: bool = False
+  heads: int = 2
+  width: int = 6
+  value_width: int = 6
+  normalizer: str = "none"  # or "number", "each_query"
+  scale: float = 0.7
+  dtype: str = "float32"
+
+  def __str__(self):
+    changed = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+    return ",".join(f"{name}={value}" for name, value in changed) or "default"
+
+
+GRID = [
+  Case(),
+  Case(activation="softmax"),
+  Case(blocks=(8, 16, 1), mask="full"),
+  Case(blocks=(8, 16, 100), activation="softmax", mask="full"),
+  Case(blocks=(40, 8, 3), tables="", normalizer="number"),
+  Case(blocks=(8, 40, 2), tables="time", per_head=True),
+  Case(blocks=(16, 16, 5), tables="position", activation="softmax", per_head=True),
+  Case(per_head=True, value_width=3, normalizer="each_query"),
+  Case(per_head=True, value_width=9, activation="softmax", scale=0.2),
+  Case(length=1, blocks=None),
+  Case(length=127, blocks=(32, 64, 2), heads=1, activation="softmax"),
+  Case(length=129, blocks=(64, 32, 3), heads=1),
+  Case(length=211, blocks=None, heads=1, width=25),
+  Case(mask="window"),
+  Case(mask="window", activation="softmax", tables=""),
+  Case(mask="targets", activation="softmax"),
+  Case(mask="both_ways", blocks=(8, 16, 3)),
+  Case(mask="last_queries", blocks=(4, 8, 2), normalizer="each_query"),
+  Case(dtype="bfloat16", normalizer="number"),
+  Case(dtype="bfloat16", activation="softmax", per_head=True),
+]
+
+
+def problem(case, seed=0):
+  """Differentiable inputs (a dict), the mask, and times and positions, all of `case`'s shapes."""
+  rng = np.random.default_rng(seed)
+  n = case.length
+  ids = np.zeros((3, n), np.int32)  # A packed row with padding, a full one, and one without a token.
+  ids[0, : n // 3], ids[0, n // 3 : 4 * n // 5 + 1] = 1, 2
+  ids[1] = 1
+  mask = MASK[case.mask](jnp.asarray(ids))
+  queries = mask.shape[1]
+  heads = (case.heads,) if case.per_head else ()
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), case.dtype)
+
+  inputs = {
+    "q": normal(3, queries, case.heads, case.width),
+    "k": normal(3, n, case.heads, case.width),
+    "v": normal(3, n, case.heads, case.value_width),
+  }
+  if "time" in case.tables:
+    inputs["time_table"] = jnp.asarray(rng.normal(size=(*heads, 129)), jnp.float32)
+  if "position" in case.tables:
+    inputs["position_table"] = jnp.asarray(rng.normal(size=(*heads, 21)), jnp.float32)  # Shorter than the sequences.
+  if case.normalizer == "each_query":
+    inputs["normalizer"] = jnp.asarray(rng.uniform(1, 3, (3, queries)), jnp.float32)
+  key_time = np.cumsum(rng.integers(0, 10**5, (3, n)), axis=1).astype(np.int32)
+  query_time = np.cumsum(rng.integers(0, 10**5, (3, queries)), axis=1).astype(np.int32)
+  position = np.broadcast_to(np.arange(n, dtype=np.int32), (3, n))
+  times = {"query_time": query_time, "key_time": key_time}
+  positions = {"query_position": position[:, n - queries :], "key_position": position}
+  return inputs, mask, jax.tree.map(jnp.asarray, (times, positions))
+
+
+def attend(case, implementation, inputs, mask, integers):
+  """`segment_attention` of a case; the tables and the normalizer come as inputs, so that they have gradients."""
+  (times, positions), bias = integers, {}
+  if "time" in case.tables:
+    bias |= {"time_table": inputs["time_table"], **times}
+  if "position" in case.tables:
+    bias |= {"position_table": inputs["position_table"], **positions}
+  normalizer = {"none": None, "number": 40.0, "each_query": inputs.get("normalizer")}[case.normalizer]
+  return segment_attention(
+    inputs["q"], inputs["k"], inputs["v"], mask, activation=case.activation, scale=case.scale, normalizer=normalizer,
+    bias=RelativeBias(**bias) if bias else None, implementation=implementation,
+    block_sizes=BlockSizes(*case.blocks) if case.blocks and implementation == "xla" else None,
+  )  # fmt: skip
+
+
+# The grid compiles far longer than it computes.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK_COMPILATION)
+def output_and_gradients(case, implementation, inputs, mask, integers):
+  """The output, and the gradients of all inputs for one fixed direction."""
+
+  def loss(inputs):
+    out = attend(case, implementation, inputs, mask, integers)
+    direction = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+    return (out.astype(jnp.float32) * direction).sum(), out
+
+  (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(inputs)
+  return {"out": out, **gradients}
+
+
+def assert_close(actual, expected, tolerance):
+  """Equal up to `tolerance` times the largest expected number of each array."""
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    one, other = np.asarray(actual[name], np.float32), np.asarray(value, np.float32)
+    assert actual[name].dtype == value.dtype
+    np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1e-6), err_msg=name)
+
+
+@pytest.mark.parametrize("case", GRID, ids=str)
+def test_tiles_give_the_outputs_and_gradients_of_the_definition(case):
+  arguments = problem(case)
+  actual, expected = (output_and_gradients(case, name, *arguments) for name in ("xla", "reference"))
+  assert all(np.abs(np.asarray(value, np.float32)).max() > 0 for value in expected.values()), "a test of nothing"
+  assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 1e-5)
+
+
+def test_the_definition_computes_an_example_worked_by_hand():
+  # Scores 2 * q·k + b: token 1 gives token 0 the score 2 * 1 * 3 + 1 = 7 and itself 2 * 1 * 4 + 2 = 10.
+  q, k, v = (jnp.array(x, jnp.float32).reshape(1, 2, 1, 1) for x in ([5, 1], [3, 4], [100, 10]))
+  place = jnp.array([[0, 1]])
+  bias = RelativeBias(position_table=jnp.array([9.0, 2, 1]), query_position=place, key_position=place)
+  mask = IntervalMask.causal(jnp.ones((1, 2), jnp.int32))
+  weights = attention_weights(q, k, mask, bias, scale=2.0)[0, 0]
+  silu = [x / (1 + np.exp(-x)) for x in (32, 7, 10)]
+  np.testing.assert_allclose(weights, [[silu[0], 0], silu[1:]], rtol=1e-6)
+  for name in ("reference", "xla"):
+    out = segment_attention(q, k, v, mask, scale=2.0, bias=bias, normalizer=2, implementation=name)
+    np.testing.assert_allclose(out[0, :, 0, 0], [50 * silu[0], 50 * silu[1] + 5 * silu[2]], rtol=1e-6)
+
+
+def test_softmax_is_over_the_keys_that_may_be_attended():
+  q = jnp.zeros((1, 3, 1, 4))
+  v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1)
+  mask = IntervalMask.causal(jnp.array([[1, 1, 1]]))
+  out = segment_attention(q, q, v, mask, activation="softmax")
+  np.testing.assert_allclose(out[0, :, 0, 0], [1, 2, 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+def test_queries_without_keys_give_zeros_and_zero_gradients(activation, implementation):
+  case = Case(activation=activation)
+  inputs, mask, integers = problem(case)
+  results = output_and_gradients(case, implementation, inputs, mask, integers)
+  is_padding = ~np.asarray(mask.to_dense(40)).any(-1)
+  assert is_padding[2].all() and is_padding[0].any()
+  for name in ("out", "q", "k", "v"):
+    assert not np.asarray(results[name])[is_padding].any()
+  assert all(np.isfinite(value).all() for value in results.values())
+
+
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+def test_huge_scores_stay_finite(activation):
+  case = Case(activation=activation, scale=1e4, tables="")
+  results = output_and_gradients(case, "xla", *problem(case))
+  assert all(np.isfinite(value).all() for value in results.values())
+
+
+def test_a_packed_row_gives_the_same_as_separate_rows():
+  lengths = (5, 7, 3)
+  ids = jnp.repeat(jnp.arange(1, 4), jnp.array(lengths), total_repeat_length=16).at[15].set(0)[None]
+  x = jax.random.normal(jax.random.key(0), (1, 16, 2, 4))
+  for activation in ("silu", "softmax"):
+    attend = functools.partial(segment_attention, activation=activation, block_sizes=BlockSizes(4, 4, 2))
+    packed = attend(x, x, x, IntervalMask.causal(ids))
+    first = 0
+    for length in lengths:
+      row = jnp.pad(x[:, first : first + length], ((0, 0), (0, 16 - length), (0, 0), (0, 0)))
+      mask = IntervalMask.causal((jnp.arange(16) < length).astype(jnp.int32)[None])
+      alone = attend(row, row, row, mask)
+      np.testing.assert_allclose(packed[:, first : first + length], alone[:, :length], atol=1e-6)
+      first += length
+
+
+def test_sorting_by_domain_attending_and_unsorting_equals_a_dense_domain_mask():
+  ids = jnp.array([[1] * 20 + [2] * 9 + [0] * 3])
+  domain = jax.random.randint(jax.random.key(1), ids.shape, 1, 4) * (ids != 0)
+  time = jnp.cumsum(jnp.full(ids.shape, 5000), axis=1)
+  place = jnp.arange(32)[None]
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 32, 2, 4))
+  time_table, position_table = jax.random.normal(jax.random.key(2), (129,)), jnp.linspace(-1, 1, 21)
+
+  def bias(time, place):
+    return RelativeBias(time_table, time, time, position_table, place, place)
+
+  everything = IntervalMask.full(jnp.ones_like(ids))
+  weights = attention_weights(q, k, everything, bias(time, place))[0]  # [H, N, S]
+  same = (ids[0][:, None] == ids[0]) & (domain[0][:, None] == domain[0]) & (ids[0] != 0)
+  expected = jnp.einsum("hns,she->nhe", weights * (same & np.tri(32, dtype=bool)), v[0])
+
+  order, inverse = sort_by_segment(ids, domain)
+
+  def move(x, order):
+    return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+
+  mask = IntervalMask.intra_domain(move(ids, order), move(domain, order))
+  moved_bias = bias(move(time, order), move(place, order))
+  out = segment_attention(*(move(x, order) for x in (q, k, v)), mask, bias=moved_bias, block_sizes=BlockSizes(8, 8, 3))
+  np.testing.assert_allclose(move(out, inverse)[0], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def default_results():
+  arguments = problem(Case())
+  return arguments, output_and_gradients(Case(), "xla", *arguments)
+
+
+def test_checkpointing_changes_no_gradient(default_results):
+  (inputs, mask, integers), expected = default_results
+  direction = jnp.sin(jnp.arange(expected["out"].size, dtype=jnp.float32)).reshape(expected["out"].shape)
+  forward = jax.checkpoint(lambda inputs: attend(Case(), "xla", inputs, mask, integers))
+  gradients = jax.jit(jax.grad(lambda inputs: (forward(inputs) * direction).sum()))(inputs)
+  assert_close(gradients, {name: expected[name] for name in gradients}, 1e-6)
+
+
+def test_a_mapped_axis_gives_each_problem_its_own_results(default_results):
+  (inputs, mask, integers), expected = default_results
+  other = Case(mask="window")
+  second = problem(other, seed=1)
+  both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (inputs, mask, integers), second)
+  results = jax.vmap(functools.partial(output_and_gradients, Case(), "xla"))(*both)
+  assert_close({name: value[0] for name, value in results.items()}, expected, 1e-5)
+  assert_close({name: value[1] for name, value in results.items()}, output_and_gradients(other, "xla", *second), 1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+def test_memory_stays_far_below_one_dense_attention_matrix(activation):
+  length, heads = 4096, 4
+  x = jax.ShapeDtypeStruct((1, length, heads, 16), jnp.float32)
+  integer = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  table = jax.ShapeDtypeStruct((129,), jnp.float32)
+
+  def loss(x, table, time):
+    mask = IntervalMask.causal(time)
+    bias = RelativeBias(time_table=table, query_time=time, key_time=time)
+    return segment_attention(x, x, x, mask, activation=activation, bias=bias, implementation="xla").sum()
+
+  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, table, integer).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < heads * length**2 * 4 / 5
+
+
+Q = jnp.zeros((2, 3, 4, 8))
+M = IntervalMask.causal(jnp.ones((2, 3), jnp.int32))
+PLACE = jnp.zeros((2, 3), jnp.int32)
+
+
+@pytest.mark.parametrize(
+  "options, error, text",
+  [
+    ({"activation": "relu"}, ValueError, "activation='relu' is not one of"),
+    ({"implementation": "cuda"}, ValueError, "implementation='cuda' is not one of"),
+    ({"implementation": "tpu"}, NotImplementedError, "implementation='tpu' does not exist yet; use 'auto'"),
+    ({"implementation": "gpu"}, NotImplementedError, "implementation='gpu' does not exist yet"),
+    ({"interpret": True}, ValueError, "interpret=True is for Pallas"),
+    ({"implementation": "reference", "block_sizes": BlockSizes()}, ValueError, "block_sizes has no meaning"),
+    ({"activation": "softmax", "normalizer": 2.0}, ValueError, "normalizer is for activation='silu'"),
+    ({"q": Q[0]}, ValueError, r"q, k, v must be \[B, N, H, D\]; got \(3, 4, 8\)"),
+    ({"k": Q[..., :7]}, ValueError, "must agree in rows, heads and width"),
+    ({"v": Q[:, :2]}, ValueError, "must agree in rows, keys and heads"),
+    ({"q": Q[:, :2]}, ValueError, r"mask is for queries \(2, 3\), but q has \(2, 2\)"),
+    ({"bias": RelativeBias(time_table=jnp.zeros(129))}, ValueError, "bias.query_time must be given together"),
+    ({"bias": RelativeBias(jnp.zeros(128), PLACE, PLACE)}, ValueError, "has 128 buckets, needs 129"),
+    ({"bias": RelativeBias(jnp.zeros(129), PLACE, PLACE[:, :2])}, ValueError, r"key_time has shape \(2, 2\), needs"),
+    ({"bias": RelativeBias(jnp.zeros((3, 129)), PLACE, PLACE)}, ValueError, "needs one axis, or num_heads=4 rows"),
+    (
+      {"bias": RelativeBias(position_table=jnp.zeros(4), query_position=PLACE, key_position=PLACE)},
+      ValueError,
+      "has 4 entries, needs an odd number",
+    ),
+  ],
+)
+@pytest.mark.unchecked_shapes
+def test_what_does_not_fit_is_refused_by_name(options, error, text):
+  arguments = {"q": Q, "k": Q, "v": Q, **options}
+  with pytest.raises(error, match=text):
+    segment_attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), M, **arguments)
+
+
+def test_blocks_must_have_a_size():
+  with pytest.raises(ValueError, match="needs positive sizes"):
+    BlockSizes(query=0)
