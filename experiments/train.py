@@ -15,6 +15,8 @@ timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>
 Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
 again to go on.
 
+On GPUs two runs are the same value for value only under XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+
 On a cluster start the same command on every host, with --distributed (TPU pods, Slurm and others that JAX knows), or
 with --coordinator_address, --num_processes and --process_id; the workdir must be a file system that all hosts share.
 """
@@ -42,22 +44,13 @@ from jaxrec.train.log import HideOrbaxDetails, RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal
 from jaxrec.train.timetable import Timetable
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment config; --config.group.key=value changes a setting."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an unfinished run in it goes on.")
-_PROFILE = flags.DEFINE_bool(
-  "profile", False, "Write a trace of a few steps to <workdir>/profile (view with TensorBoard or Perfetto)."
-)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one host of several; the cluster tells JAX which.")
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "host:port of the first process, where no cluster manager tells."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address: processes in all.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address: number of this one, from 0.")
+FLAGS = flags.FLAGS
 
 # Settings that may change when a run goes on: they don't touch what has been done.
-_MAY_CHANGE = ("config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared")
+_MAY_CHANGE = (
+  "config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared",
+  "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -65,25 +58,16 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
-  if _DISTRIBUTED.value or _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if FLAGS.distributed or FLAGS.coordinator_address:
+    jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
   try:
-    summary = run(_CONFIG.value, _WORKDIR.value, profile=_PROFILE.value)
+    summary = run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
   except (ValueError, NonFiniteLossError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   print(json.dumps(summary, indent=2))
-
-
-def _parse_flags(argv):
-  """As absl does, but with a sentence instead of a traceback for an override that the config doesn't have."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError) as error:
-    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
 
 
 def run(
@@ -112,9 +96,9 @@ def run(
   pieces = make_experiment(config)
   writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
   summary = {"name": config.name, "seed": config.seed}
-  summary["select"] = run_phase(pieces, workdir, "select", config.train.num_epochs, profile)
-  if config.train.retrain:
-    summary["final"] = run_phase(pieces, workdir, "final", summary["select"]["best_epoch"], profile)
+  for phase in ("select", "final") if config.train.retrain else ("select",):
+    num_epochs = config.train.num_epochs if phase == "select" else summary["select"]["best_epoch"]
+    summary[phase] = _once(workdir, phase, functools.partial(run_phase, pieces, workdir, phase, num_epochs, profile))
   summary["seconds"] = sum(record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl")))
   writers.write_json(os.path.join(workdir, "summary.json"), summary)
   curves.plot(workdir, config.eval.metric)
@@ -131,11 +115,6 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     num_epochs: at most so many.
     profile: whether to trace a few steps.
   """
-  result_path = os.path.join(workdir, phase, "result.json")
-  if os.path.exists(result_path):
-    logging.info("phase %s is done: %s", phase, result_path)
-    return _read_json(result_path)
-
   # Data.
   config, data, mesh = pieces.config, pieces.data, devices.data_mesh()
   options = experiment.training_options(config, data, last_split=int(phase == "final"), mesh=mesh)
@@ -158,6 +137,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     first_step = int(state.step) + 1
     log.start(first_step, position and position["log"])
     if position is not None:
+      experiment.check_rows(position["rows_per_batch"], options)
       batches.set_state(position["batches"])
       stopping.set_state(position["stopping"])
 
@@ -177,6 +157,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
       if times.saves(step) or must_stop:
         log.drain(step)  # A loss that is not finite raises here, before the state is saved.
         position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
+        position["rows_per_batch"] = options.rows_per_batch
         checkpoints.save(state, position, stopping.best_step)
       if must_stop:
         raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command goes on")
@@ -185,14 +166,19 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == "final":
-      return _finish(result_path, result | {"test": log.evaluation("test", step, score(state.evaluated, split=2))})
+      return result | {"test": log.evaluation("test", step, score(state.evaluated, split=2))}
     best = checkpoints.params_of(stopping.best_step, state)
     test = log.evaluation("test", stopping.best_step, score(best, split=2))
-    result |= {"best_epoch": stopping.best_epoch, "validation": stopping.best_values, "test_of_selected": test}
-    return _finish(result_path, result)
+    return result | stopping.best() | {"test_of_selected": test}
 
 
-def _finish(path, result):
+def _once(workdir, phase, train):
+  """Returns the result of a phase: that of an earlier start of this run if the phase was finished, else of training."""
+  path = os.path.join(workdir, phase, "result.json")
+  if os.path.exists(path):
+    logging.info("phase %s is done: %s", phase, path)
+    return _read_json(path)
+  result = train()
   writers.write_json(path, result)
   return result
 
@@ -214,6 +200,36 @@ def _read_json(path):
     return json.load(file)
 
 
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  config_help = "Experiment config; --config.group.key=value changes a setting."
+  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  texts = {
+    "workdir": "Folder of the run; an unfinished run in it goes on.",
+    "coordinator_address": "host:port of the first of several hosts, where no cluster manager tells.",
+  }
+  for name, text in texts.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "With --coordinator_address: processes in all.", flag_values=values)
+  flags.DEFINE_integer(
+    "process_id", None, "With --coordinator_address: number of this one, from 0.", flag_values=values
+  )
+  flags.DEFINE_bool(
+    "distributed", False, "This is one host of several; the cluster tells JAX which.", flag_values=values
+  )
+  flags.DEFINE_bool("profile", False, "Write a trace of a few steps to <workdir>/profile.", flag_values=values)
+  flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+
+
+def _parse_flags(argv):
+  """As absl does, but with a sentence instead of a traceback for an override that the config doesn't have."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
+
+
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  define_flags()
   app.run(main, flags_parser=_parse_flags)

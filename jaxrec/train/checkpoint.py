@@ -93,7 +93,7 @@ def load_params(folder: str, like: TrainState, which: str = "best") -> tuple[Par
     raise ValueError(f"{which=} must be 'best' or 'latest'")
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"no checkpoints in {folder}; was the run started with another --workdir?")
-  with _open(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+  with _open(folder, ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)) as manager:
     step = manager.latest_step()
     if step is None:
       raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")

@@ -52,7 +52,7 @@ class Experiment:
     check_config(config)
     data = load_data(config)
     model = jaxrec.models.build(config.model.to_dict(), num_items=data.num_items, dtype=jnp.dtype(config.train.dtype))
-    return cls(config, data, model, jaxrec.objectives.build(config.objective))
+    return cls(config, data, model, jaxrec.objectives.build(config.objective.to_dict()))
 
 
 def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tuple[Experiment, state.Params, int]:
@@ -131,6 +131,19 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     )
   shards = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   return dataclasses.replace(options, rows_per_batch=rows, **shards)
+
+
+def check_rows(before: int, options: pipeline.TrainingOptions) -> None:
+  """Raises where a run goes on with batches of another size: its position in the data would mean something else.
+
+  Raises:
+    ValueError: tells what to set.
+  """
+  if before != options.rows_per_batch:
+    raise ValueError(
+      f"the run began with rows_per_batch={before}, now it is {options.rows_per_batch} (another number of devices?);"
+      f" set config.data.rows_per_batch={before} to go on"
+    )
 
 
 def row_length(config: ConfigDict) -> int:

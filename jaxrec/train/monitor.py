@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from absl import logging
-from jaxtyping import Array
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -42,12 +41,12 @@ class LossMonitor:
       write: gets (last step of the interval, mean scalars).
     """
     self._every_steps, self._users_of_step, self._write = every_steps, users_of_step, write
-    self._waiting: deque[tuple[int, dict[str, Array]]] = deque()
+    self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
     self._sums: dict[str, float] = {}
     self._count = 0
     self.last_loss = math.nan
 
-  def push(self, step: int, scalars: dict[str, Array]) -> None:
+  def push(self, step: int, scalars: dict[str, Any]) -> None:
     """Takes the scalars of a step, which may still be running, and reads those of the step before."""
     self._waiting.append((step, scalars))
     while len(self._waiting) > 1:
@@ -125,6 +124,10 @@ class EarlyStopping:
     else:
       self._waited += 1
     return is_best
+
+  def best(self) -> dict[str, Any]:
+    """Returns the best validation, for a summary."""
+    return {"best_epoch": self.best_epoch, "best_step": self.best_step, "validation": self.best_values}
 
   def get_state(self) -> dict[str, Any]:
     """Returns what `set_state` takes, as JSON."""
