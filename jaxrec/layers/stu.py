@@ -1,0 +1,329 @@
+"""STU: the HSTU layer as Meta runs it in production ranking models, and the positional encoder before it.
+
+    positional  x <- sqrt(M) x + Position[p'] + Time[t']              counted backwards from the end of the history
+    layer       u, v, q, k = split(LN(x) W + b),  u <- silu(u)        silu on u alone, unlike the research layer
+                o = sum_j may_attend(i, j) silu(scale q_i·k_j) / normalizer v_j
+                y = x + dropout([u, o, u * norm(o)]) W_out
+
+Rows are padded on the right. The first `contextual_length` tokens of a row describe the user, the last `num_targets`
+are candidates that see the history and themselves but not each other.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, and its authors' production module `STULayer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrec.layers.embedding import dropout
+from jaxrec.layers.hstu import split_uvqk
+from jaxrec.layers.norm import layer_norm
+from pallas_kernels import IntervalMask, segment_attention
+
+
+class STU(nn.Module):
+  """A stack of STU layers over rows of history and candidate targets.
+
+  num_layers, num_heads: counts.
+  head_width: width of a query or key (D); value_width: of a value (E); both per head.
+  normalizer: the silu weights are divided by it. Choice: one fixed number, so that a row's result never depends on its
+    batch or on padding. (The published code divides by the padded length of the call, and by another one with a cache.)
+  scale: multiplies q·k; None = 1 / sqrt(head_width).
+  max_attention_length: look-back window in tokens, 0 = none.
+  min_full_attention_length: so many last tokens of the history ignore that window.
+  contextual_length: tokens at the start of a row that see the whole history and are seen by all.
+  group_norm: normalise the attention output per head, with one scale and bias a head.
+  """
+
+  num_layers: int
+  num_heads: int
+  head_width: int
+  value_width: int
+  normalizer: float
+  scale: float | None = None
+  max_attention_length: int = 0
+  min_full_attention_length: int = 0
+  contextual_length: int = 0
+  group_norm: bool = False
+  dropout: float = 0.0
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B N M"],
+    lengths: Int[Array, " B"],
+    num_targets: Int[Array, " B"] | None = None,
+    deterministic: bool = True,
+  ) -> Float[Array, "B N M"]:
+    """Returns the encoded tokens, 0 on padding.
+
+    Args:
+      x: embedded tokens, of any value on padding.
+      lengths: tokens of each row, targets included.
+      num_targets: candidates at the end of each row; None = the layers do not tell targets from history.
+      deterministic: True = no dropout.
+    """
+    mask = IntervalMask.hstu(
+      lengths,
+      x.shape[1],
+      num_targets=num_targets,
+      max_attention_length=self.max_attention_length,
+      contextual_length=self.contextual_length,
+      min_full_attention_length=self.min_full_attention_length,
+    )
+    is_real = jnp.arange(x.shape[1]) < lengths[:, None]  # [B, N]
+    x = jnp.where(is_real[..., None], x, 0)
+    for i in range(self.num_layers):
+      layer = STULayer(
+        num_heads=self.num_heads,
+        head_width=self.head_width,
+        value_width=self.value_width,
+        normalizer=self.normalizer,
+        scale=self.scale,
+        group_norm=self.group_norm,
+        dropout=self.dropout,
+        implementation=self.implementation,
+        dtype=self.dtype,
+        name=f"layer_{i}",
+      )
+      x = layer(x, mask, deterministic)
+      x = jnp.where(is_real[..., None], x, 0)
+    return x
+
+
+class STULayer(nn.Module):
+  """One STU layer under any mask; the attributes are those of `STU`."""
+
+  num_heads: int
+  head_width: int
+  value_width: int
+  normalizer: float
+  scale: float | None = None
+  group_norm: bool = False
+  dropout: float = 0.0
+  implementation: str = "auto"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N M"], mask: IntervalMask, deterministic: bool = True) -> Float[Array, "B N M"]:
+    return stu_layer(
+      x.astype(self.dtype),
+      self._weights(x.shape[-1]),
+      mask,
+      num_heads=self.num_heads,
+      head_width=self.head_width,
+      normalizer=self.normalizer,
+      scale=self.scale,
+      dropout=lambda features: dropout(self, features, self.dropout, deterministic),
+      implementation=self.implementation,
+    )
+
+  def _weights(self, width: int) -> STUWeights:
+    values = self.num_heads * self.value_width
+    projected = 2 * values + 2 * self.num_heads * self.head_width
+    norm = self.num_heads if self.group_norm else values
+    xavier, zeros, ones = nn.initializers.xavier_uniform(), nn.initializers.zeros, nn.initializers.ones
+    return STUWeights(
+      input_norm_scale=self.param("input_norm_scale", ones, (width,)),
+      input_norm_bias=self.param("input_norm_bias", zeros, (width,)),
+      uvqk_kernel=self.param("uvqk_kernel", xavier, (width, projected)),
+      uvqk_bias=self.param("uvqk_bias", zeros, (projected,)),
+      output_norm_scale=self.param("output_norm_scale", ones, (norm,)),
+      output_norm_bias=self.param("output_norm_bias", zeros, (norm,)),
+      output_kernel=self.param("output_kernel", xavier, (3 * values, width)),
+      group_norm=self.group_norm,
+    )
+
+
+@flax.struct.dataclass
+class STUWeights:
+  """Weights of one STU layer; P = 2 H E + 2 H D in the order u, v, q, k, G = H with group_norm and H E without."""
+
+  input_norm_scale: Float[Array, " M"]
+  input_norm_bias: Float[Array, " M"]
+  uvqk_kernel: Float[Array, "M P"]
+  uvqk_bias: Float[Array, " P"]
+  output_norm_scale: Float[Array, " G"]
+  output_norm_bias: Float[Array, " G"]
+  output_kernel: Float[Array, "HE3 M"]
+  group_norm: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def stu_layer(
+  x: Float[Array, "B N M"],
+  weights: STUWeights,
+  mask: IntervalMask,
+  *,
+  num_heads: int,
+  head_width: int,
+  normalizer: float | Float[Array, "B N"],
+  scale: float | None = None,
+  dropout: Callable[[Array], Array] = lambda features: features,
+  implementation: str = "auto",
+) -> Float[Array, "B N M"]:
+  """Returns the layer's output, in the dtype of `x`; on padding it has no meaning.
+
+  Args:
+    x: tokens; matrix products run in its dtype, norms and attention weights in float32 or wider.
+    weights: see `STUWeights`.
+    mask: which keys each query may read.
+    num_heads, head_width: H and D; E follows from the shape of `weights.uvqk_kernel`.
+    normalizer: divides the silu weights, one number or one a query.
+    scale: multiplies q·k; None = 1 / sqrt(head_width).
+    dropout: applied to the 3 H E features before the last projection.
+    implementation: of `segment_attention`.
+
+  Raises:
+    ValueError: the projection's width does not fit `num_heads` and `head_width`.
+
+  Source: Zhai et al. 2024, eq. 1-4; `STULayer.forward` of generative-recommenders.
+  Choice: a scale of 0 means 0; the published code reads it as "the default".
+  """
+  u, v, q, k = _project(x, weights, num_heads, head_width)
+  scale = 1 / math.sqrt(head_width) if scale is None else scale
+  attended = segment_attention(
+    q, k, v, mask, activation="silu", scale=scale, normalizer=normalizer, implementation=implementation
+  )  # [B, N, H, E]
+  gated = u * _output_norm(attended, weights)  # [B, N, HE]
+  features = jnp.concatenate([u, _merge_heads(attended), gated], axis=-1)  # [B, N, 3HE]
+  return x + dropout(features) @ weights.output_kernel.astype(x.dtype)
+
+
+def _project(x: Array, weights: STUWeights, num_heads: int, head_width: int) -> tuple[Array, Array, Array, Array]:
+  """The activated gate `[B, N, H*E]` and values, queries, keys `[B, N, H, E or D]`."""
+  projected = weights.uvqk_kernel.shape[1]
+  value_width, rest = divmod(projected - 2 * num_heads * head_width, 2 * num_heads)
+  if rest or value_width < 1:
+    raise ValueError(
+      f"weights.uvqk_kernel has {projected} columns; {num_heads=} and {head_width=} need "
+      f"2 * {num_heads} * ({head_width} + value_width) with a value_width of 1 or more: check the heads and the widths"
+    )
+  normed = _wide_layer_norm(x) * weights.input_norm_scale + weights.input_norm_bias  # [B, N, M]
+  z = normed.astype(x.dtype) @ weights.uvqk_kernel.astype(x.dtype) + weights.uvqk_bias.astype(x.dtype)  # [B, N, P]
+  u, v, q, k = split_uvqk(z, num_heads, head_width, value_width)
+  return jax.nn.silu(u), v, q, k
+
+
+def _output_norm(attended: Float[Array, "B N H E"], weights: STUWeights) -> Float[Array, "B N HE"]:
+  if weights.group_norm:
+    scale, bias = weights.output_norm_scale[:, None], weights.output_norm_bias[:, None]  # [H, 1]
+    return _merge_heads(_wide_layer_norm(attended) * scale + bias).astype(attended.dtype)
+  normed = _wide_layer_norm(_merge_heads(attended))  # [B, N, HE]
+  return (normed * weights.output_norm_scale + weights.output_norm_bias).astype(attended.dtype)
+
+
+def _wide_layer_norm(x: Float[Array, "... W"]) -> Float[Array, "... W"]:
+  """`layer_norm` that stays in float32 or wider, for a gain and a bias to come."""
+  return layer_norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def _merge_heads(x: Float[Array, "B N H W"]) -> Float[Array, "B N HW"]:
+  return x.reshape(*x.shape[:-2], -1)  # [B, N, HW]
+
+
+class STUPositionalEncoder(nn.Module):
+  """Adds learned embeddings of a token's position and age to the scaled tokens.
+
+  num_positions: rows of the position table; larger positions share the last row.
+  num_time_buckets: the last time bucket; the table has one row more.
+  contextual_length: as in `STU`.
+  """
+
+  num_positions: int
+  num_time_buckets: int
+  contextual_length: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B N M"],
+    timestamps: Int[Array, "B N"],
+    lengths: Int[Array, " B"],
+    num_targets: Int[Array, " B"] | None = None,
+  ) -> Float[Array, "B N M"]:
+    """Returns sqrt(M) x + Position[...] + Time[...]; `timestamps` in seconds, only their differences matter."""
+    width = x.shape[-1]
+    tables = [
+      self.param(name, _uniform_by_rows, (rows, width))
+      for name, rows in (("position_table", self.num_positions), ("time_table", self.num_time_buckets + 1))
+    ]
+    return stu_positional_encoding(
+      x, *tables, timestamps, lengths, num_targets, contextual_length=self.contextual_length
+    )
+
+
+def _uniform_by_rows(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "rows M"]:
+  bound = math.sqrt(1 / shape[0])
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def stu_positional_encoding(
+  x: Float[Array, "B N M"],
+  position_table: Float[Array, "P M"],
+  time_table: Float[Array, "T M"],
+  timestamps: Int[Array, "B N"],
+  lengths: Int[Array, " B"],
+  num_targets: Int[Array, " B"] | None = None,
+  *,
+  contextual_length: int = 0,
+) -> Float[Array, "B N M"]:
+  """Returns sqrt(M) x + position_table[stu_position_index] + time_table[stu_time_bucket], in the dtype of `x`."""
+  N, M = x.shape[1:]
+  index = stu_position_index(lengths, num_targets, N, len(position_table), contextual_length=contextual_length)
+  bucket = stu_time_bucket(timestamps, lengths, len(time_table) - 1)
+  return x * math.sqrt(M) + (position_table[index] + time_table[bucket]).astype(x.dtype)  # [B, N, M]
+
+
+def stu_position_index(
+  lengths: Int[Array, " B"],
+  num_targets: Int[Array, " B"] | None,
+  num_positions: int,
+  num_rows: int,
+  *,
+  contextual_length: int = 0,
+) -> Int[Array, "B N"]:
+  """Returns the row of the position table for each of `num_positions` positions; of no meaning on padding.
+
+  Counted backwards from the end of the history, so that a row's newest event has the same index whatever its length:
+  targets have `contextual_length`, the newest event one more, and so on up to `num_rows - 1`. Contextual tokens keep
+  their own positions.
+
+  >>> import jax.numpy as jnp
+  >>> stu_position_index(jnp.array([5]), jnp.array([2]), 5, 20).tolist()
+  [[3, 2, 1, 0, 0]]
+  >>> stu_position_index(jnp.array([5]), jnp.array([2]), 5, 20, contextual_length=1).tolist()
+  [[0, 3, 2, 1, 1]]
+  """
+  history = (lengths if num_targets is None else lengths - num_targets)[:, None]  # [B, 1]
+  position = jnp.arange(num_positions)
+  backwards = history - jnp.minimum(position, history) + contextual_length  # [B, N]
+  index = jnp.clip(backwards, 0, num_rows - 1)
+  return jnp.where(position < contextual_length, position, index)  # [B, N]
+
+
+def stu_time_bucket(timestamps: Int[Array, "B N"], lengths: Int[Array, " B"], last_bucket: int) -> Int[Array, "B N"]:
+  """Returns floor(sqrt(age in minutes)), at most `last_bucket`; the age of a token counts to the last token of its row.
+
+  Integers only: the edges of the buckets (1, 4, 9, ... minutes) are the same everywhere. Of no meaning on padding.
+
+  >>> import jax.numpy as jnp
+  >>> stu_time_bucket(jnp.array([[0, 301, 360, 541]]), jnp.array([4]), last_bucket=2).tolist()
+  [[2, 2, 1, 0]]
+
+  Choice: limited by the rows of the table, as in the published Triton kernel; the published PyTorch code limits it by
+  the width of the embedding instead, which leaves rows unused or reads past the end.
+  """
+  last = jnp.maximum(lengths - 1, 0)[:, None]  # [B, 1]
+  now = jnp.take_along_axis(timestamps, last, axis=1)  # [B, 1]
+  minutes = jnp.maximum(now - timestamps, 0) // 60  # [B, N]
+  squares = jnp.arange(1, last_bucket + 1) ** 2
+  return jnp.searchsorted(squares, minutes, side="right")  # [B, N]
