@@ -1,0 +1,74 @@
+"""`metrics_hstu_*`: ranks over the full catalogue, best items, HR@K, NDCG@K and MRR."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from golden_checks.golden_file import Check, GoldenFile
+from jaxrec import metrics
+from jaxrec.retrieval import target_ranks, top_k_items
+
+LONGEST_LIST = 2500  # the reference looks no further and gives what it does not find the rank after
+
+
+def check() -> Check:
+  return Check(_compute)
+
+
+def _compute(golden: GoldenFile, dtype: type) -> dict:
+  del dtype  # ranks of float32 scores
+  inputs, catalogue = golden.inputs(np.float32), golden.arrays["in/all_item_ids"]
+  row_of_id = np.zeros(catalogue.max() + 1, np.int32)
+  row_of_id[catalogue] = np.arange(1, len(catalogue) + 1)
+  vectors = _vectors(golden, catalogue)
+  target = row_of_id[inputs["target_ids"][:, 0]]
+  seen = row_of_id[inputs["past_ids"]] if golden.config["filter"] else None
+  queries = inputs["user_embeddings"]
+  results = _ties(queries, vectors, target)
+  ranks = np.asarray(target_ranks(queries, vectors, target, seen_items=seen, seen_target="remove"))
+  ranks = np.where(ranks > min(LONGEST_LIST, len(catalogue)), LONGEST_LIST + 1, ranks)
+  if golden.config["ties"]:  # the reference's order among equal scores is arbitrary, ours counts them against the model
+    ranks = np.clip(golden.arrays["out/rank"], results["out/num_greater"] + 1, ranks)
+  return results | {"out/rank": ranks} | _best_items(golden, vectors, seen, catalogue) | _averages(golden, ranks)
+
+
+def _vectors(golden, catalogue):
+  vectors = golden.params(np.float32)["item_emb"][catalogue]
+  if golden.config["l2_norm"]:
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+  return np.concatenate([np.zeros_like(vectors[:1]), vectors])
+
+
+def _ties(queries, vectors, target):
+  """Ranks count ties against the model, so those of the negated queries tell how many items are strictly better."""
+  num_greater = len(vectors) - 1 - np.asarray(target_ranks(-queries, vectors, target))
+  rank = np.asarray(target_ranks(queries, vectors, target))
+  return {"out/num_greater": num_greater, "out/num_equal_other": rank - 1 - num_greater}
+
+
+def _best_items(golden, vectors, seen, catalogue):
+  results = {}
+  for name in [name for name in golden.arrays if name.startswith("out/top_ids_")]:
+    scores_name = name.replace("ids", "scores")
+    length = golden.arrays[name].shape[1]
+    scores, items = top_k_items(golden.inputs(np.float32)["user_embeddings"], vectors, length, seen_items=seen)
+    scores = np.asarray(scores)
+    tied = (scores[:, :, None] == scores[:, None, :]).sum(axis=-1) > 1  # [B, K]
+    tied |= scores == scores[:, -1:] if length < len(catalogue) else False  # perhaps with items after the list
+    results[scores_name] = scores
+    results[name] = np.ma.array(catalogue[np.asarray(items) - 1], mask=tied & golden.config["ties"])
+  return results
+
+
+def _averages(golden, ranks):
+  """Every `out/metric/<name>` and `out/avg/<name>`; `<name>_>=4` is over targets with a rating of at least 4."""
+  results = {}
+  for name in [name for name in golden.arrays if name.startswith("out/metric/")]:
+    metric, _, rating = name.removeprefix("out/metric/").partition("_>=")
+    chosen = ranks[golden.arrays["in/target_ratings"][:, 0] >= int(rating)] if rating else ranks
+    kind, _, k = metric.partition("@")
+    function = {"hr": metrics.hit_rate, "ndcg": metrics.ndcg, "mrr": metrics.mrr}[kind]
+    arguments = (int(k),) if k else ()
+    results[name] = np.array([function(rank[None], *arguments) for rank in chosen])
+    results[name.replace("metric", "avg")] = np.array(function(chosen, *arguments))
+  return results
