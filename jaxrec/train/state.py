@@ -49,15 +49,14 @@ def create_state(
     seed: of the parameters.
     keep_average: whether a moving average is kept; it starts at the initial parameters.
   """
-  one_row = jax.tree.map(lambda x: x[:1], batch)
 
   @jax.jit
-  def init(key):
+  def init(key, one_row):
     params = model.init(key, one_row, deterministic=True)["params"]
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
-  return init(jax.random.key(seed))
+  return init(jax.random.key(seed), jax.tree.map(lambda x: x[:1], batch))
 
 
 def num_parameters(params: Params) -> int:
