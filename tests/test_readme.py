@@ -26,10 +26,10 @@ def commands(program: str) -> list[list[str]]:
 EXPERIMENTS = [words for words in commands("python") if words[1:2] == ["-m"]]
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", code_blocks("python"), ids=lambda block: block.split("\n\n")[1].split("\n")[0])
+def test_python_block_runs_alone(block, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for block in code_blocks("python"):
-    exec(compile(block, "README.md", "exec"), {})  # each block stands alone
+  exec(compile(block, "README.md", "exec"), {})
 
 
 def test_make_targets_exist():
