@@ -1,0 +1,1 @@
+"""Linen modules that hold parameters and call pure functions; each can be used without the rest."""
