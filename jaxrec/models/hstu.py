@@ -11,7 +11,7 @@ from jaxrec.models.sequential import SequentialModel
 
 
 class HSTU(SequentialModel):
-  """A stack of `HSTULayer`s. See there for the options; `attention_length` is N, the same in training and evaluation."""
+  """A stack of `HSTULayer`s. See there for options; `attention_length` is N, the same in training and evaluation."""
 
   num_layers: int = 2
   num_heads: int = 1
@@ -28,8 +28,8 @@ class HSTU(SequentialModel):
 
   def build_layers(self):
     names = (
-      "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias", "concat_ua",
-      "activation", "linear_activation", "implementation", "dtype",
+      "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias",
+      "concat_ua", "activation", "linear_activation", "implementation", "dtype",
     )  # fmt: skip
     options = {name: getattr(self, name) for name in names}
     return [HSTULayer(**options) for _ in range(self.num_layers)]
