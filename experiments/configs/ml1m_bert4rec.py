@@ -1,6 +1,6 @@
 """BERT4Rec on MovieLens-1M (2 layers, 2 heads, width 64).
 
-    python -m experiments.train --config=experiments/configs/ml1m_bert4rec.py --workdir=runs/ml1m_bert4rec
+python -m experiments.train --config=experiments/configs/ml1m_bert4rec.py --workdir=runs/ml1m_bert4rec
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,21 @@
-"""HSTU on MovieLens-1M, the public configuration of arXiv 2402.17152 (2 layers, 1 head, width 50).
+"""HSTU on MovieLens-1M, the public architecture of arXiv 2402.17152 (2 layers, 1 head, width 50).
 
-python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
+    python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
+
+Protocol: leave-one-out, full ranking over all 3,883 movies without the user's own history. The paper chooses the epoch
+on the test item; here the second-last event of each user chooses it.
+
+| HR@10 / NDCG@10 | |
+|---|---|
+| published (best epoch on the test item) | .3097 / .1720 |
+| validation, epoch 40 of 40 | .3412 / .1983 |
+| test, the same parameters | .3194 / .1898 |
+| test, retrained with the validation events, 40 epochs | .3151 / .1861 |
+
+One seed (42). Time: 1,840 steps in 22 minutes on one core of a shared 2-core CPU; both phases were run there.
+
+Choice: 256 negatives that the positions of a packed row share, instead of 128 for each position; a learning rate of
+3e-3 that falls to 0 along a cosine within 40 epochs, instead of a constant 1e-3 for 101.
 """
 
 from jaxrec.train.config import default_config

@@ -1,6 +1,17 @@
-"""HSTU-large on MovieLens-1M, the public configuration of arXiv 2402.17152 (8 layers, 2 heads of 25, width 50).
+"""HSTU-large on MovieLens-1M, the public architecture of arXiv 2402.17152 (8 layers, 2 heads of 25, width 50).
 
-python -m experiments.train --config=experiments/configs/ml1m_hstu_large.py --workdir=runs/ml1m_hstu_large
+    python -m experiments.train --config=experiments/configs/ml1m_hstu_large.py --workdir=runs/ml1m_hstu_large
+
+Protocol and choices: see `ml1m_hstu`.
+
+| HR@10 / NDCG@10 | |
+|---|---|
+| published (best epoch on the test item) | .3294 / .1893 |
+| validation, epoch 28 of 32 | .3472 / .2011 |
+| test, the same parameters | .3404 / .1994 |
+| test, retrained with the validation events | not measured |
+
+One seed (42). Time: 1,504 steps in 57 minutes on one core of a shared 2-core CPU.
 """
 
 from experiments.configs import ml1m_hstu
