@@ -16,7 +16,7 @@ from jaxrec.layers.embedding import embed_sequence
 from jaxrec.layers.hstu import HSTULayer, split_uvqk
 from jaxrec.layers.norm import l2_normalize
 from jaxrec.models.hstu import HSTU
-from pallas_kernels import time_bucket
+from pallas_kernels import NUM_TIME_BUCKETS, time_bucket
 from pallas_kernels.bias import dense_bias
 
 _TIME_TABLE = "_rel_attn_bias._ts_w"
@@ -53,7 +53,8 @@ def layer_params(params, prefix: str = "") -> dict:
     "output": {"kernel": params[prefix + "_o.weight"].T, "bias": params[prefix + "_o.bias"]},
   }
   if prefix + _TIME_TABLE in params:
-    tree["time_table"] = params[prefix + _TIME_TABLE]
+    table = params[prefix + _TIME_TABLE]  # rows beyond its last one are its last one
+    tree["time_table"] = table[np.minimum(np.arange(NUM_TIME_BUCKETS), len(table) - 1)]
   for name in _POSITION_TABLES:
     if prefix + name in params:
       tree["position_table"] = params[prefix + name][::-1]
@@ -82,7 +83,8 @@ def _layer(golden: GoldenFile, dtype: type) -> dict:
     more = {"out/v": v, "out/padded_q": q, "out/padded_k": k}
     if (bias := returned["relative_bias"][0]) is not None:
       more["out/rel_attn_bias"] = dense_bias(bias)[:, 0]
-      more["out/time_bucket"] = time_bucket(context.query_time[:, :, None] - context.key_time[:, None])
+      bucket = time_bucket(context.query_time[:, :, None] - context.key_time[:, None])  # [B, N, N]
+      more["out/time_bucket"] = jnp.minimum(bucket, config["num_buckets"])
     return y, more
 
   @quick_jit

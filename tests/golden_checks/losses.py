@@ -72,15 +72,16 @@ def _loss(golden: GoldenFile, dtype: type) -> dict:
 
 def _negatives(config, target_id, offsets):
   """Draws as our samplers do; the reference's in-batch pool holds every id of the padded batch but 0."""
-  catalogue = np.asarray(config["all_item_ids"])
-  assert np.array_equal(catalogue, np.arange(1, len(catalogue) + 1)), "our uniform sampler draws from items 1..V"
+  catalogue = jnp.asarray(config["all_item_ids"])
+  if config["sampler"] == "in_batch" and not config["dedup"]:  # ours removes duplicates: only the loss is compared
+    return np.asarray(target_id)[np.asarray(target_id) != 0][offsets]
 
   @quick_jit
   def draw(key, target_id, offsets):
     with draws(offsets):
       if config["sampler"] == "in_batch":
         return negatives.sample_in_batch(key, offsets.shape, target_id, (target_id != 0).astype(jnp.float32))
-      return negatives.sample_items(key, "uniform", offsets.shape, len(catalogue))
+      return catalogue[negatives.sample_items(key, "uniform", offsets.shape, len(catalogue)) - 1]
 
   return draw(jax.random.key(0), target_id, offsets)
 
@@ -89,7 +90,7 @@ def _training(golden: GoldenFile, dtype: type) -> dict:
   """The reference's optimizer steps, made with our model, our objective and its sampler, and Optax's AdamW."""
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   model_config = config["model"]
-  options = hstu.layer_options(model_config, params, True, dtype)
+  options = hstu.layer_options(model_config, params, "step0_timestamps" in inputs, dtype)
   model = HSTU(
     num_items=model_config["num_items"],
     width=model_config["d"],
@@ -131,6 +132,6 @@ def _step_inputs(inputs):
   item_id[np.arange(len(item_id)), layout.lengths] = inputs["target_ids"]
   target_item = np.pad(item_id[:, 1:], ((0, 0), (0, 1)))
   weight = (layout.is_real & (target_item != 0)).astype(np.float32)
-  batch = sequence_batch(item_id, layout.lengths, inputs["timestamps"])
+  batch = sequence_batch(item_id, layout.lengths, inputs.get("timestamps"))
   batch = batch.replace(target_item=jnp.asarray(target_item), target_weight=jnp.asarray(weight))
   return batch, jnp.asarray(layout.pad(inputs["sampled_offsets"]))
