@@ -24,22 +24,18 @@ from jaxrec.data import pipeline
 from jaxrec.train import devices, experiment
 from jaxrec.train.state import num_parameters
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment config; --config.group.key=value changes a setting."
-)
-_STEPS = flags.DEFINE_integer("steps", 20, "Repetitions of each stage, after one that compiles.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "File to which the lines are appended as well.")
+FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
-  for record in measure(_CONFIG.value, _STEPS.value):
+  for record in measure(FLAGS.config, FLAGS.steps):
     line = json.dumps(record)
     print(line)
-    if _OUT.value:
-      with open(_OUT.value, "a", encoding="utf-8") as file:
+    if FLAGS.out:
+      with open(FLAGS.out, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -101,6 +97,16 @@ def _about(config, state, options, batches):
   }
 
 
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  config_help = "Experiment config; --config.group.key=value changes a setting."
+  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  steps_help = "Repetitions of each stage, after one that compiles."
+  flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)
+  flags.DEFINE_string("out", None, "File to which the lines are appended as well.", flag_values=values)
+  flags.mark_flag_as_required("config", flag_values=values)
+
+
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  define_flags()
   app.run(main)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxrec.types import SequenceBatch
@@ -31,11 +33,13 @@ def causal_context(batch: SequenceBatch) -> AttentionContext:
   Choice: the published HSTU compares the *next* event's time with the times of the keys; data pipelines decide whether
   `target_time` is that (`request_time="target"`) or the token's own time (`"last_event"`).
   """
+  batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
   mask = IntervalMask.causal(batch.sequence_id)
   return AttentionContext(mask, batch.position, batch.target_time, batch.timestamp)
 
 
 def bidirectional_context(batch: SequenceBatch) -> AttentionContext:
   """Each token reads its whole sequence."""
+  batch = jax.tree.map(jnp.asarray, batch)
   mask = IntervalMask.full(batch.sequence_id)
   return AttentionContext(mask, batch.position, batch.timestamp, batch.timestamp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -40,6 +41,7 @@ class SequentialModel(nn.Module):
 
   def __call__(self, batch: SequenceBatch, deterministic: bool = True) -> Float[Array, "B N M"]:
     """Query vectors in float32; zero (or arbitrary under "layer_norm") on padding."""
+    batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
     x = self.embedding(self.items(batch.item_id), batch.item_id, batch.position, deterministic)
     x = self.encode(x, batch, deterministic)
     x = jnp.where((batch.sequence_id != 0)[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
