@@ -1,6 +1,19 @@
-"""HSTU on Amazon Beauty (2014, 5-core).
+"""HSTU on Amazon Beauty (2014, 5-core): 22,363 users, 12,101 items, 198,502 events.
 
-python -m experiments.train --config=experiments/configs/beauty_hstu.py --workdir=runs/beauty_hstu
+    python -m experiments.train --config=experiments/configs/beauty_hstu.py --workdir=runs/beauty_hstu
+
+Protocol: leave-one-out, full ranking over all items without the user's own history; the second-last event chooses the
+epoch.
+
+| Recall@10 / NDCG@10 | validation, epoch 30 of 30 | test, the same parameters |
+|---|---|---|
+| common benchmark lists | | .0568 / .0389 |
+| this config | .1130 / .0686 | .0911 / .0538 |
+| --config.data.request_time=last_event | .1082 / .0659 | .0867 / .0525 |
+
+This config tells the model the time of the event that it predicts, as the published HSTU does; the last line does not.
+Retrained with the validation events: not measured. One seed (42). Time: 1,260 steps in 5 minutes on one core of a 2-core
+CPU.
 """
 
 from jaxrec.train.config import default_config
@@ -18,12 +31,12 @@ def get_config():
     name="hstu", width=64, num_layers=2, num_heads=2, head_width=32, value_width=32,
     max_positions=61, attention_length=61, input_dropout=0.5, dropout=0.5,
   )  # fmt: skip
-  config.objective = dict(name="sampled_softmax", num_negatives=512, sharing="row", temperature=0.05)
-  config.optimizer.learning_rate = 1e-3
+  config.objective = dict(name="sampled_softmax", num_negatives=1024, sharing="row", temperature=0.05)
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.schedule = "warmup_cosine"
   config.optimizer.warmup_steps = 100
   config.train.batch_size = 512
-  config.train.num_epochs = 60
+  config.train.num_epochs = 30
   config.train.evaluate_every_epochs = 5
   config.train.retrain = True
   return config
