@@ -12,8 +12,8 @@ epoch.
 | --config.data.request_time=last_event | .1082 / .0659 | .0867 / .0525 |
 
 This config tells the model the time of the event that it predicts, as the published HSTU does; the last line does not.
-Retrained with the validation events: not measured. One seed (42). Time: 1,260 steps in 5 minutes on one core of a 2-core
-CPU.
+Retrained with the validation events: not measured. One seed (42). Time: 1,260 steps in 5 minutes on one of two CPU
+cores.
 """
 
 from jaxrec.train.config import default_config
