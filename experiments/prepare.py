@@ -28,14 +28,7 @@ from jaxrec.data.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import source_names
 
-_SOURCE = flags.DEFINE_enum("source", None, source_names(), "Which data.", required=True)
-_RAW = flags.DEFINE_string("raw", None, "File or folder with the raw data; not given = download.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier prepared folder.")
-_SOURCES = flags.DEFINE_multi_string(
-  "sources", [], "For --source=merge, repeated: name=source:raw or name=source:raw?option=value&…"
-)
-
+FLAGS = flags.FLAGS
 
 _MOST_ROWS = 40
 
@@ -50,10 +43,6 @@ def _all_options() -> dict[str, list[str]]:
   return homes
 
 
-for _name, _homes in _all_options().items():
-  flags.DEFINE_string(_name, None, f"Option of {', '.join(_homes)}.")
-
-
 def main(_) -> None:
   """Prepares the data that the flags ask for and prints what came out."""
   started = time.monotonic()
@@ -62,7 +51,7 @@ def main(_) -> None:
     print(f"[{time.monotonic() - started:7.1f} s] {line}", file=sys.stderr, flush=True)
 
   try:
-    data = prepare(_SOURCE.value, _RAW.value, _OUT.value, overwrite=_OVERWRITE.value, report=report, **_given_options())
+    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **_given_options())
   except (ValueError, ConnectionError) as error:
     raise SystemExit(f"prepare: {error}") from error
   report("done")
@@ -103,14 +92,14 @@ def _notes(data: PreparedData) -> list[str]:
 
 
 def _given_options() -> dict[str, Any]:
-  known = reader_parameters(_SOURCE.value) | inspect.signature(PrepareOptions).parameters
+  known = reader_parameters(FLAGS.source) | inspect.signature(PrepareOptions).parameters
   options = {}
   for name in _all_options():
-    text = flags.FLAGS[name].value
+    text = FLAGS[name].value
     if text is not None:
       options[name] = parse_value(name, text, known[name].annotation) if name in known else text
-  if _SOURCES.value:
-    options["sources"] = [parse_source(text) for text in _SOURCES.value]
+  if FLAGS.sources:
+    options["sources"] = [parse_source(text) for text in FLAGS.sources]
   return options
 
 
@@ -150,5 +139,18 @@ def parse_value(name: str, text: str, annotation: Any) -> Any:
     raise ValueError(f"--{name}={text}: needs {kind}") from error
 
 
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_enum("source", None, source_names(), "Which data.", required=True, flag_values=values)
+  flags.DEFINE_string("raw", None, "File or folder with the raw data; not given = download.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder to write.", required=True, flag_values=values)
+  flags.DEFINE_bool("overwrite", False, "Replace an earlier prepared folder.", flag_values=values)
+  merge_help = "For --source=merge, repeated: name=source:raw or name=source:raw?option=value&…"
+  flags.DEFINE_multi_string("sources", [], merge_help, flag_values=values)
+  for name, homes in _all_options().items():
+    flags.DEFINE_string(name, None, f"Option of {', '.join(homes)}.", flag_values=values)
+
+
 if __name__ == "__main__":
+  define_flags()
   app.run(main)
