@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxrec.baselines import PROTOCOLS, evaluate_baseline, popularity, random_order
+from jaxrec.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.data.evaluation import evaluation_batches
+from jaxrec.ranking import PROTOCOLS
 from jaxrec.train.evaluation import evaluate
 from jaxrec.train.experiment import Experiment, load_run
 from jaxrec.train.log import HideOrbaxDetails
@@ -104,7 +105,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.", flag_values=values)
   flags.DEFINE_enum("protocol", None, PROTOCOLS, "Candidates, instead of those of the config.", flag_values=values)
   flags.DEFINE_bool(
-    "exclude_seen", None, "Whether seen items are candidates, instead of the config's choice.", flag_values=values
+    "exclude_seen", None, "Whether seen items are no candidates, instead of the config's choice.", flag_values=values
   )
   flags.DEFINE_bool("baselines", True, "Also score popularity and random order.", flag_values=values)
   flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.", flag_values=values)

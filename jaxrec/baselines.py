@@ -6,17 +6,16 @@ They are expressed as query and item vectors, so that their numbers come from th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec.data.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
-from jaxrec.metrics import RankingMetrics
-from jaxrec.retrieval import target_ranks
+from jaxrec.ranking import ranking_metrics
 
-PROTOCOLS = ("full", "full_per_domain")
 _RANDOM_WIDTH = 16
 
 
@@ -67,39 +66,17 @@ def random_order(data: PreparedData, seed: int = 0) -> Baseline:
 
 
 def evaluate_baseline(
-  baseline: Baseline,
-  data: PreparedData,
-  batches: Iterable[EvaluationBatch],
-  *,
-  ks: Sequence[int] = (1, 10, 50, 200),
-  exclude_seen: bool = True,
-  protocol: str = "full",
+  baseline: Baseline, data: PreparedData, batches: Iterable[EvaluationBatch], **options: Any
 ) -> dict[str, float | int]:
-  """Returns the ranking metrics of a baseline, under the keys of `RankingMetrics.result`.
+  """Returns the ranking metrics of a baseline, from the code that ranks models.
 
   Args:
     baseline: from `popularity` or `random_order`.
     data: what `batches` were made from.
     batches: from `jaxrec.data.evaluation.evaluation_batches`.
-    ks: list lengths.
-    exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
-    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain").
+    **options: `ks`, `exclude_seen`, `protocol` of `jaxrec.ranking.ranking_metrics`.
 
   Raises:
     ValueError: an unknown protocol, or no user to evaluate.
   """
-  if protocol not in PROTOCOLS:
-    raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
-  item_domain = data.item_domain() if protocol == "full_per_domain" else None
-  metrics = RankingMetrics.zero(ks, data.domain_names)
-  for batch in batches:
-    ranks = target_ranks(
-      baseline.queries(batch.user),
-      baseline.item_vectors,
-      batch.target_item,
-      seen_items=batch.seen_items if exclude_seen else None,
-      item_domain=item_domain,
-      target_domain=None if item_domain is None else batch.target_domain,
-    )
-    metrics = metrics.update(ranks, batch.target_domain)
-  return metrics.result()
+  return ranking_metrics(lambda batch: baseline.queries(batch.user), baseline.item_vectors, data, batches, **options)

@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrec.ranking import PROTOCOLS
+
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
-PROTOCOLS = ("full", "full_per_domain")
 _AT_LEAST_ONE = (
   "data.max_length", "train.batch_size", "train.num_epochs", "train.accumulate", "train.evaluate_every_epochs",
   "train.log_every_steps", "eval.batch_size",

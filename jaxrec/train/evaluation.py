@@ -8,14 +8,13 @@ from collections.abc import Iterable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from jaxrec import metrics, retrieval
 from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
+from jaxrec.ranking import ranking_metrics
 from jaxrec.train import devices
 from jaxrec.train.state import Params
 from jaxrec.types import SequenceBatch
@@ -38,20 +37,15 @@ def evaluate(
   batches = evaluation_batches(data, config, split, mesh)
   queries_of, item_vectors_of = _compiled(model, mesh)
   vectors = _local(item_vectors_of(params))  # [V1, M]
-  item_domain = data.item_domain() if config.eval.protocol == "full_per_domain" else None
-  totals = metrics.RankingMetrics.zero(config.eval.ks, data.domain_names)
-  for batch in batches:
-    queries = queries_of(params, devices.spread_same_rows(batch.batch, mesh))
-    ranks = retrieval.target_ranks(
-      _local(queries),
-      vectors,
-      batch.target_item,
-      seen_items=batch.seen_items if config.eval.exclude_seen else None,
-      item_domain=item_domain,
-      target_domain=None if item_domain is None else batch.target_domain,
-    )
-    totals = totals.update(np.asarray(ranks), batch.target_domain)
-  return totals.result()
+  return ranking_metrics(
+    lambda batch: _local(queries_of(params, devices.spread_same_rows(batch.batch, mesh))),
+    vectors,
+    data,
+    batches,
+    ks=config.eval.ks,
+    exclude_seen=config.eval.exclude_seen,
+    protocol=config.eval.protocol,
+  )
 
 
 def evaluation_batches(
