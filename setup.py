@@ -28,7 +28,7 @@ setup(
     "jaxtyping",
     "ml_collections",
     "numpy",
-    "optax",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11",
     "polars",
     "tqdm",

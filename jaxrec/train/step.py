@@ -54,7 +54,7 @@ def make_train_step(
     grads, scalars = _gradient(mean, state.params, batch, rng, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    scalars["grad_norm"] = _norm(grads)
+    scalars["grad_norm"] = optax.tree.norm(grads)
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved), scalars
 
@@ -96,10 +96,6 @@ def _as_sum(objective):
 def _means(loss, scalars):
   named = {name: value for name, value in scalars.items() if name != "weight"} | {"loss": loss}
   return {name: value.astype(jnp.float32) for name, value in named.items()}
-
-
-def _norm(tree):
-  return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def _split(batch: SequenceBatch, parts: int) -> Any:
