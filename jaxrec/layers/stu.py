@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrec.layers.embedding import dropout
-from jaxrec.layers.hstu import split_uvqk
+from jaxrec.layers.hstu import split_uvqk, uniform
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels import IntervalMask, segment_attention
 
@@ -253,17 +253,12 @@ class STUPositionalEncoder(nn.Module):
     """Returns sqrt(M) x + Position[...] + Time[...]; `timestamps` in seconds, only their differences matter."""
     width = x.shape[-1]
     tables = [
-      self.param(name, _uniform_by_rows, (rows, width))
+      self.param(name, uniform(math.sqrt(1 / rows)), (rows, width))
       for name, rows in (("position_table", self.num_positions), ("time_table", self.num_time_buckets + 1))
     ]
     return stu_positional_encoding(
       x, *tables, timestamps, lengths, num_targets, contextual_length=self.contextual_length
     )
-
-
-def _uniform_by_rows(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "rows M"]:
-  bound = math.sqrt(1 / shape[0])
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def stu_positional_encoding(
