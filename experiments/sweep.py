@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import sweep_table
+from jaxrec.train import writers
 
 FLAGS = flags.FLAGS
 
@@ -295,8 +296,7 @@ def _read_summary(workdir):
   path = os.path.join(workdir, "summary.json")
   if not os.path.exists(path):
     raise RuntimeError(f"the run ended without {path}")
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
+  return writers.read_json(path)
 
 
 def _append_result(out, job, workdir, summary):

@@ -177,7 +177,7 @@ def _once(workdir, phase, train):
   path = os.path.join(workdir, phase, "result.json")
   if os.path.exists(path):
     logging.info("phase %s is done: %s", phase, path)
-    return _read_json(path)
+    return writers.read_json(path)
   result = train()
   writers.write_json(path, result)
   return result
@@ -187,17 +187,12 @@ def _check_same_run(config, workdir):
   """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours."""
   path = os.path.join(workdir, "config.json")
   if os.path.exists(path):
-    lines = config_differences(_read_json(path), json.loads(json.dumps(config.to_dict())))
+    lines = config_differences(writers.read_json(path), json.loads(json.dumps(config.to_dict())))
     wrong = [line for line in lines if line.split()[0] not in _MAY_CHANGE]
     if wrong:
       raise ValueError(
         f"{workdir} holds a run of another config: {'; '.join(wrong)}. Give another --workdir, or delete that one."
       )
-
-
-def _read_json(path):
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -20,7 +20,7 @@ from jaxrec.data import pipeline
 from jaxrec.data.prepare import prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.synthetic import synthetic_data
-from jaxrec.train import checkpoint, devices, optimizer, state, step
+from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
 from jaxrec.train.config import check_config
 
 # Names under which the official archives unpack, looked for in $JAXREC_DATA.
@@ -70,8 +70,7 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tup
   path = os.path.join(workdir, "config.json")
   if not os.path.exists(path):
     raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
-  with open(path, encoding="utf-8") as file:
-    experiment = Experiment.from_config(ConfigDict(json.load(file)))
+  experiment = Experiment.from_config(ConfigDict(writers.read_json(path)))
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
   like = initial_state(experiment, total_steps=10**9)

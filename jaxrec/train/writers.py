@@ -84,6 +84,12 @@ def read_records(path: str) -> list[dict[str, Any]]:
   return [json.loads(line) for line in complete]
 
 
+def read_json(path: str) -> Any:
+  """Returns what `write_json` wrote."""
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
+
+
 def write_json(path: str, value: Any) -> None:
   """Writes a JSON file that is either complete or not there (first host only)."""
   if jax.process_index() == 0:
