@@ -133,9 +133,11 @@ class _Spec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _TileIndex:
-  """The integers of the problem, by tile: the work list, the masks `[T, block, 5]` and the inputs of the bias `[T,
-  block]`.
+  """The integers of the problem, by tile.
 
+  work: the live pairs of tiles.
+  spans: the masks of the queries `[T, block, 5]`.
+  query_time ... key_position: the inputs of the bias `[T, block]`.
   buckets: the time bucket of each pair of the work list `[L, block_q, block_k]`. It depends on times and mask alone,
     so that the compiler finds that all layers of a model ask for the same.
   """
