@@ -22,7 +22,7 @@ help:
 demo: $(VENV)/.installed-plots
 	@$(RUN) -m experiments.demo $(ARGS)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-test
@@ -38,6 +38,12 @@ clean:
 $(VENV)/.installed-%: setup.py | $(VENV)/bin/python
 	@echo "Installing jaxrec[$*] into $(VENV) (a minute or two the first time)"
 	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+# A gigabyte of compilers for TPUs and H100s; without them the tests that compile are skipped.
+$(VENV)/.tried-compilers: $(VENV)/.installed-test
+	@echo "Installing the compilers for TPUs and H100s into $(VENV)"
+	@$(PIP) --editable '.[compilers]' || echo "They could not be installed: the tests that need them will be skipped."
 	@touch $@
 
 $(VENV)/bin/python:

@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 PLOTS = ["matplotlib"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
+COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
 TEST = [*PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
 setup(
@@ -40,6 +41,7 @@ setup(
     "test": TEST,
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],
+    "compilers": COMPILERS,
   },
   classifiers=[
     "Development Status :: 3 - Alpha",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import reference, xla
+from pallas_kernels import reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
+from pallas_kernels.varying import axes_of, vary
 
 ACTIVATIONS = ("silu", "softmax")
 IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
@@ -26,7 +30,7 @@ def segment_attention(
   bias: RelativeBias | None = None,
   implementation: str = "auto",
   interpret: bool = False,
-  block_sizes: xla.BlockSizes | None = None,
+  block_sizes: Any = None,
 ) -> Float[Array, "B N H E"]:
   """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
 
@@ -40,41 +44,85 @@ def segment_attention(
     scale: multiplies q·k before the bias is added.
     normalizer: silu only: divides the weights; a number, or one for each query. None = 1.
     bias: added to `scale * q·k`.
-    implementation: "auto" (by platform), "reference" (dense, O(N^2) memory) or "xla" (live tiles only, O(N) memory).
+    implementation: "reference" (dense, O(N^2) memory), "xla" (live tiles only, O(N) memory), "tpu" or "gpu" (Pallas
+      kernels for TPUs and Hopper), or "auto": by the platform that the program is lowered for, see
+      `chosen_implementation`.
     interpret: run a Pallas implementation on the CPU.
-    block_sizes: sizes of tiles of the xla implementation; they change speed, never results.
+    block_sizes: sizes of the tiles of the named implementation (`BlockSizes`, or `pallas_kernels.gpu.BlockSizes`), or
+      of xla where "auto" takes it; they change speed, never results.
 
   Returns:
     Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs).
 
   Raises:
     ValueError: for shapes that do not fit, unknown names, or options that the choice would ignore.
-    NotImplementedError: for implementations that do not exist yet.
+    NotImplementedError: for what the named implementation cannot do.
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
   """
   _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes)
-  arguments = (q, k, v, mask, bias)
-  if implementation == "reference":
-    out = reference.attention(*arguments, activation=activation, scale=scale)
-  else:
-    out = xla.attention(*arguments, activation=activation, scale=scale, block_sizes=block_sizes)
+  out = _run(q, k, v, mask, bias, activation, scale, implementation, interpret, block_sizes)
   if normalizer is None:
     return out
   divisor = jnp.broadcast_to(jnp.asarray(normalizer, out.dtype), q.shape[:2])
   return out / divisor[..., None, None]  # [B, N, H, E]
 
 
-def chosen_implementation(platform: str | None = None) -> str:
+def _run(q, k, v, mask, bias, activation, scale, implementation, interpret, block_sizes):
+  arguments, options = (q, k, v, mask, bias), {"activation": activation, "scale": scale}
+  arguments = vary(arguments, axes_of(arguments))
+  match implementation:
+    case "reference":
+      return reference.attention(*arguments, **options)
+    case "xla":
+      return xla.attention(*arguments, **options, block_sizes=block_sizes)
+    case "tpu":
+      return tpu.attention(*arguments, **options, block_sizes=block_sizes, interpret=interpret)
+    case "gpu":
+      from pallas_kernels import gpu  # Its packages take a second to import.
+
+      return gpu.attention(*arguments, **options, block_sizes=block_sizes, interpret=interpret)
+  branches = {"default": functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes)}
+  if _why_not_tpu(q, k, bias) is None:
+    branches["tpu"] = functools.partial(_compiled_once(tpu.attention), **options)
+  return jax.lax.platform_dependent(*arguments, **branches)
+
+
+@functools.cache
+def _compiled_once(attention):
+  """Layers of equal shapes share what was traced; of the platforms, only that of the lowering is compiled."""
+  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes"))
+
+
+def _why_not_tpu(q, k, bias) -> str | None:
+  try:
+    tpu.check(q, k, bias)
+  except NotImplementedError as error:
+    return str(error)
+  return None
+
+
+def chosen_implementation(
+  platform: str | None = None, q: Any = None, k: Any = None, bias: RelativeBias | None = None
+) -> str:
   """What "auto" runs on `platform` ("cpu", "gpu", "tpu"; default: this process's), and why.
 
+  With q and k (arrays or their shapes) and the bias, it also says where a problem does not suit the platform's kernel.
+
+  >>> chosen_implementation("tpu")
+  'tpu: Pallas kernels, live tiles only'
   >>> chosen_implementation("cpu")
-  'xla: live tiles only; the Pallas kernels for TPUs and GPUs do not exist yet'
+  'xla: live tiles only'
   """
   platform = platform or jax.default_backend()
   if platform not in ("cpu", "gpu", "cuda", "rocm", "tpu"):
     raise ValueError(f"{platform=} is not one of 'cpu', 'gpu', 'tpu'")
-  return "xla: live tiles only; the Pallas kernels for TPUs and GPUs do not exist yet"
+  if platform == "cpu":
+    return "xla: live tiles only"
+  if platform != "tpu":
+    return "xla: live tiles only; the kernels for Hopper have not run on one yet: ask for implementation='gpu'"
+  reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias)
+  return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
 
 
 def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes):
@@ -82,9 +130,7 @@ def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpre
     raise ValueError(f"{activation=} is not one of {ACTIVATIONS}")
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
-  if implementation in ("tpu", "gpu"):
-    raise NotImplementedError(f"{implementation=} does not exist yet; use 'auto', 'xla' or 'reference'")
-  if interpret:
+  if interpret and implementation not in ("tpu", "gpu"):
     raise ValueError(
       "interpret=True is for Pallas implementations; 'auto', 'xla' and 'reference' run anywhere without it"
     )

@@ -76,7 +76,7 @@ def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   return nearest - (magnitude < edges.at[nearest].get(mode="promise_in_bounds")).astype(jnp.int32)
 
 
-def _first_seconds_of_buckets() -> np.ndarray:
+def first_seconds_of_buckets() -> np.ndarray:
   """The smallest count of seconds in each bucket, `[129]` int64; of a bucket that no count falls in, the next one's."""
   low, high = np.ones(NUM_TIME_BUCKETS, np.int64), np.full(NUM_TIME_BUCKETS, 2**62)
   while (low < high).any():
@@ -87,7 +87,7 @@ def _first_seconds_of_buckets() -> np.ndarray:
   return low
 
 
-_EDGES = _first_seconds_of_buckets()
+_EDGES = first_seconds_of_buckets()
 
 
 def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array, "..."]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +33,31 @@ def live_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) ->
 
   N must be a multiple of `block_q` and `num_keys` one of `block_k`.
   """
-  rows, num_queries = mask.shape
   first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
-  self_index = mask.self_index()
-  spans = [
-    (mask.start_a, mask.end_a),
-    (mask.start_b, mask.end_b),
-    (self_index, jnp.where(self_index >= 0, self_index + 1, self_index)),
-  ]
-  live = jnp.zeros((rows, num_queries // block_q, first_key.size), bool)
-  for start, end in spans:
-    is_empty = start >= end
-    start = jnp.where(is_empty, num_keys, start).reshape(rows, -1, block_q).min(axis=-1)  # [B, Tq]
-    end = jnp.where(is_empty, 0, end).reshape(rows, -1, block_q).max(axis=-1)  # [B, Tq]
+  live = jnp.zeros((mask.shape[0], mask.shape[1] // block_q, first_key.size), bool)
+  for start, end in _hulls(mask, block_q, num_keys):
     live |= (first_key < end[..., None]) & (first_key + block_k > start[..., None])
   return live
+
+
+def _hulls(mask, block_q, nowhere):
+  """The interval spanned by the first, by the second and by the own keys of each query tile: starts and ends `[B, Tq]`.
+
+  An empty one starts at `nowhere` and ends at 0.
+  """
+  rows = mask.shape[0]
+  own = mask.self_index()
+  spans = ((mask.start_a, mask.end_a), (mask.start_b, mask.end_b), (own, jnp.where(own >= 0, own + 1, own)))
+  for start, end in spans:
+    is_empty = start >= end
+    first = jnp.where(is_empty, nowhere, start).reshape(rows, -1, block_q).min(axis=-1)
+    yield first, jnp.where(is_empty, 0, end).reshape(rows, -1, block_q).max(axis=-1)
+
+
+def key_range(mask: IntervalMask, block_q: int, num_keys: int) -> tuple[Int[Array, "B Tq"], Int[Array, "B Tq"]]:
+  """The smallest interval with all keys that any query of a tile may read; of a tile that reads none, [num_keys, 0)."""
+  starts, ends = zip(*_hulls(mask, block_q, num_keys), strict=True)
+  return functools.reduce(jnp.minimum, starts), functools.reduce(jnp.maximum, ends)
 
 
 def work_list(mask: IntervalMask, num_keys: int, block_q: int, block_k: int, multiple: int = 1) -> WorkList:
@@ -69,3 +80,78 @@ def count_live_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: i
 def pad_queries(mask: IntervalMask, amount: int) -> IntervalMask:
   """The mask with `amount` more queries that read nothing."""
   return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, amount))), mask)
+
+
+FIRST, LAST, LIVE, INTERIOR, FIRST_OF_ROW = (1 << bit for bit in range(5))
+_FLAG_BITS, NOTE_BITS = 5, 9
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TileOrder:
+  """The order in which a kernel with a sequential grid visits tiles, for scalar prefetch.
+
+  Every outer tile has at least one entry, so that its output is always written; an entry that is not `LIVE` computes
+  nothing.
+
+  outer: row * (outer tiles of a row) + outer tile, ascending.
+  inner: inner tile of the same row, the caller's note on the tile, and flags: `FIRST` and `LAST` entry of the outer
+    tile, `LIVE`, `INTERIOR` (every query of the tile may read every key) and `FIRST_OF_ROW`. See `inner_tile` and
+    `note_of`.
+  count: number of entries; those after it are not to be visited.
+  """
+
+  outer: Int[Array, " L"]
+  inner: Int[Array, " L"]
+  count: Int[Array, ""]
+
+
+def tile_order(
+  mask: IntervalMask, num_keys: int, block_q: int, block_k: int, *, by: str, notes: Int[Array, "B Tq Tk"]
+) -> TileOrder:
+  """The live tiles with their flags, by="query": key tiles within each query tile, or by="key": the reverse.
+
+  `notes` of at most `NOTE_BITS` bits travel with their tiles. N and `num_keys` must be multiples of the blocks.
+  """
+  live = live_tiles(mask, num_keys, block_q, block_k)  # [B, Tq, Tk]
+  flags = live * LIVE + interior_tiles(mask, num_keys, block_q, block_k) * INTERIOR + notes * 2**_FLAG_BITS
+  if by == "key":
+    live, flags = jnp.swapaxes(live, 1, 2), jnp.swapaxes(flags, 1, 2)
+  _, outer_tiles, inner_tiles = live.shape
+  nothing = ~live.any(axis=-1, keepdims=True) & (jnp.arange(inner_tiles) == 0)
+  visited = live | nothing  # [B, outer tiles, inner tiles]
+  count = visited.sum(dtype=jnp.int32)
+  (flat,) = jnp.nonzero(visited.reshape(-1), size=visited.size, fill_value=0)
+  flat = flat.astype(jnp.int32)  # [L]
+  outer = flat // inner_tiles
+  flags = flags.reshape(-1)[flat].astype(jnp.int32)
+  is_last_entry = jnp.arange(flat.size) == count - 1
+  flags += _starts(outer) * FIRST + _starts(outer // outer_tiles) * FIRST_OF_ROW
+  flags += (jnp.roll(_starts(outer), -1) | is_last_entry) * LAST
+  return TileOrder(outer, flat % inner_tiles * 2 ** (_FLAG_BITS + NOTE_BITS) + flags, count)
+
+
+def _starts(ids: Int[Array, " L"]) -> Bool[Array, " L"]:
+  return jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
+
+
+def inner_tile(entry: Int[Array, "..."]) -> Int[Array, "..."]:
+  """The inner tile of an entry of `TileOrder.inner`."""
+  return entry >> (_FLAG_BITS + NOTE_BITS)
+
+
+def note_of(entry: Int[Array, "..."]) -> Int[Array, "..."]:
+  """The caller's note in an entry of `TileOrder.inner`."""
+  return (entry >> _FLAG_BITS) & (2**NOTE_BITS - 1)
+
+
+def interior_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) -> Bool[Array, "B Tq Tk"]:
+  """Tiles that need no mask: an interval of every query covers all their keys. It may miss some, and never errs."""
+  rows = mask.shape[0]
+  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
+  interior = jnp.zeros((rows, mask.shape[1] // block_q, first_key.size), bool)
+  for start, end in ((mask.start_a, mask.end_a), (mask.start_b, mask.end_b)):
+    start = start.reshape(rows, -1, block_q).max(axis=-1)[..., None]  # [B, Tq, 1]
+    end = end.reshape(rows, -1, block_q).min(axis=-1)[..., None]
+    interior |= (start <= first_key) & (end >= first_key + block_k)
+  return interior

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
 from pallas_kernels.mask import IntervalMask
+from pallas_kernels.varying import axes_of, vary
 
 _MAX_BUCKETS_KEPT = (
   2**24
@@ -82,10 +83,22 @@ def attention(
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
-  """Tiles of at most 64 tokens for short rows and 128 for long ones; groups of about half a million scores."""
-  side = 64 if max(num_queries, num_keys) <= 1024 else 128
-  query, key = min(side, _round_up(num_queries, 8)), min(side, _round_up(num_keys, 8))
+  """Tiles of at most 64 x 64 tokens for rows below 1,024 and 512 x 256 for longer ones; about half a million scores in
+  a group.
+
+  Short rows hold several short sequences, which small tiles follow closely. Long ones need the large tiles because XLA
+  spreads a batch of matrix products over the cores of a CPU only where each product is large: measured on two cores,
+  batches of 128 x 128 x 64 and 256 x 256 x 64 run on one of them, 512 x 256 x 64 on both.
+  """
+  sides = (64, 64) if max(num_queries, num_keys) < 1024 else (512, 256)
+  query, key = (_even_parts(length, side) for length, side in zip((num_queries, num_keys), sides, strict=True))
   return BlockSizes(query, key, max(1, 2**19 // (num_heads * query * key)))
+
+
+def _even_parts(length: int, most: int) -> int:
+  """The size of the parts of at most `most` that waste least padding; a multiple of 8."""
+  parts = -(-length // most)
+  return _round_up(-(-length // parts), 8)
 
 
 def _spans(mask: IntervalMask) -> Array:
@@ -110,6 +123,10 @@ def _to_tiles(x: Float[Array, "B N H D"], block: int) -> Float[Array, "T H block
 def _from_tiles(x: Float[Array, "T H block E"], rows: int, length: int) -> Float[Array, "B N H E"]:
   x = jnp.swapaxes(x, 1, 2)  # [B * tiles, block, H, E]
   return x.reshape(rows, -1, *x.shape[2:])[:, :length]
+
+
+def _transposed(x: Float[Array, "T H block D"]) -> Float[Array, "T H D block"]:
+  return jnp.swapaxes(x, -1, -2)
 
 
 def _tiles_of(x: Array, block: int) -> Array:
@@ -209,6 +226,8 @@ def _backward(spec, residuals, d_out):
   q, k, v, tables, index, softmax = residuals
   d_out = d_out.astype(spec.dtype)
   inner = None if softmax is None else (softmax[0] * d_out).sum(axis=-1)  # [T, H, block_q]
+  # On CPUs a product over the first axis of the weights is fast only where the result has the tokens last.
+  q_t, d_out_t = _transposed(q), _transposed(d_out)  # [T, H, D, block_q]
 
   def add_group(group, state):
     dq, dk, dv, d_tables = state
@@ -223,13 +242,14 @@ def _backward(spec, residuals, d_out):
     else:
       weights = jnp.where(may_attend, jnp.exp(scores - softmax[1][qi][..., None]), 0)
       d_scores = weights * (d_weights - inner[qi][..., None])
-    dv = dv.at[kj].add(_matmul("ghnm,ghne->ghme", weights, d_out_tile, spec.dtype))
+    dv = dv.at[kj].add(_matmul("ghen,ghnm->ghem", d_out_t[qi], weights, spec.dtype))
     dq = dq.at[qi].add(spec.scale * _matmul("ghnm,ghmd->ghnd", d_scores, k[kj], spec.dtype))
-    dk = dk.at[kj].add(spec.scale * _matmul("ghnm,ghnd->ghmd", d_scores, q[qi], spec.dtype))
+    dk = dk.at[kj].add(spec.scale * _matmul("ghdn,ghnm->ghdm", q_t[qi], d_scores, spec.dtype))
     return dq, dk, dv, _add_table_gradients(d_tables, entries, d_scores)
 
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, k, v, tables))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, _transposed(k), _transposed(v), tables))
   dq, dk, dv, d_tables = _for_each_group(spec, index, add_group, zeros)
+  dk, dv = _transposed(dk), _transposed(dv)  # [T, H, block_k, D]
   cast = jax.tree.map(lambda d, x: d.astype(x.dtype), (dq, dk, dv, d_tables), (q, k, v, tables))
   return (*cast, None)
 
@@ -250,7 +270,7 @@ def _for_each_group(spec, index, add_group, state):
     may_attend = _may_attend(spec, index.spans[qi], kj, is_live)
     return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
 
-  return jax.lax.fori_loop(0, steps, body, state)
+  return jax.lax.fori_loop(0, steps, body, vary(state, axes_of(index.work)))
 
 
 def _may_attend(spec, spans, kj, is_live):

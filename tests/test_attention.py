@@ -7,8 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import BlockSizes, IntervalMask, RelativeBias, attention_weights, segment_attention, sort_by_segment
+from pallas_kernels import (
+  BlockSizes,
+  IntervalMask,
+  RelativeBias,
+  attention_weights,
+  chosen_implementation,
+  reference,
+  segment_attention,
+  sort_by_segment,
+  tpu,
+)
 
 MASK = {
   "causal": lambda ids: IntervalMask.causal(ids),
@@ -36,6 +47,7 @@ class Case:
   width: int = 6
   value_width: int = 6
   normalizer: str = "none"  # or "number", "each_query"
+  gaps: bool = False  # between the positions, as where only the events of a domain are left
   scale: float = 0.7
   dtype: str = "float32"
 
@@ -96,6 +108,8 @@ def problem(case, seed=0):
   key_time = np.cumsum(rng.integers(0, 10**5, (3, n)), axis=1).astype(np.int32)
   query_time = np.cumsum(rng.integers(0, 10**5, (3, queries)), axis=1).astype(np.int32)
   position = np.broadcast_to(np.arange(n, dtype=np.int32), (3, n))
+  if case.gaps:
+    position = np.sort(rng.permutation(4 * n)[:n])[None].astype(np.int32).repeat(3, axis=0) // 3
   times = {"query_time": query_time, "key_time": key_time}
   positions = {"query_position": position[:, n - queries :], "key_position": position}
   return inputs, mask, jax.tree.map(jnp.asarray, (times, positions))
@@ -111,8 +125,8 @@ def attend(case, implementation, inputs, mask, integers):
   normalizer = {"none": None, "number": 40.0, "each_query": inputs.get("normalizer")}[case.normalizer]
   return segment_attention(
     inputs["q"], inputs["k"], inputs["v"], mask, activation=case.activation, scale=case.scale, normalizer=normalizer,
-    bias=RelativeBias(**bias) if bias else None, implementation=implementation,
-    block_sizes=BlockSizes(*case.blocks) if case.blocks and implementation == "xla" else None,
+    bias=RelativeBias(**bias) if bias else None, implementation=implementation, interpret=implementation == "tpu",
+    block_sizes=BlockSizes(*case.blocks) if case.blocks and implementation != "reference" else None,
   )  # fmt: skip
 
 
@@ -148,6 +162,50 @@ def test_tiles_give_the_outputs_and_gradients_of_the_definition(case):
   actual, expected = (output_and_gradients(case, name, *arguments) for name in ("xla", "reference"))
   assert all(np.abs(np.asarray(value, np.float32)).max() > 0 for value in expected.values()), "a test of nothing"
   assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 1e-5)
+
+
+TPU_GRID = [
+  Case(length=300, blocks=(128, 256, 1)),  # Several tiles in both directions, with a chunk that no query reads.
+  Case(length=300, blocks=(256, 128, 2), activation="softmax", per_head=True),
+  Case(length=300, blocks=(128, 128, 2), gaps=True),
+  Case(length=300, blocks=(128, 128, 1), mask="full", tables="", width=25, value_width=50),
+  Case(length=300, blocks=(128, 128, 2), mask="targets", tables="", activation="softmax"),
+  Case(length=300, blocks=(256, 128, 1), mask="both_ways", tables="position", normalizer="each_query"),
+  Case(length=300, blocks=(128, 128, 1), mask="last_queries", heads=1),
+  Case(length=600, blocks=(128, 256, 1), mask="window", tables="time", per_head=True),
+  Case(length=1000, blocks=(256, 512, 1), heads=1, tables="time"),  # Interior tiles, and such that few edges cross.
+  Case(length=1000, blocks=None, heads=1, activation="softmax", tables=""),
+  Case(length=1, blocks=None),
+  Case(length=127, blocks=None, tables="", width=64, value_width=25, heads=1),
+  Case(length=129, blocks=None, tables="time", heads=1),
+  Case(length=211, blocks=None, tables="position", activation="softmax", heads=1, width=50),
+  Case(length=260, blocks=(128, 128, 1), tables="", dtype="bfloat16", width=128, value_width=256, normalizer="number"),
+  Case(length=260, blocks=(128, 256, 1), dtype="bfloat16", activation="softmax", per_head=True),
+]
+
+
+@pytest.mark.parametrize("case", TPU_GRID, ids=str)
+def test_interpreted_tpu_kernels_give_the_outputs_and_gradients_of_the_definition(case):
+  arguments = problem(case)
+  actual, expected = (output_and_gradients(case, name, *arguments) for name in ("tpu", "reference"))
+  assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 2e-5)
+
+
+def test_tpu_kernels_read_no_memory_that_they_have_not_written():
+  case = Case(length=200, blocks=(128, 128, 1), heads=1, gaps=True)
+  inputs, mask, (times, positions) = problem(case)
+  memories = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")
+
+  def outputs(attention, **options):
+    def loss(inputs):
+      q, k, v, time_table, position_table = (inputs[name] for name in ("q", "k", "v", "time_table", "position_table"))
+      bias = RelativeBias(time_table=time_table, position_table=position_table, **times, **positions)
+      return (attention(q, k, v, mask, bias, activation="silu", scale=1.0, **options) ** 2).sum()
+
+    return jax.jit(jax.grad(loss))(inputs)
+
+  simulated = outputs(tpu.attention, block_sizes=BlockSizes(*case.blocks), interpret=memories)
+  assert_close(simulated, outputs(reference.attention), 2e-5)
 
 
 def test_the_definition_computes_an_example_worked_by_hand():
@@ -285,8 +343,8 @@ PLACE = jnp.zeros((2, 3), jnp.int32)
   [
     ({"activation": "relu"}, ValueError, "activation='relu' is not one of"),
     ({"implementation": "cuda"}, ValueError, "implementation='cuda' is not one of"),
-    ({"implementation": "tpu"}, NotImplementedError, "implementation='tpu' does not exist yet; use 'auto'"),
-    ({"implementation": "gpu"}, NotImplementedError, "implementation='gpu' does not exist yet"),
+    ({"implementation": "tpu", "block_sizes": BlockSizes(64, 128, 1)}, ValueError, "need multiples of 128"),
+    ({"implementation": "gpu"}, NotImplementedError, "float32"),
     ({"interpret": True}, ValueError, "interpret=True is for Pallas"),
     ({"implementation": "reference", "block_sizes": BlockSizes()}, ValueError, "block_sizes has no meaning"),
     ({"activation": "softmax", "normalizer": 2.0}, ValueError, "normalizer is for activation='silu'"),
@@ -315,3 +373,57 @@ def test_what_does_not_fit_is_refused_by_name(options, error, text):
 def test_blocks_must_have_a_size():
   with pytest.raises(ValueError, match="needs positive sizes"):
     BlockSizes(query=0)
+
+
+def lowered_text(platform, q, **options):
+  mask = IntervalMask.causal(jnp.ones(q.shape[:2], jnp.int32))
+  traced = jax.jit(lambda q: segment_attention(q, q, q, mask, **options)).trace(q)
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_auto_takes_the_kernel_of_the_platform_that_a_program_is_lowered_for():
+  q = jnp.zeros((1, 128, 1, 64))
+  assert "tpu_custom_call" in lowered_text("tpu", q)
+  assert "custom_call @tpu_custom_call" not in lowered_text("cpu", q)
+  assert chosen_implementation("tpu", q).startswith("tpu: ")
+
+
+def test_auto_says_why_it_leaves_a_problem_to_xla():
+  long = jax.ShapeDtypeStruct((1, 2**17, 1, 64), jnp.float32)
+  reason = chosen_implementation("tpu", long)
+  assert reason.startswith("xla: live tiles only; rows of 131072 queries of width 64 need")
+  assert "have not run" in chosen_implementation("gpu")
+  with pytest.raises(NotImplementedError, match="rows of 131072 queries"):
+    lowered_text("tpu", long, implementation="tpu")
+
+
+def test_a_mapped_axis_goes_through_the_tpu_kernel_one_problem_at_a_time():
+  inputs = jax.random.normal(jax.random.key(0), (3, 1, 130, 1, 8))
+  mask = IntervalMask.causal(jnp.ones((1, 130), jnp.int32))
+
+  def total(q, implementation):
+    out = segment_attention(q, q, q, mask, implementation=implementation, interpret=implementation == "tpu")
+    return (out**2).sum()
+
+  mapped = jax.jit(jax.vmap(jax.grad(lambda q: total(q, "tpu"))))(inputs)
+  expected = jax.vmap(jax.grad(lambda q: total(q, "reference")))(inputs)
+  np.testing.assert_allclose(mapped, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla", "reference"])
+def test_rows_spread_by_shard_map_give_the_same_outputs_and_gradients(implementation):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
+  ids = jnp.ones((2, 20), jnp.int32)
+  time = jnp.cumsum(1000 * ids, axis=1)
+  inputs = {"q": jax.random.normal(jax.random.key(0), (2, 20, 1, 8)), "table": jnp.linspace(-1, 1, 129)}
+
+  def attend(q, table, ids, time):
+    bias = RelativeBias(time_table=table, query_time=time, key_time=time)
+    return segment_attention(q, q, q, IntervalMask.causal(ids), bias=bias, implementation=implementation)
+
+  def gradients(attend):
+    return jax.jit(jax.grad(lambda x: (attend(x["q"], x["table"], ids, time) ** 2).sum()))(inputs)
+
+  rows, everywhere = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+  spread = jax.shard_map(attend, mesh=mesh, in_specs=(rows, everywhere, rows, rows), out_specs=rows)
+  assert_close(gradients(spread), gradients(attend), 1e-5)

@@ -92,7 +92,10 @@ def _attend(q, k, v, weight_scale, mask, d_out, *, alpha, implementation):
 
   def attend(q, k, v, weight_scale):
     normalizer = 1 / jnp.where(weight_scale == 0, 1, weight_scale)
-    return segment_attention(q, k, v, mask, scale=alpha, normalizer=normalizer, implementation=implementation)
+    return segment_attention(
+      q, k, v, mask, scale=alpha, normalizer=normalizer, implementation=implementation,
+      interpret=implementation == "tpu",
+    )  # fmt: skip
 
   out, pull_back = jax.vjp(attend, q, k, v, weight_scale)
   return out, pull_back(d_out)

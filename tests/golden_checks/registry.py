@@ -10,7 +10,7 @@ from golden_checks.golden_file import Check, GoldenFile
 # File-name prefix -> variant -> check. The longest prefix of a name wins, over both tables. Attention is checked in two
 # implementations, HSTU layers in the tiled one, and models, made of them, in the dense one, which compiles faster.
 CHECKS: Mapping[str, Mapping[str, Check]] = {
-  "hstu_attention_": {name: attention.check(name) for name in ("reference", "xla")},
+  "hstu_attention_": {name: attention.check(name) for name in ("reference", "xla", "tpu")},
   "hstu_layer_": {"": hstu.layer_check()},
   "hstu_model_": {"": hstu.model_check()},
   "hstu_time_": {"": time_buckets.check()},

@@ -1,0 +1,181 @@
+"""Operations of the GPU: products, loads with a layout, tables; a second form of each for what the simulator lacks.
+
+The second form is the branch on `spec.simulate`. No other module of the package touches MLIR or private parts of JAX.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax._src.lib.mlir.dialects import llvm  # jax.extend.mlir does not offer it
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import utils as mgpu_utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, vector
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.gpu.problem import BUCKETS, LANES, Spec
+
+
+def simulator() -> Any:
+  """The option that has `plgpu.kernel` execute in Pallas's simulator."""
+  if hasattr(plgpu, "InterpretGPUParams"):
+    return plgpu.InterpretGPUParams()
+  from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # its only place in jax 0.10
+
+  return InterpretGPUParams()
+
+
+def products(
+  spec: Spec, pairs: Sequence[tuple[Any, Any]], after_issue: Callable[[], None] = lambda: None
+) -> list[Float[Array, "I J"]]:
+  """`a @ b.T` for pairs of matrices in shared memory, in registers."""
+  if spec.simulate:
+    after_issue()
+    return [jnp.dot(a[...], b[...].T, preferred_element_type=jnp.float32) for a, b in pairs]
+
+  def multiply(*accumulators):
+    for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
+      plgpu.wgmma(accumulator, a, b.transpose((1, 0)))
+    after_issue()
+    return [accumulator[...] for accumulator in accumulators]
+
+  return pl.run_scoped(multiply, *(plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32) for a, b in pairs))
+
+
+def accumulate(spec: Spec, terms: Sequence[tuple[Array, Array, Any]]) -> tuple[Array, ...]:
+  """`total + a @ b` for each `(total, a, b)`, with b in shared memory and the others in registers."""
+  if spec.simulate:
+    return tuple(total + jnp.dot(a, b[...], preferred_element_type=jnp.float32) for total, a, b in terms)
+
+  def multiply(accumulators):
+    for accumulator, (_, a, b) in zip(accumulators, terms, strict=True):
+      plgpu.wgmma(accumulator, a, b)
+
+  return pl.run_state(multiply)(tuple(plgpu.ACC.init(total) for total, _, _ in terms))
+
+
+def vectors(spec: Spec, info: Any, axis: int) -> list[Array]:
+  """The rows of `info` as vectors along `axis` of a tile."""
+  if spec.simulate:
+    return [info[i] for i in range(info.shape[0])]
+  layout = plgpu.Layout.WGMMA.reduce(1 - axis)
+  index = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # in jax 0.10
+  return [plgpu.load(info.at[i], *index, layout=layout, optimized=False) for i in range(info.shape[0])]
+
+
+def iota(spec: Spec, shape: tuple[int, int], axis: int) -> Int[Array, "I J"]:
+  """The index along `axis` of each element of a tile."""
+  return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=None if spec.simulate else plgpu.Layout.WGMMA)
+
+
+def filled(spec: Spec, shape: tuple[int, ...], value: float) -> Float[Array, "..."]:
+  """A tile, or a vector along its first axis, of one number."""
+  x = jnp.full(shape, value, jnp.float32)
+  layout = plgpu.Layout.WGMMA
+  return x if spec.simulate else plgpu.layout_cast(x, layout if len(shape) == 2 else layout.reduce(1))
+
+
+def look_up(spec: Spec, table: Any, index: Int[Array, "I J"]) -> Array:
+  """`table[index]` for a table of one axis in shared or global memory."""
+  if spec.simulate:
+    return table[...][index]
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA),
+    return_type=plgpu.ShapeDtypeStruct(index.shape, table.dtype, plgpu.Layout.WGMMA),
+  )
+  def gather(_, table, index):
+    read = lambda i, _: llvm.load(_element(table), _address(table, i))  # noqa: E731
+    is_signed = None if isinstance(_element(table), ir.F32Type) else False
+    return index.foreach(read, create_array=True, is_signed=is_signed)
+
+  return gather(table, index)
+
+
+def add_to_table(spec: Spec, table: Any, index: Int[Array, "I J"], values: Float[Array, "I J"]) -> None:
+  """`table[index] += values`, atomically, for a table of one axis in global memory."""
+  if spec.simulate:
+    table[...] += _sum_by(index, values, table.shape[0])
+    return
+
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA))
+  def scatter(_, table, index, values):
+    nothing, add = ir.Type.parse("!llvm.void"), "red.relaxed.gpu.global.add.f32 [$0], $1;"
+    for i, value in _elements(index, values):  # LLVM's own atomic addition becomes a loop of compare and swap.
+      llvm.inline_asm(nothing, [_address(table, i), value], add, "l,f", has_side_effects=True)
+
+  scatter(table, index, values)
+
+
+def add_to_histogram(spec: Spec, histogram: Any, bucket: Int[Array, "I J"], values: Float[Array, "I J"]) -> None:
+  """`histogram[bucket, thread] += values`: each thread of a warpgroup has a column of its own."""
+  if spec.simulate:
+    histogram[:, 0] += _sum_by(bucket, values, BUCKETS)
+    return
+
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA))
+  def scatter(_, histogram, bucket, values):
+    thread = _thread_of_warpgroup()
+    for i, value in _elements(bucket, values):
+      address = _address(histogram, arith.addi(arith.muli(i, _constant(LANES)), thread))
+      llvm.store(arith.addf(llvm.load(_element(histogram), address), value), address)
+
+  scatter(histogram, bucket, values)
+
+
+def sum_histogram(spec: Spec, histogram: Any, sums: Any) -> None:
+  """`sums = histogram.sum(axis=1)`: a thread for each bucket."""
+  if spec.simulate:
+    sums[...] = histogram[...].sum(axis=1)
+    return
+
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
+  def reduce(_, histogram, sums):
+    mgpu_utils.warpgroup_barrier()
+    thread = _thread_of_warpgroup()
+    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.ult, thread, _constant(BUCKETS))):
+      first = arith.muli(thread, _constant(LANES))
+      total = arith.constant(ir.F32Type.get(), 0.0)
+      for i in range(LANES):  # Each thread starts elsewhere, so that no two read from the same bank.
+        column = arith.andi(arith.addi(thread, _constant(i)), _constant(LANES - 1))
+        total = arith.addf(total, llvm.load(total.type, _address(histogram, arith.addi(first, column))))
+      llvm.store(total, _address(sums, thread))
+
+  reduce(histogram, sums)
+
+
+def _sum_by(index, values, size):
+  """`jnp.zeros(size).at[index].add(values)` in operations that the simulator has."""
+  is_entry = index.reshape(-1)[:, None] == jnp.arange(size)
+  return jnp.where(is_entry, values.reshape(-1)[:, None], 0).sum(axis=0)
+
+
+def _elements(index, values):
+  """The pairs of elements that a thread holds."""
+  for i, value in zip(index.registers.flat, values.registers.flat, strict=True):
+    for lane in range(ir.VectorType(i.type).shape[0]):
+      yield tuple(vector.extract(x, dynamic_position=[], static_position=[lane]) for x in (i, value))
+
+
+def _element(ref):
+  return ir.MemRefType(ref.type).element_type
+
+
+def _address(ref, index):
+  pointer = mgpu_utils.memref_ptr(ref)
+  if not mgpu_utils.is_smem_ref(ref):
+    pointer = llvm.addrspacecast(llvm.PointerType.get(1), pointer)  # global memory, known as such
+  return mgpu_utils.getelementptr(pointer, [index], _element(ref))
+
+
+def _constant(value):
+  return mgpu_utils.c(value, ir.IntegerType.get_signless(32))
+
+
+def _thread_of_warpgroup():
+  return arith.remui(mgpu_utils.thread_idx(), _constant(LANES))

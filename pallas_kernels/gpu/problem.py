@@ -1,0 +1,125 @@
+"""What the kernels are given: sizes, padded arrays, the integers of each token, lists of live tiles, cells of times.
+
+The time bucket of x = max(|t_i - t_j|, 1) is a function of float32(x). The upper bits of its representation name one of
+four cells for each power of two. A cell is narrower than a bucket, so at most one bucket begins inside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.bias import NUM_TIME_BUCKETS, RelativeBias, first_seconds_of_buckets
+from pallas_kernels.mask import IntervalMask
+from pallas_kernels.schedule import live_tiles
+
+ROWS = 64  # of an accumulator of wgmma: what a warpgroup multiplies at a time
+LANES = 128  # threads of a warpgroup
+SPANS = 5  # start_a, end_a, start_b, end_b, own key
+BUCKETS = 72  # of 129: what differences in int32 reach
+TABLE = 96  # buckets that are copied to shared memory: a multiple of 128 bytes
+CELLS = 128  # of the numbers 1..2^31, four for each power of two
+FIRST_CELL = 127 * 4  # the upper 11 bits of float32(1)
+_PAD = 128  # lengths are padded to multiples of it
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+  """Sizes that change speed, never results.
+
+  consumers: warpgroups that multiply, 1 or 2; each owns 64 queries (in the dk, dv kernel: 64 keys).
+  forward_keys: keys in a tile of the forward kernel: 64 or 128.
+  dq_keys: keys in a tile of the dq kernel: 64 or 128.
+  dkv_queries: queries in a tile of the dk, dv kernel: 64 or 128.
+  stages: tiles that shared memory holds at a time.
+  """
+
+  consumers: int = 2
+  forward_keys: int = 128
+  dq_keys: int = 64
+  dkv_queries: int = 64
+  stages: int = 2
+
+  def __post_init__(self):
+    tiles = (self.forward_keys, self.dq_keys, self.dkv_queries)
+    if self.consumers not in (1, 2) or any(tile not in (64, 128) for tile in tiles) or self.stages < 1:
+      raise ValueError(f"{self} needs 1 or 2 consumers, tiles of 64 or 128, and at least one stage")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is known at compilation."""
+
+  activation: str
+  scale: float
+  blocks: BlockSizes
+  simulate: bool
+  has_time: bool
+  has_position: bool
+
+
+def padded(x: Float[Array, "B N H D"]) -> Float[Array, "B N2 H D2"]:
+  """Zeros up to a length that is a multiple of 128 and a width that is a multiple of 64."""
+  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _PAD), (0, 0), (0, -x.shape[3] % 64)))
+
+
+def padded_tables(bias: RelativeBias) -> tuple[Float[Array, "_ T"] | None, Float[Array, "_ W"] | None]:
+  """The tables as float32 with a head axis, of size 1 where the heads share them: `[_, 96]` and `[_, 2P-1]`."""
+  time, position = bias.time_table, bias.position_table
+  time = None if time is None else jnp.atleast_2d(time)[:, :TABLE].astype(jnp.float32)
+  return time, None if position is None else jnp.atleast_2d(position).astype(jnp.float32)
+
+
+def query_rows(mask: IntervalMask, bias: RelativeBias, num_keys: int) -> Int[Array, "B R N2"]:
+  """Of each query the five numbers of its mask, then its time and its position where there are tables."""
+  rows = [mask.start_a, mask.end_a, mask.start_b, mask.end_b, mask.self_index()]
+  rows = [jnp.minimum(x, num_keys) for x in rows] + [bias.query_time, bias.query_position]
+  rows = jnp.stack([x.astype(jnp.int32) for x in rows if x is not None], axis=1)
+  # Queries added by padding repeat the last one, so that they make no tile live and spoil none without masked pairs.
+  return jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % _PAD)), mode="edge")
+
+
+def key_rows(bias: RelativeBias) -> Int[Array, "B R S2"] | None:
+  """The time and the position of each key, where there are tables."""
+  rows = [x for x in (bias.key_time, bias.key_position) if x is not None]
+  if not rows:
+    return None
+  return jnp.pad(jnp.stack(rows, axis=1), ((0, 0), (0, 0), (0, -rows[0].shape[1] % _PAD)))
+
+
+def tile_kinds(
+  rows: Int[Array, "B R N"], num_keys: int, block_q: int, block_k: int
+) -> tuple[Bool[Array, "B Tq Tk"], Bool[Array, "B Tq Tk"]]:
+  """Whether a tile may have an allowed pair, and whether all its pairs are allowed. rows: of `query_rows`."""
+  start_a, end_a, start_b, end_b, own = jnp.moveaxis(rows[:, :SPANS], 1, 0)  # each [B, N]
+  live = live_tiles(IntervalMask(start_a, end_a, start_b, end_b, own >= 0, own), num_keys, block_q, block_k)
+  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
+  full = jnp.zeros_like(live)
+  for start, end in ((start_a, end_a), (start_b, end_b)):
+    start = start.reshape(*live.shape[:2], block_q).max(axis=-1)  # [B, Tq]
+    end = end.reshape(*live.shape[:2], block_q).min(axis=-1)  # [B, Tq]
+    full |= (start[..., None] <= first_key) & (first_key + block_k <= end[..., None])
+  return live, full
+
+
+def tile_lists(live: Bool[Array, "B T U"], full: Bool[Array, "B T U"]) -> dict[str, Int[Array, "..."]]:
+  """order: for each tile of axis T those of axis U, first the full ones, then the other live ones, the dead ones last
+  `[B, T, U]`. counts: how many are full, and how many are live `[B, T, 2]`."""
+  kind = jnp.where(full, 0, jnp.where(live, 1, 2))
+  order = jnp.argsort(kind, axis=-1, stable=True).astype(jnp.int32)
+  counts = jnp.stack([full.sum(-1), (full | live).sum(-1)], axis=-1).astype(jnp.int32)
+  return {"order": order, "counts": counts}
+
+
+def cell_words() -> np.ndarray:
+  """Of each cell the bucket of its first number (low 11 bits) and the 21 lower bits of the last number before the
+  next bucket begins, all ones if none does. `[128]` uint32."""
+  edges = first_seconds_of_buckets().astype(np.float32)
+  first = (np.arange(CELLS + 1, dtype=np.uint32) + FIRST_CELL) << np.uint32(21)
+  bucket = np.searchsorted(edges, first[:-1].view(np.float32), side="right") - 1
+  following = edges[np.minimum(bucket + 1, NUM_TIME_BUCKETS - 1)].view(np.uint32)
+  last = np.where(following < first[1:], following - first[:-1] - 1, 2**21 - 1)
+  return (last.astype(np.uint32) << np.uint32(11)) | bucket.astype(np.uint32)

@@ -1,0 +1,132 @@
+"""The mathematics of a tile, in registers.
+
+`query_axis` is the axis of the tile along which the queries lie; the keys lie along the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.bias import position_index
+from pallas_kernels.gpu.operations import look_up
+from pallas_kernels.gpu.pipeline import table_head
+from pallas_kernels.gpu.problem import FIRST_CELL, SPANS, Spec
+
+_LOG2_E = math.log2(math.e)
+# A masked pair gets the score that makes its weight zero: cheaper than masking the weights, which are rounded next.
+_WITHOUT_WEIGHT = {"silu": 0.0, "softmax": -jnp.inf}
+
+
+def may_attend(query: Sequence[Int[Array, " N"]], key: Int[Array, "I J"], query_axis: int) -> Bool[Array, "I J"]:
+  """Whether each pair is allowed. query: vectors, the first five are the mask; key: index of the key of each pair."""
+  start_a, end_a, start_b, end_b, own = (_spread(x, key.shape, query_axis) for x in query[:SPANS])
+  return ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
+
+
+def scores(
+  spec: Spec,
+  refs: dict[str, Any],
+  place: dict[str, Array],
+  product: Float[Array, "I J"],
+  query: Sequence[Int[Array, " N"]],
+  key: Sequence[Int[Array, " S"]],
+  query_axis: int,
+) -> tuple[Float[Array, "I J"], list[Int[Array, "I J"]]]:
+  """`scale * product + bias`, and the rows of the tables that were added."""
+
+  def difference(of_query, of_key):
+    return _spread(of_query, product.shape, query_axis) - _spread(of_key, product.shape, 1 - query_axis)
+
+  query, key, total, entries = query[SPANS:], list(key), spec.scale * product, []
+  if spec.has_time:
+    entries.append(_time_bucket(spec, refs["own_words"], difference(query.pop(0), key.pop(0))))
+    total += look_up(spec, refs["own_time_table"], entries[-1])
+  if spec.has_position:
+    table = refs["position_table"]
+    entries.append(position_index(difference(query.pop(0), key.pop(0)), table.shape[1]))
+    total += look_up(spec, table.at[table_head(table, place)], entries[-1])
+  return total, entries
+
+
+def _time_bucket(spec, words, seconds):
+  """Same as `bias.time_bucket`."""
+  magnitude = jnp.maximum(jnp.abs(seconds.astype(jnp.float32)), 1.0)
+  bits = lax.bitcast_convert_type(magnitude, jnp.uint32)
+  cell = lax.shift_right_logical(bits, jnp.uint32(21)).astype(jnp.int32) - FIRST_CELL
+  return bucket_in_cell(bits, look_up(spec, words, cell))
+
+
+def bucket_in_cell(bits: Array, word: Array) -> Array:
+  """The bucket of the float32 number with representation `bits`, given the word of its cell (both uint32)."""
+  begins = lax.shift_left(bits, jnp.uint32(11)) > word
+  low = lax.bitwise_and(word, jnp.uint32(0x7FF)).astype(jnp.int32)
+  return jnp.where(begins, low + 1, low)
+
+
+def masked(
+  spec: Spec, may_attend: Bool[Array, "I J"], scores: Float[Array, "I J"], d_weights: Float[Array, "I J"] | None
+) -> tuple[Float[Array, "I J"], Float[Array, "I J"] | None]:
+  """Scores and gradients of the weights that give masked pairs no weight and no gradient."""
+  scores = jnp.where(may_attend, scores, _WITHOUT_WEIGHT[spec.activation])
+  if d_weights is None or spec.activation == "softmax":
+    return scores, d_weights
+  return scores, jnp.where(may_attend, d_weights, 0.0)
+
+
+def _silu_weights(scores, carry):
+  half = scores * 0.5
+  return half + half * jnp.tanh(half), carry
+
+
+def _softmax_weights(scores, carry):
+  """Weights relative to the largest score so far; rescales the sums so far to it."""
+  out, largest, total = carry
+  scores = scores * _LOG2_E
+  new_largest = jnp.maximum(largest, scores.max(axis=1))
+  weights = jnp.exp2(scores - _spread(new_largest, scores.shape, 0))
+  shrink = jnp.exp2(largest - new_largest)
+  return weights, (out * _spread(shrink, out.shape, 0), new_largest, total * shrink + weights.sum(axis=1))
+
+
+# The weights of a tile, given its scores and the sums so far; and the sums so far, to which they may be added.
+WEIGHTS: dict[str, Callable] = {"silu": _silu_weights, "softmax": _softmax_weights}
+
+
+def normalised(
+  out: Float[Array, "N E"], largest: Float[Array, " N"], total: Float[Array, " N"]
+) -> tuple[Float[Array, "N E"], Float[Array, " N"]]:
+  """The output, and the binary logarithm of the sum of exponentials: infinite for a query without keys."""
+  has_key = total > 0
+  divisor = jnp.where(has_key, total, 1.0)
+  log_sum = jnp.where(has_key, largest + jnp.log(divisor) * _LOG2_E, jnp.inf)
+  return out * _spread(1.0 / divisor, out.shape, 0), log_sum
+
+
+def gradients(
+  spec: Spec,
+  scores: Float[Array, "I J"],
+  d_weights: Float[Array, "I J"] | None,
+  softmax: Sequence[Float[Array, " N"]] | None,
+  query_axis: int,
+) -> tuple[Float[Array, "I J"], Float[Array, "I J"] | None]:
+  """The weights and the gradient of the scores. softmax: log_sum and sum_j weights_ij d_weights_ij of each query."""
+  if spec.activation == "silu":
+    gate = 0.5 + 0.5 * jnp.tanh(0.5 * scores)
+    weights = scores * gate
+    slope = gate + weights * (1.0 - gate)
+  else:
+    log_sum, inner = (_spread(x, scores.shape, query_axis) for x in softmax)
+    weights = jnp.exp2(scores * _LOG2_E - log_sum)
+  if d_weights is None:
+    return weights, None
+  return weights, d_weights * slope if spec.activation == "silu" else weights * (d_weights - inner)
+
+
+def _spread(x, shape, axis):
+  return lax.broadcast_in_dim(x, shape, (axis,))
