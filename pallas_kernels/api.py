@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from pallas_kernels import reference, tpu, xla
@@ -84,7 +86,7 @@ def _run(q, k, v, mask, bias, activation, scale, implementation, interpret, bloc
       return gpu.attention(*arguments, **options, block_sizes=block_sizes, interpret=interpret)
   branches = {"default": functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes)}
   if _why_not_tpu(q, k, bias) is None:
-    branches["tpu"] = functools.partial(_compiled_once(tpu.attention), **options)
+    branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
   return jax.lax.platform_dependent(*arguments, **branches)
 
 
@@ -92,6 +94,26 @@ def _run(q, k, v, mask, bias, activation, scale, implementation, interpret, bloc
 def _compiled_once(attention):
   """Layers of equal shapes share what was traced; of the platforms, only that of the lowering is compiled."""
   return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes"))
+
+
+def _tpu_on_each_device(q, k, v, mask, bias, **options):
+  """The kernel on the rows of each device: the compiler cannot cut kernels itself.
+
+  The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or mesh.manual_axes or q.shape[0] % mesh.size:
+    return tpu.attention(q, k, v, mask, bias, **options)
+  rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+  specs = jax.tree.map(lambda _: rows, (q, k, v, mask, bias))
+  if bias is not None:
+    tables = {name: everywhere for name in ("time_table", "position_table") if getattr(bias, name) is not None}
+    specs = (*specs[:4], dataclasses.replace(specs[4], **tables))
+
+  def run(*arguments):
+    return tpu.attention(*vary(arguments, axes_of(arguments)), **options)
+
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows)(q, k, v, mask, bias)
 
 
 def _why_not_tpu(q, k, bias) -> str | None:

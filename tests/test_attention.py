@@ -1,60 +1,21 @@
 """Segment attention: the tiled implementation against the definition, and what both of them promise."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
+from attention_problems import Case, assert_close, attend, output_and_gradients, problem
 
 from pallas_kernels import (
   BlockSizes,
   IntervalMask,
   RelativeBias,
   attention_weights,
-  chosen_implementation,
-  reference,
   segment_attention,
   sort_by_segment,
-  tpu,
 )
-
-MASK = {
-  "causal": lambda ids: IntervalMask.causal(ids),
-  "full": lambda ids: IntervalMask.full(ids),
-  "window": lambda ids: IntervalMask.causal(ids).limited(9),
-  "targets": lambda ids: IntervalMask.hstu(
-    (ids != 0).sum(1), ids.shape[1], num_targets=(ids != 0).sum(1) // 4, max_attention_length=11, contextual_length=3
-  ),
-  "both_ways": lambda ids: IntervalMask.hstu((ids != 0).sum(1), ids.shape[1], max_attention_length=13, causal=False),
-  "last_queries": lambda ids: IntervalMask.causal(ids).queries(20, 9),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A point of the grid; the default has several tiles a side, packed rows, padding and both biases."""
-
-  length: int = 40
-  mask: str = "causal"
-  activation: str = "silu"
-  blocks: tuple[int, int, int] | None = (16, 8, 4)
-  tables: str = "time position"  # which parts of the bias there are
-  per_head: bool = False
-  heads: int = 2
-  width: int = 6
-  value_width: int = 6
-  normalizer: str = "none"  # or "number", "each_query"
-  gaps: bool = False  # between the positions, as where only the events of a domain are left
-  scale: float = 0.7
-  dtype: str = "float32"
-
-  def __str__(self):
-    changed = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-    return ",".join(f"{name}={value}" for name, value in changed) or "default"
-
 
 GRID = [
   Case(),
@@ -80,132 +41,12 @@ GRID = [
 ]
 
 
-def problem(case, seed=0):
-  """Differentiable inputs (a dict), the mask, and times and positions, all of `case`'s shapes."""
-  rng = np.random.default_rng(seed)
-  n = case.length
-  ids = np.zeros((3, n), np.int32)  # A packed row with padding, a full one, and one without a token.
-  ids[0, : n // 3], ids[0, n // 3 : 4 * n // 5 + 1] = 1, 2
-  ids[1] = 1
-  mask = MASK[case.mask](jnp.asarray(ids))
-  queries = mask.shape[1]
-  heads = (case.heads,) if case.per_head else ()
-
-  def normal(*shape):
-    return jnp.asarray(rng.normal(size=shape), case.dtype)
-
-  inputs = {
-    "q": normal(3, queries, case.heads, case.width),
-    "k": normal(3, n, case.heads, case.width),
-    "v": normal(3, n, case.heads, case.value_width),
-  }
-  if "time" in case.tables:
-    inputs["time_table"] = jnp.asarray(rng.normal(size=(*heads, 129)), jnp.float32)
-  if "position" in case.tables:
-    inputs["position_table"] = jnp.asarray(rng.normal(size=(*heads, 21)), jnp.float32)  # Shorter than the sequences.
-  if case.normalizer == "each_query":
-    inputs["normalizer"] = jnp.asarray(rng.uniform(1, 3, (3, queries)), jnp.float32)
-  key_time = np.cumsum(rng.integers(0, 10**5, (3, n)), axis=1).astype(np.int32)
-  query_time = np.cumsum(rng.integers(0, 10**5, (3, queries)), axis=1).astype(np.int32)
-  position = np.broadcast_to(np.arange(n, dtype=np.int32), (3, n))
-  if case.gaps:
-    position = np.sort(rng.permutation(4 * n)[:n])[None].astype(np.int32).repeat(3, axis=0) // 3
-  times = {"query_time": query_time, "key_time": key_time}
-  positions = {"query_position": position[:, n - queries :], "key_position": position}
-  return inputs, mask, jax.tree.map(jnp.asarray, (times, positions))
-
-
-def attend(case, implementation, inputs, mask, integers):
-  """`segment_attention` of a case; the tables and the normalizer come as inputs, so that they have gradients."""
-  (times, positions), bias = integers, {}
-  if "time" in case.tables:
-    bias |= {"time_table": inputs["time_table"], **times}
-  if "position" in case.tables:
-    bias |= {"position_table": inputs["position_table"], **positions}
-  normalizer = {"none": None, "number": 40.0, "each_query": inputs.get("normalizer")}[case.normalizer]
-  return segment_attention(
-    inputs["q"], inputs["k"], inputs["v"], mask, activation=case.activation, scale=case.scale, normalizer=normalizer,
-    bias=RelativeBias(**bias) if bias else None, implementation=implementation, interpret=implementation == "tpu",
-    block_sizes=BlockSizes(*case.blocks) if case.blocks and implementation != "reference" else None,
-  )  # fmt: skip
-
-
-# The grid compiles far longer than it computes.
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK_COMPILATION)
-def output_and_gradients(case, implementation, inputs, mask, integers):
-  """The output, and the gradients of all inputs for one fixed direction."""
-
-  def loss(inputs):
-    out = attend(case, implementation, inputs, mask, integers)
-    direction = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
-    return (out.astype(jnp.float32) * direction).sum(), out
-
-  (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(inputs)
-  return {"out": out, **gradients}
-
-
-def assert_close(actual, expected, tolerance):
-  """Equal up to `tolerance` times the largest expected number of each array."""
-  assert actual.keys() == expected.keys()
-  for name, value in expected.items():
-    one, other = np.asarray(actual[name], np.float32), np.asarray(value, np.float32)
-    assert actual[name].dtype == value.dtype
-    np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1e-6), err_msg=name)
-
-
 @pytest.mark.parametrize("case", GRID, ids=str)
 def test_tiles_give_the_outputs_and_gradients_of_the_definition(case):
   arguments = problem(case)
   actual, expected = (output_and_gradients(case, name, *arguments) for name in ("xla", "reference"))
   assert all(np.abs(np.asarray(value, np.float32)).max() > 0 for value in expected.values()), "a test of nothing"
   assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 1e-5)
-
-
-TPU_GRID = [
-  Case(length=300, blocks=(128, 256, 1)),  # Several tiles in both directions, with a chunk that no query reads.
-  Case(length=300, blocks=(256, 128, 2), activation="softmax", per_head=True),
-  Case(length=300, blocks=(128, 128, 2), gaps=True),
-  Case(length=300, blocks=(128, 128, 1), mask="full", tables="", width=25, value_width=50),
-  Case(length=300, blocks=(128, 128, 2), mask="targets", tables="", activation="softmax"),
-  Case(length=300, blocks=(256, 128, 1), mask="both_ways", tables="position", normalizer="each_query"),
-  Case(length=300, blocks=(128, 128, 1), mask="last_queries", heads=1),
-  Case(length=600, blocks=(128, 256, 1), mask="window", tables="time", per_head=True),
-  Case(length=1000, blocks=(256, 512, 1), heads=1, tables="time"),  # Interior tiles, and such that few edges cross.
-  Case(length=1000, blocks=None, heads=1, activation="softmax", tables=""),
-  Case(length=1, blocks=None),
-  Case(length=127, blocks=None, tables="", width=64, value_width=25, heads=1),
-  Case(length=129, blocks=None, tables="time", heads=1),
-  Case(length=211, blocks=None, tables="position", activation="softmax", heads=1, width=50),
-  Case(length=260, blocks=(128, 128, 1), tables="", dtype="bfloat16", width=128, value_width=256, normalizer="number"),
-  Case(length=260, blocks=(128, 256, 1), dtype="bfloat16", activation="softmax", per_head=True),
-]
-
-
-@pytest.mark.parametrize("case", TPU_GRID, ids=str)
-def test_interpreted_tpu_kernels_give_the_outputs_and_gradients_of_the_definition(case):
-  arguments = problem(case)
-  actual, expected = (output_and_gradients(case, name, *arguments) for name in ("tpu", "reference"))
-  assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 2e-5)
-
-
-def test_tpu_kernels_read_no_memory_that_they_have_not_written():
-  case = Case(length=200, blocks=(128, 128, 1), heads=1, gaps=True)
-  inputs, mask, (times, positions) = problem(case)
-  memories = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")
-
-  def outputs(attention, **options):
-    def loss(inputs):
-      q, k, v, time_table, position_table = (inputs[name] for name in ("q", "k", "v", "time_table", "position_table"))
-      bias = RelativeBias(time_table=time_table, position_table=position_table, **times, **positions)
-      return (attention(q, k, v, mask, bias, activation="silu", scale=1.0, **options) ** 2).sum()
-
-    return jax.jit(jax.grad(loss))(inputs)
-
-  simulated = outputs(tpu.attention, block_sizes=BlockSizes(*case.blocks), interpret=memories)
-  assert_close(simulated, outputs(reference.attention), 2e-5)
 
 
 def test_the_definition_computes_an_example_worked_by_hand():
@@ -373,41 +214,6 @@ def test_what_does_not_fit_is_refused_by_name(options, error, text):
 def test_blocks_must_have_a_size():
   with pytest.raises(ValueError, match="needs positive sizes"):
     BlockSizes(query=0)
-
-
-def lowered_text(platform, q, **options):
-  mask = IntervalMask.causal(jnp.ones(q.shape[:2], jnp.int32))
-  traced = jax.jit(lambda q: segment_attention(q, q, q, mask, **options)).trace(q)
-  return traced.lower(lowering_platforms=(platform,)).as_text()
-
-
-def test_auto_takes_the_kernel_of_the_platform_that_a_program_is_lowered_for():
-  q = jnp.zeros((1, 128, 1, 64))
-  assert "tpu_custom_call" in lowered_text("tpu", q)
-  assert "custom_call @tpu_custom_call" not in lowered_text("cpu", q)
-  assert chosen_implementation("tpu", q).startswith("tpu: ")
-
-
-def test_auto_says_why_it_leaves_a_problem_to_xla():
-  long = jax.ShapeDtypeStruct((1, 2**17, 1, 64), jnp.float32)
-  reason = chosen_implementation("tpu", long)
-  assert reason.startswith("xla: live tiles only; rows of 131072 queries of width 64 need")
-  assert "have not run" in chosen_implementation("gpu")
-  with pytest.raises(NotImplementedError, match="rows of 131072 queries"):
-    lowered_text("tpu", long, implementation="tpu")
-
-
-def test_a_mapped_axis_goes_through_the_tpu_kernel_one_problem_at_a_time():
-  inputs = jax.random.normal(jax.random.key(0), (3, 1, 130, 1, 8))
-  mask = IntervalMask.causal(jnp.ones((1, 130), jnp.int32))
-
-  def total(q, implementation):
-    out = segment_attention(q, q, q, mask, implementation=implementation, interpret=implementation == "tpu")
-    return (out**2).sum()
-
-  mapped = jax.jit(jax.vmap(jax.grad(lambda q: total(q, "tpu"))))(inputs)
-  expected = jax.vmap(jax.grad(lambda q: total(q, "reference")))(inputs)
-  np.testing.assert_allclose(mapped, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("implementation", ["auto", "xla", "reference"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +16,19 @@ AXIS = "data"
 def data_mesh() -> Mesh:
   """Returns the mesh of all devices of all hosts."""
   return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def knows_mesh(function: Callable, mesh: Mesh | None) -> Callable:
+  """Returns the function such that what it traces knows the mesh: kernels then run on the rows of each device."""
+  if mesh is None or mesh.size == 1:
+    return function
+
+  @functools.wraps(function)
+  def with_mesh(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return with_mesh
 
 
 def spread_rows(batch: Any, mesh: Mesh) -> Any:

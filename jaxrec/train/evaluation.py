@@ -68,7 +68,7 @@ def last_queries(model: nn.Module, params: Params, batch: SequenceBatch) -> Floa
 def _compiled(model, mesh):
   """Jitted queries and item vectors, results on every device so that every host can read them."""
   everywhere = NamedSharding(mesh, PartitionSpec())
-  queries = jax.jit(functools.partial(last_queries, model), out_shardings=everywhere)
+  queries = jax.jit(devices.knows_mesh(functools.partial(last_queries, model), mesh), out_shardings=everywhere)
 
   def item_vectors(params):
     return model.apply({"params": params}, method="item_vectors")  # [V1, M]

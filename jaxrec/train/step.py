@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxrec.train import devices
 from jaxrec.train.state import TrainState
 from jaxrec.types import SequenceBatch
 
@@ -59,7 +60,7 @@ def make_train_step(
     return TrainState(state.step + 1, params, opt_state, moved), scalars
 
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  return jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
+  return jax.jit(devices.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=everywhere)
 
 
 def _gradient(objective, params, batch, rng, parts):
