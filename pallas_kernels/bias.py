@@ -15,6 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 NUM_TIME_BUCKETS = 129
+REACHED_BUCKETS = 72  # of them: those of differences below 2^31 seconds
+CELLS = 128  # of the numbers from 1 to 2^31: see `edges_in_cells`
+FIRST_CELL = 4 * 127  # that of one second: the upper 11 bits of float32(1)
 _BUCKET_WIDTH = 0.301  # in natural logarithms of seconds
 
 
@@ -88,6 +91,20 @@ def first_seconds_of_buckets() -> np.ndarray:
 
 
 _EDGES = first_seconds_of_buckets()
+
+
+def edges_in_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """For each of 128 cells: the edge in it (infinite: none), the bucket below the edge and the bucket from it on.
+
+  With them a kernel finds `time_bucket` without a logarithm. The upper 11 bits of float32(max(|seconds|, 1)), less
+  `FIRST_CELL`, name one of four cells of each power of two. A cell is narrower than a bucket, so at most one bucket
+  begins inside it.
+  """
+  first = ((np.arange(CELLS + 1) + FIRST_CELL) << 21).astype(np.int32).view(np.float32)
+  edges = _EDGES[:REACHED_BUCKETS].astype(np.float32)
+  below = np.searchsorted(edges, first[:-1], side="right") - 1
+  above = np.searchsorted(edges, first[1:], side="left") - 1
+  return np.where(above > below, edges[above], np.inf).astype(np.float32), below, above
 
 
 def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array, "..."]:

@@ -14,6 +14,7 @@ attention matrix are empty.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +52,17 @@ class IntervalMask:
     own = jnp.arange(self.shape[1], dtype=jnp.int32)[None] if self.own_key is None else self.own_key
     return jnp.where(self.include_self, own, -1)  # [B, N]
 
+  def spans(self) -> tuple[Int[Array, "B N"], ...]:
+    """`(start_a, end_a, start_b, end_b, self_index)`, what `in_spans` asks for."""
+    return self.start_a, self.end_a, self.start_b, self.end_b, self.self_index()
+
   def to_dense(self, num_keys: int) -> Bool[Array, "B N S"]:
     """`may_attend` as an array, for tests and pictures."""
     return self.contains(jnp.arange(num_keys)[None, None])  # [B, N, S]
 
   def contains(self, key: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Whether each query may read `key`, an array of key indices that broadcasts against `[B, N, 1]`."""
-    in_a = (self.start_a[..., None] <= key) & (key < self.end_a[..., None])
-    in_b = (self.start_b[..., None] <= key) & (key < self.end_b[..., None])
-    return in_a | in_b | (key == self.self_index()[..., None])
+    return in_spans([x[..., None] for x in self.spans()], key)
 
   def limited(self, look_back: int) -> IntervalMask:
     """The same mask without the keys more than `look_back` places before the query's own key.
@@ -182,6 +185,12 @@ class IntervalMask:
     end = jnp.where(is_real, end, start).astype(jnp.int32)
     empty = jnp.zeros_like(start)
     return cls(start, end, empty, empty, jnp.zeros(is_real.shape, bool))
+
+
+def in_spans(spans: Sequence[Int[Array, "..."]], key: Int[Array, "..."]) -> Bool[Array, "..."]:
+  """Whether each query may read `key`, given the five `IntervalMask.spans` of it in shapes that broadcast with it."""
+  start_a, end_a, start_b, end_b, own = spans
+  return ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
 
 
 def sort_by_segment(

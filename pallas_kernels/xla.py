@@ -19,9 +19,8 @@ from pallas_kernels.bias import RelativeBias, look_up, position_index, time_buck
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
 
-_MAX_BUCKETS_KEPT = (
-  2**24
-)  # time buckets, a byte each, that are computed once for all layers of a model; else once in each pass
+# Time buckets, a byte each, that are computed once for all layers of a model; else once in each pass.
+_MAX_BUCKETS_KEPT = 2**24
 
 
 @dataclasses.dataclass(frozen=True)

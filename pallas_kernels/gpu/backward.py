@@ -8,6 +8,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.bias import REACHED_BUCKETS
 from pallas_kernels.gpu import tiles
 from pallas_kernels.gpu.call import bias_inputs, bias_scratch, launch, own, ring
 from pallas_kernels.gpu.operations import (
@@ -30,7 +31,7 @@ from pallas_kernels.gpu.pipeline import (
   tokens_of,
   with_long_lists_first,
 )
-from pallas_kernels.gpu.problem import BUCKETS, LANES, ROWS, TABLE, Spec, tile_kinds, tile_lists
+from pallas_kernels.gpu.problem import LANES, ROWS, TABLE, Spec, tile_kinds, tile_lists
 
 _POSITION_SLICES = 8  # copies of the gradient of the position table, so that fewer atomic additions meet
 _FETCHED_FOR_DQ = ("k", "v", "key_info")
@@ -70,15 +71,15 @@ def _dq(spec, inputs, tables):
   scratch = ring(spec, inputs, _FETCHED_FOR_DQ, block_k) | own(spec, inputs, ("q", "d_out")) | bias_scratch(spec)
   parts = num_queries // ROWS
   if spec.has_time:
-    outputs["d_time"] = jax.ShapeDtypeStruct((rows, heads, parts, BUCKETS), jnp.float32)
-    scratch["histogram"] = plgpu.SMEM((blocks.consumers, BUCKETS, LANES), jnp.float32)
+    outputs["d_time"] = jax.ShapeDtypeStruct((rows, heads, parts, REACHED_BUCKETS), jnp.float32)
+    scratch["histogram"] = plgpu.SMEM((blocks.consumers, REACHED_BUCKETS, LANES), jnp.float32)
   if spec.has_position:
     slices = rows * parts if spec.simulate else _POSITION_SLICES
     sums["d_position"] = jax.ShapeDtypeStruct((slices, heads, tables[1].shape[-1]), jnp.float32)
   results = launch(spec, _dq_kernel, inputs, outputs, scratch, (heads, num_queries // block_q, rows), sums)
   d_time = None
   if spec.has_time:
-    d_time = jnp.pad(results["d_time"].sum(axis=(0, 2)), ((0, 0), (0, TABLE - BUCKETS)))  # [H, 96]
+    d_time = jnp.pad(results["d_time"].sum(axis=(0, 2)), ((0, 0), (0, TABLE - REACHED_BUCKETS)))  # [H, 96]
   d_position = results["d_position"].sum(axis=0) if spec.has_position else None  # [H, 2P-1]
   return results["dq"], tuple(_of_shape(d, table) for d, table in zip((d_time, d_position), tables, strict=True))
 
@@ -151,7 +152,7 @@ def _table_gradients(spec, refs, place, part):
   if spec.has_time:
     adders.append(add_to_histogram)
     targets.append(refs["histogram"].at[place["warpgroup"]])
-    targets[-1][...] = jnp.zeros((BUCKETS, LANES), jnp.float32)
+    targets[-1][...] = jnp.zeros((REACHED_BUCKETS, LANES), jnp.float32)
   if spec.has_position:
     adders.append(add_to_table)
     sums = refs["d_position"]

@@ -18,7 +18,8 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.gpu.problem import BUCKETS, LANES, Spec
+from pallas_kernels.bias import REACHED_BUCKETS
+from pallas_kernels.gpu.problem import LANES, Spec
 
 
 def simulator() -> Any:
@@ -115,7 +116,7 @@ def add_to_table(spec: Spec, table: Any, index: Int[Array, "I J"], values: Float
 def add_to_histogram(spec: Spec, histogram: Any, bucket: Int[Array, "I J"], values: Float[Array, "I J"]) -> None:
   """`histogram[bucket, thread] += values`: each thread of a warpgroup has a column of its own."""
   if spec.simulate:
-    histogram[:, 0] += _sum_by(bucket, values, BUCKETS)
+    histogram[:, 0] += _sum_by(bucket, values, REACHED_BUCKETS)
     return
 
   @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA))
@@ -138,7 +139,7 @@ def sum_histogram(spec: Spec, histogram: Any, sums: Any) -> None:
   def reduce(_, histogram, sums):
     mgpu_utils.warpgroup_barrier()
     thread = _thread_of_warpgroup()
-    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.ult, thread, _constant(BUCKETS))):
+    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.ult, thread, _constant(REACHED_BUCKETS))):
       first = arith.muli(thread, _constant(LANES))
       total = arith.constant(ir.F32Type.get(), 0.0)
       for i in range(LANES):  # Each thread starts elsewhere, so that no two read from the same bank.

@@ -1,8 +1,4 @@
-"""What the kernels are given: sizes, padded arrays, the integers of each token, lists of live tiles, cells of times.
-
-The time bucket of x = max(|t_i - t_j|, 1) is a function of float32(x). The upper bits of its representation name one of
-four cells for each power of two. A cell is narrower than a bucket, so at most one bucket begins inside it.
-"""
+"""What the kernels are given: sizes, padded arrays, the integers of each token, lists of live tiles, cells of times."""
 
 from __future__ import annotations
 
@@ -12,17 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import NUM_TIME_BUCKETS, RelativeBias, first_seconds_of_buckets
+from pallas_kernels.bias import RelativeBias, edges_in_cells
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.schedule import live_tiles
+from pallas_kernels.schedule import interior_tiles, live_tiles
 
 ROWS = 64  # of an accumulator of wgmma: what a warpgroup multiplies at a time
 LANES = 128  # threads of a warpgroup
 SPANS = 5  # start_a, end_a, start_b, end_b, own key
-BUCKETS = 72  # of 129: what differences in int32 reach
 TABLE = 96  # buckets that are copied to shared memory: a multiple of 128 bytes
-CELLS = 128  # of the numbers 1..2^31, four for each power of two
-FIRST_CELL = 127 * 4  # the upper 11 bits of float32(1)
 _PAD = 128  # lengths are padded to multiples of it
 
 
@@ -75,8 +68,7 @@ def padded_tables(bias: RelativeBias) -> tuple[Float[Array, "_ T"] | None, Float
 
 def query_rows(mask: IntervalMask, bias: RelativeBias, num_keys: int) -> Int[Array, "B R N2"]:
   """Of each query the five numbers of its mask, then its time and its position where there are tables."""
-  rows = [mask.start_a, mask.end_a, mask.start_b, mask.end_b, mask.self_index()]
-  rows = [jnp.minimum(x, num_keys) for x in rows] + [bias.query_time, bias.query_position]
+  rows = [jnp.minimum(x, num_keys) for x in mask.spans()] + [bias.query_time, bias.query_position]
   rows = jnp.stack([x.astype(jnp.int32) for x in rows if x is not None], axis=1)
   # Queries added by padding repeat the last one, so that they make no tile live and spoil none without masked pairs.
   return jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % _PAD)), mode="edge")
@@ -95,14 +87,8 @@ def tile_kinds(
 ) -> tuple[Bool[Array, "B Tq Tk"], Bool[Array, "B Tq Tk"]]:
   """Whether a tile may have an allowed pair, and whether all its pairs are allowed. rows: of `query_rows`."""
   start_a, end_a, start_b, end_b, own = jnp.moveaxis(rows[:, :SPANS], 1, 0)  # each [B, N]
-  live = live_tiles(IntervalMask(start_a, end_a, start_b, end_b, own >= 0, own), num_keys, block_q, block_k)
-  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
-  full = jnp.zeros_like(live)
-  for start, end in ((start_a, end_a), (start_b, end_b)):
-    start = start.reshape(*live.shape[:2], block_q).max(axis=-1)  # [B, Tq]
-    end = end.reshape(*live.shape[:2], block_q).min(axis=-1)  # [B, Tq]
-    full |= (start[..., None] <= first_key) & (first_key + block_k <= end[..., None])
-  return live, full
+  mask = IntervalMask(start_a, end_a, start_b, end_b, own >= 0, own)
+  return live_tiles(mask, num_keys, block_q, block_k), interior_tiles(mask, num_keys, block_q, block_k)
 
 
 def tile_lists(live: Bool[Array, "B T U"], full: Bool[Array, "B T U"]) -> dict[str, Int[Array, "..."]]:
@@ -115,11 +101,8 @@ def tile_lists(live: Bool[Array, "B T U"], full: Bool[Array, "B T U"]) -> dict[s
 
 
 def cell_words() -> np.ndarray:
-  """Of each cell the bucket of its first number (low 11 bits) and the 21 lower bits of the last number before the
-  next bucket begins, all ones if none does. `[128]` uint32."""
-  edges = first_seconds_of_buckets().astype(np.float32)
-  first = (np.arange(CELLS + 1, dtype=np.uint32) + FIRST_CELL) << np.uint32(21)
-  bucket = np.searchsorted(edges, first[:-1].view(np.float32), side="right") - 1
-  following = edges[np.minimum(bucket + 1, NUM_TIME_BUCKETS - 1)].view(np.uint32)
-  last = np.where(following < first[1:], following - first[:-1] - 1, 2**21 - 1)
-  return (last.astype(np.uint32) << np.uint32(11)) | bucket.astype(np.uint32)
+  """Of each cell of `edges_in_cells` the bucket of its first number (low 11 bits), and the 21 lower bits of the last
+  number before the next bucket begins, all ones if none does. `[128]` uint32."""
+  edge, below, _ = edges_in_cells()
+  last = edge.view(np.uint32) - np.uint32(1)  # its lower bits are all ones where the edge is infinite
+  return (last << np.uint32(11)) | below.astype(np.uint32)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import position_index
+from pallas_kernels.bias import FIRST_CELL, position_index
 from pallas_kernels.gpu.operations import look_up
 from pallas_kernels.gpu.pipeline import table_head
-from pallas_kernels.gpu.problem import FIRST_CELL, SPANS, Spec
+from pallas_kernels.gpu.problem import SPANS, Spec
+from pallas_kernels.mask import in_spans
 
 _LOG2_E = math.log2(math.e)
 # A masked pair gets the score that makes its weight zero: cheaper than masking the weights, which are rounded next.
@@ -25,8 +26,7 @@ _WITHOUT_WEIGHT = {"silu": 0.0, "softmax": -jnp.inf}
 
 def may_attend(query: Sequence[Int[Array, " N"]], key: Int[Array, "I J"], query_axis: int) -> Bool[Array, "I J"]:
   """Whether each pair is allowed. query: vectors, the first five are the mask; key: index of the key of each pair."""
-  start_a, end_a, start_b, end_b, own = (_spread(x, key.shape, query_axis) for x in query[:SPANS])
-  return ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
+  return in_spans([_spread(x, key.shape, query_axis) for x in query[:SPANS]], key)
 
 
 def scores(

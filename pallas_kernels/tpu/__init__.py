@@ -125,9 +125,7 @@ def _backward(spec, residuals, d_out):
     out, log_sum = softmax
     mean = (out.astype(spec.dtype) * d_out.astype(spec.dtype)).sum(axis=-1)  # [B, H, N]
     sums = SoftmaxSums(log_sum, mean[:, :, None])
-  dq, dk, dv, d_tables = _one_at_a_time(backward, spec)(
-    integers, tables, q, k, v, d_out.astype(v.dtype), sums
-  )
+  dq, dk, dv, d_tables = _one_at_a_time(backward, spec)(integers, tables, q, k, v, d_out.astype(v.dtype), sums)
   return dq.astype(q.dtype), dk, dv, tuple(map(_like_table, tables, d_tables)), None
 
 

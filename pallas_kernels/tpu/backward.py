@@ -27,9 +27,22 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
+from pallas_kernels.bias import REACHED_BUCKETS
+from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
 from pallas_kernels.tpu.bias import TileBias, bias_operands
-from pallas_kernels.tpu.call import Operand, call, flags_of, for_each_chunk, matmul, paths
+from pallas_kernels.tpu.call import (
+  Operand,
+  call,
+  flags_of,
+  for_each_chunk,
+  key_ranges,
+  matmul,
+  of_keys,
+  of_queries,
+  paths,
+  sums_of_queries,
+)
 from pallas_kernels.tpu.problem import Integers, TileSpec, divide, window_differences
 
 _CHUNK = 128  # queries
@@ -60,25 +73,23 @@ def backward(
   heads, block_q, block_k = spec.heads, spec.block_q, spec.block_k
   query_rows = jnp.swapaxes(integers.query, 1, 2)  # [B, 8, N]
   inputs = {
-    "q": Operand(q, (1, heads, block_q, q.shape[3]), lambda p: (p.row, p.group, p.query, 0)),
-    "k": Operand(k, (1, heads, block_k, k.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
-    "v": Operand(v, (1, heads, block_k, v.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
-    "d_out": Operand(d_out, (1, heads, block_q, v.shape[3]), lambda p: (p.row, p.group, p.query, 0)),
+    "q": of_queries(spec, q),
+    "k": of_keys(spec, k),
+    "v": of_keys(spec, v),
+    "d_out": of_queries(spec, d_out),
     "query": Operand(query_rows, (1, 8, block_q), lambda p: (p.row, 0, p.query)),
     "key": Operand(integers.key, (1, block_k, 8), lambda p: (p.row, p.key, 0)),
     **bias_operands(spec, tables, integers, before=block_k, sign=-1),
+    **key_ranges(integers.mask, _CHUNK, k.shape[2]),
   }
-  first_key, end_key = schedule.key_range(integers.mask, _CHUNK, k.shape[2])  # [B, N / chunk]
-  inputs |= {"first_key": Operand(first_key.reshape(-1)), "end_key": Operand(end_key.reshape(-1))}
   if sums is not None:
-    for name, value in sums._asdict().items():
-      inputs[name] = Operand(value, (1, heads, 1, block_q), lambda p: (p.row, p.group, 0, p.query))
+    inputs |= {name: sums_of_queries(spec, value) for name, value in sums._asdict().items()}
   outputs = {
     "dq": Operand(
       jax.ShapeDtypeStruct(q.shape, spec.dtype), (1, heads, *q.shape[2:]), lambda p: (p.row, p.group, 0, 0)
     ),
-    "dk": Operand(k, (1, heads, block_k, k.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
-    "dv": Operand(v, (1, heads, block_k, v.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
+    "dk": of_keys(spec, k),
+    "dv": of_keys(spec, v),
     **_table_outputs(spec),
   }
   scratch = {
@@ -107,7 +118,7 @@ def _table_outputs(spec):
 
   outputs = {}
   if spec.time_heads:
-    rows = (tiles.MAX_BUCKETS + tiles.SUBLANES) * tiles.SUBLANES
+    rows = (REACHED_BUCKETS + tiles.SUBLANES) * tiles.SUBLANES
     outputs["d_time"] = whole(spec.table_heads(spec.time_heads), rows, tiles.LANES)
   if spec.position_heads:
     heads = spec.table_heads(spec.position_heads)
@@ -205,7 +216,7 @@ def _may_attend(spec, refs, columns):
   query = refs.query[0, :, columns]  # [8, chunk]
   shape = (spec.block_k, columns.size)
   key = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + refs.place.key * spec.block_k
-  return tiles.may_attend(tuple(query[i : i + 1] for i in range(5)), key)
+  return in_spans([query[i : i + 1] for i in range(5)], key)
 
 
 def _add_chunk(spec, refs, head, columns, bias):

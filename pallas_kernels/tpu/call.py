@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
+from pallas_kernels.mask import IntervalMask
 from pallas_kernels.tpu.problem import FEW, SHIFTED, TileSpec, divide
 
 
@@ -32,6 +33,27 @@ class Operand(NamedTuple):
   value: Any
   block: tuple[int, ...] | None = None  # None: all of it, as scalars
   index: Callable[[Place], tuple] | None = None
+
+
+def of_queries(spec: TileSpec, x: Any) -> Operand:
+  """What belongs to queries, `[B, H, N, _]`, by tiles."""
+  return Operand(x, (1, spec.heads, spec.block_q, x.shape[3]), lambda p: (p.row, p.group, p.query, 0))
+
+
+def of_keys(spec: TileSpec, x: Any) -> Operand:
+  """What belongs to keys, `[B, H, S, _]`, by tiles."""
+  return Operand(x, (1, spec.heads, spec.block_k, x.shape[3]), lambda p: (p.row, p.group, p.key, 0))
+
+
+def sums_of_queries(spec: TileSpec, x: Any) -> Operand:
+  """A number for each query, `[B, H, 1, N]`, by tiles."""
+  return Operand(x, (1, spec.heads, 1, spec.block_q), lambda p: (p.row, p.group, 0, p.query))
+
+
+def key_ranges(mask: IntervalMask, queries: int, num_keys: int) -> dict[str, Operand]:
+  """The keys that each group of so many queries reads: "first_key" and "end_key" of row and group, flattened."""
+  first_key, end_key = schedule.key_range(mask, queries, num_keys)  # [B, N / queries]
+  return {"first_key": Operand(first_key.reshape(-1)), "end_key": Operand(end_key.reshape(-1))}
 
 
 def call(

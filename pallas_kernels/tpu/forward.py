@@ -18,9 +18,21 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
+from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
 from pallas_kernels.tpu.bias import TileBias, bias_operands
-from pallas_kernels.tpu.call import Operand, call, flags_of, for_each_chunk, matmul, paths
+from pallas_kernels.tpu.call import (
+  Operand,
+  call,
+  flags_of,
+  for_each_chunk,
+  key_ranges,
+  matmul,
+  of_keys,
+  of_queries,
+  paths,
+  sums_of_queries,
+)
 from pallas_kernels.tpu.problem import Integers, TileSpec, divide
 
 _CHUNK = 256  # keys
@@ -38,17 +50,16 @@ def forward(
   heads, block_q, block_k = spec.heads, spec.block_q, spec.block_k
   key_rows = jnp.swapaxes(integers.key, 1, 2)  # [B, 8, S]
   inputs = {
-    "q": Operand(q, (1, heads, block_q, q.shape[3]), lambda p: (p.row, p.group, p.query, 0)),
-    "k": Operand(k, (1, heads, block_k, k.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
-    "v": Operand(v, (1, heads, block_k, v.shape[3]), lambda p: (p.row, p.group, p.key, 0)),
+    "q": of_queries(spec, q),
+    "k": of_keys(spec, k),
+    "v": of_keys(spec, v),
     "query": Operand(integers.query, (1, block_q, 8), lambda p: (p.row, p.query, 0)),
     "key": Operand(key_rows, (1, 8, block_k), lambda p: (p.row, 0, p.key)),
     **bias_operands(spec, tables, integers, before=block_q, sign=1),
+    **key_ranges(integers.mask, block_q, k.shape[2]),
   }
-  first_key, end_key = schedule.key_range(integers.mask, block_q, k.shape[2])  # [B, Tq]
-  inputs |= {"first_key": Operand(first_key.reshape(-1)), "end_key": Operand(end_key.reshape(-1))}
   out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
-  outputs = {"out": Operand(out, (1, heads, block_q, v.shape[3]), lambda p: (p.row, p.group, p.query, 0))}
+  outputs = {"out": of_queries(spec, out)}
   fields = 7 if spec.position_heads else 6 if spec.time_heads else 5
   scratch = {
     "sum": ((heads, block_q, v.shape[3]), spec.dtype),
@@ -56,7 +67,7 @@ def forward(
   }
   if spec.activation == "softmax":
     log_sum = jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), spec.dtype)
-    outputs["log_sum"] = Operand(log_sum, (1, heads, 1, block_q), lambda p: (p.row, p.group, 0, p.query))
+    outputs["log_sum"] = sums_of_queries(spec, log_sum)
     scratch |= {name: ((heads, block_q, tiles.LANES), spec.dtype) for name in ("largest", "total")}
   if spec.position_heads:
     scratch["strip"] = ((spec.table_heads(spec.position_heads), tiles.LANES, block_q + block_k), spec.dtype)
@@ -128,7 +139,7 @@ def _query_column(refs, field, width):
 def _may_attend(spec, refs, columns):
   shape = (spec.block_q, columns.size)
   key = jax.lax.broadcasted_iota(jnp.int32, shape, 1) + (refs.place.key * spec.block_k + columns.start)
-  return tiles.may_attend(tuple(_query_column(refs, i, shape[1]) for i in range(5)), key)
+  return in_spans([_query_column(refs, i, shape[1]) for i in range(5)], key)
 
 
 def _bias(spec, refs, path, columns, may_attend):

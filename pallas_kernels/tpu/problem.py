@@ -82,7 +82,7 @@ class Integers:
   mask: of the padded queries.
   query: columns start_a, end_a, start_b, end_b, own, time, position, 0.
   key: columns time, position, and zeros.
-  notes: on each tile, see `note`.
+  notes: on each tile: `SHIFTED`, `FEW` and its lowest time bucket.
   shift: see `SHIFTED`.
   """
 
@@ -109,12 +109,10 @@ def integers_of(mask: IntervalMask, bias: RelativeBias, num_keys: int, block_q: 
   padded = schedule.pad_queries(mask, -num_queries % block_q)
   query_time, query_position = (_or_zeros(x, mask.shape) for x in (bias.query_time, bias.query_position))
   key_time, key_position = (_or_zeros(x, (rows, num_keys)) for x in (bias.key_time, bias.key_position))
-  spans = (mask.start_a, mask.end_a, mask.start_b, mask.end_b, mask.self_index())
-  query = _columns((*spans, query_time, query_position), block_q)
+  query = _columns((*mask.spans(), query_time, query_position), block_q)
   query = query.at[:, num_queries:, 4].set(-1)  # Padding has no key of its own.
   shift = jnp.int32(0) if mask.own_key is None else mask.own_key[0, 0].astype(jnp.int32)
-  tiles = rows, padded.shape[1] // block_q, -(-num_keys // block_k)
-  notes = jnp.zeros(tiles, jnp.int32)
+  notes = jnp.zeros((rows, padded.shape[1] // block_q, -(-num_keys // block_k)), jnp.int32)
   if bias.position_table is not None:
     shifted = _pad(_is_shifted(mask, query_position, key_position, shift), block_q)
     notes += shifted.reshape(rows, -1, block_q).all(axis=-1)[:, :, None] * SHIFTED

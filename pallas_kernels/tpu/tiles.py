@@ -26,34 +26,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import first_seconds_of_buckets, position_index
+from pallas_kernels.bias import FIRST_CELL, REACHED_BUCKETS, edges_in_cells, first_seconds_of_buckets, position_index
 
 Ref = Any  # an array in the memory of the kernel
 LANES, SUBLANES = 128, 8
-MAX_BUCKETS = 72  # of differences below 2^31 seconds
 FEW_EDGES = 3
-_FIRST_CELL = 4 * 127  # that of one second
-
-
-def may_attend(spans: tuple[Int[Array, "..."], ...], key: Int[Array, "..."]) -> Bool[Array, "..."]:
-  """The mask of a tile from `(start_a, end_a, start_b, end_b, own)` of its queries and the indices of its keys."""
-  start_a, end_a, start_b, end_b, own = spans
-  return ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
 
 
 # --- Time ---
 
 
-def _edges_in_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """For each of 128 cells: the edge in it (infinite: none), the bucket below the edge and the bucket from it on."""
-  first = ((np.arange(LANES + 1, dtype=np.int64) + _FIRST_CELL) << 21).astype(np.int32).view(np.float32)
-  edges = first_seconds_of_buckets()[:MAX_BUCKETS].astype(np.float32)
-  below = np.searchsorted(edges, first[:-1], side="right") - 1
-  above = np.searchsorted(edges, first[1:], side="left") - 1
-  return np.where(above > below, edges[above], np.inf).astype(np.float32), below, above
-
-
-_EDGES, _BELOW, _ABOVE = _edges_in_cells()
+_EDGES, _BELOW, _ABOVE = edges_in_cells()
 
 
 def time_cells(table: Float[Array, "H T"], dtype: jnp.dtype) -> Float[Array, "R 128"]:
@@ -68,7 +51,7 @@ def seconds_and_cell(
 ) -> tuple[Float[Array, "n m"], Int[Array, "n m"]]:
   """`float32(max(|t_i - t_j|, 1))` and the cell that it lies in."""
   seconds = jnp.maximum(jnp.abs(query_time - key_time).astype(jnp.float32), 1.0)
-  return seconds, (jax.lax.bitcast_convert_type(seconds, jnp.int32) >> 21) - _FIRST_CELL
+  return seconds, (jax.lax.bitcast_convert_type(seconds, jnp.int32) >> 21) - FIRST_CELL
 
 
 def time_bias(
@@ -80,13 +63,11 @@ def time_bias(
 
 def bucket_edges() -> Int[np.ndarray, " 80"]:
   """The first second of each bucket, and beyond the last ones that no difference reaches."""
-  edges = first_seconds_of_buckets()[: MAX_BUCKETS + SUBLANES]
+  edges = first_seconds_of_buckets()[: REACHED_BUCKETS + SUBLANES]
   return np.minimum(edges, np.iinfo(np.int32).max).astype(np.int32)
 
 
-def past_edges(
-  difference: Int[Array, "n m"], lowest: Int[Array, ""], edges: Ref
-) -> list[Bool[Array, "n m"]]:
+def past_edges(difference: Int[Array, "n m"], lowest: Int[Array, ""], edges: Ref) -> list[Bool[Array, "n m"]]:
   """Whether `t_i - t_j` has reached each of the `FEW_EDGES` edges above bucket `lowest`."""
   return [difference >= edges[lowest + 1 + i] for i in range(FEW_EDGES)]
 
