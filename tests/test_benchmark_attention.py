@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -48,6 +49,30 @@ def test_a_wrong_result_gets_no_time(monkeypatch):
   assert "out differs by" in wrong["wrong"] and "median_ms" not in wrong
   assert "median_ms" in right and "wrong" not in right
   assert "out differs by" in attention.table([wrong, right])
+
+
+def test_tiles_are_counted_for_kernels_that_cannot_run_here():
+  causal = Workload(4096, 2, width=8, value_width=8)
+  counts = {}
+  for workload in (causal, replace(causal, domains=4)):  # domains of 1,024
+    problem = make_problem(workload)
+    for name in attention.IMPLEMENTATIONS:
+      counts.setdefault(name, []).append(attention.live_tiles(workload, name, problem))
+  assert counts["reference"] == counts["torch"] == [{}, {}]
+  # Of each row: queries of tiles of 512 reach 1, 1, 2, 2, 3, 3, 4, 4 tiles of 1,024 keys, and of their domain one.
+  assert counts["tpu"] == [{"tile": "512x1024", "tiles": 2 * 20}, {"tile": "512x1024", "tiles": 2 * 8}]
+  # A triangle of 32 by 32 tiles, and four of 8 by 8.
+  assert counts["gpu"] == [{"tile": "128x128", "tiles": 2 * 528}, {"tile": "128x128", "tiles": 2 * 4 * 36}]
+  assert counts["xla"] == [{"tile": "512x256", "tiles": 2 * 72}, {"tile": "512x256", "tiles": 2 * 4 * 6}]
+
+
+def test_a_kernel_without_its_device_gets_its_tiles_and_the_reason():
+  chosen = {"domains": small(attention.workloads()["silu_1024_domains4"])}
+  records = list(measure(chosen, ["tpu", "gpu"], 1))
+  for record in records:
+    assert record["tiles"] == 2 and "median_ms" not in record  # the only tile of each row
+    assert record["skipped"].startswith(f"there is no {record['implementation'].upper()}")
+  assert "| domains | tpu | there is no TPU; interpreted, kernels have no times | | 2 |" in attention.table(records)
 
 
 def test_a_wrong_gradient_is_found():

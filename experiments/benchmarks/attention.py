@@ -5,7 +5,8 @@
 
 Prints a JSON line for each workload and implementation, and a table at the end. An implementation whose output or
 gradients are not those of the definition gets the error instead of a time, and the program exits with status 1. One
-that cannot run a workload gets the reason.
+that cannot run a workload gets the reason. Live tiles are counted for each implementation that skips the others, even
+for one that cannot run here: with its default block sizes, in the forward pass, for one head.
 
 TFLOP/s are those of the useful work: with P pairs of a query and a key that it may attend to, over all rows and heads,
 2 P (D + E) operations forward, and backward 2 P (3 D + 2 E): the scores a second time and the products for the
@@ -32,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import torch_attention
-from pallas_kernels import IntervalMask, RelativeBias, count_live_tiles, segment_attention, sort_by_segment, xla
+from pallas_kernels import IntervalMask, RelativeBias, count_live_tiles, segment_attention, sort_by_segment, tpu, xla
 
 FLAGS = flags.FLAGS
 IMPLEMENTATIONS = ("xla", "reference", "tpu", "gpu", "torch")
@@ -132,6 +133,7 @@ def measure(chosen: dict[str, Workload], implementations: Iterable[str], repetit
     for implementation in implementations:
       print(f"{name}: {implementation}", file=sys.stderr, flush=True)
       record = {"benchmark": "attention", "workload": name, **asdict(workload), "implementation": implementation}
+      record |= live_tiles(workload, implementation, problem)
       try:
         record |= _measure_one(workload, implementation, problem, expected, repetitions)
       except WrongResultError as error:
@@ -165,15 +167,36 @@ def _prepare(workload, implementation, problem):
   dense = 4 * workload.batch * workload.heads * workload.length**2 * (6 if workload.backward else 2)
   if implementation == "reference" and dense > MAX_DENSE_BYTES:
     raise NotImplementedError(f"dense arrays of {dense / 2**30:.0f} GiB")
+  if implementation in ("tpu", "gpu") and jax.default_backend() != implementation:
+    raise NotImplementedError(f"there is no {implementation.upper()}; interpreted, kernels have no times")
   attention = functools.partial(segment_attention, implementation=implementation)
   compiled = jax.jit(functools.partial(compute, workload, attention)).lower(problem).compile()
   about = {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
-  if implementation == "xla":
-    blocks = xla.default_block_sizes(workload.length, workload.length, workload.heads)
-    mask = sorted_tokens(workload, problem)[1]
-    tiles = count_live_tiles(mask, workload.length, blocks.query, blocks.key)
-    about |= {"tile": f"{blocks.query}x{blocks.key}", "tiles": tiles}
   return functools.partial(compiled, problem), jax.block_until_ready, dict, about
+
+
+def live_tiles(workload: Workload, implementation: str, problem: dict[str, jax.Array]) -> dict[str, Any]:
+  """Returns the size and the number of the tiles that an implementation computes; nothing for one without tiles."""
+  sizes = _tile_sizes(workload).get(implementation)
+  if sizes is None:
+    return {}
+  mask = sorted_tokens(workload, problem)[1]
+  return {"tile": "{}x{}".format(*sizes), "tiles": count_live_tiles(mask, workload.length, *sizes)}
+
+
+def _tile_sizes(workload):
+  """Queries and keys of a tile, by implementation."""
+  from pallas_kernels import gpu  # Its packages take a second to import.
+  from pallas_kernels.gpu.problem import ROWS
+
+  length = workload.length
+  on_xla, on_tpu = xla.default_block_sizes(length, length, workload.heads), tpu.default_block_sizes(length, length)
+  on_gpu = gpu.default_block_sizes(workload.width, workload.value_width, workload.bias in ("time", "both"))
+  return {
+    "xla": (on_xla.query, on_xla.key),
+    "tpu": (on_tpu.query, on_tpu.key),
+    "gpu": (ROWS * on_gpu.consumers, on_gpu.forward_keys),
+  }
 
 
 def make_problem(workload: Workload) -> dict[str, jax.Array]:
@@ -320,7 +343,8 @@ def table(records: list[dict[str, Any]]) -> str:
   lines.append("|---" * 8 + "|")
   for r in records:
     if "median_ms" not in r:
-      lines.append(f"| {r['workload']} | {r['implementation']} | {r.get('wrong') or r['skipped']} | | | | | |")
+      reason = r.get("wrong") or r["skipped"]
+      lines.append(f"| {r['workload']} | {r['implementation']} | {reason} | | {r.get('tiles', '')} | | | |")
       continue
     memory = "" if "temporary_bytes" not in r else f"{r['temporary_bytes'] / 2**20:.1f}"
     dense = times.get((r["workload"], "reference"))
