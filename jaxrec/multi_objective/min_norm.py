@@ -59,9 +59,9 @@ def simplex_minimum(
   participates = participates | ~participates.any()
   is_finite = jnp.isfinite(quadratic).all() & jnp.isfinite(linear).all()
   scale = jnp.maximum(jnp.abs(quadratic).max(), jnp.abs(linear).max())
-  scale = jnp.where(is_finite & (scale > 0), scale, 1)
-  quadratic = jnp.where(is_finite, quadratic, 0) / scale
-  linear = jnp.where(is_finite, linear, 0) / scale
+  scale = jnp.where(is_finite & (scale > 0), scale, 1) / 8  # with the 8 below: 1 / scale must not underflow
+  quadratic = jnp.where(is_finite, quadratic, 0) / 8 / scale
+  linear = jnp.where(is_finite, linear, 0) / 8 / scale
   solve = {1: _of_one, 2: _of_two}.get(len(linear), _active_set)
   return jnp.where(is_finite, solve(quadratic, linear, participates), jnp.nan)
 
