@@ -42,6 +42,7 @@ _MODULES = (
   "losses",
   "metrics",
   "models",
+  "multi_objective",
   "negatives",
   "objectives",
   "retrieval",

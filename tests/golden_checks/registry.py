@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from golden_checks import attention, hstu, losses, metrics, sasrec, stu, time_buckets
+from golden_checks import attention, hstu, losses, metrics, min_norm, sasrec, stu, time_buckets
 from golden_checks.golden_file import Check, GoldenFile
 
 # File-name prefix -> variant -> check. The longest prefix of a name wins, over both tables. Attention is checked in two
@@ -15,6 +15,11 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
   "hstu_model_": {"": hstu.model_check()},
   "hstu_time_": {"": time_buckets.check()},
   "metrics_hstu_": {"": metrics.check()},
+  "minnorm_": {"": min_norm.solver_check()},
+  "minnorm_n2": {"": min_norm.pair_check()},
+  "minnorm_normalizers": {"": min_norm.normalizer_check()},
+  "minnorm_pareto_loop": {"": min_norm.step_check()},
+  "minnorm_paretomtl": {"": min_norm.pareto_check()},
   "sampled_softmax_": {"": losses.loss_check()},
   "sampled_softmax_hstu_step": {"": losses.training_check()},
   "sasrec_model_": {"": sasrec.check()},
@@ -32,7 +37,6 @@ EXCEPTIONS: Mapping[str, str] = {
   "hstu_cache_": "not built yet: incremental inference of the research model",
   "metrics_autocdsr_": "not built yet: metrics of the cross-domain experiments",
   "metrics_dare_": "not built yet; its AUC counts ties by input order and is biased low, ours counts ties one half",
-  "minnorm_": "not built yet: min-norm solvers for several objectives",
   "stu_cached_": "not built yet: incremental inference of the production layer",
 }
 

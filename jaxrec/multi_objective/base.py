@@ -1,0 +1,96 @@
+"""What a weighting is, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+
+
+class Weighting(NamedTuple):
+  """A rule that weighs K objectives, in the manner of an Optax transformation.
+
+  init: number of objectives K -> state (a pytree).
+  update: (gram [K, K], losses [K], state, key) -> (weights [K], new state). `gram` holds the inner products of the
+    objectives' gradients as they are; the weights multiply these same gradients. A NaN or infinity in `gram` or
+    `losses` makes all weights NaN: nothing replaces them. Pure, for use inside `jit`.
+  """
+
+  init: Callable[[int], Any]
+  update: Callable[[Array, Array, Any, PRNGKeyArray], tuple[Array, Any]]
+
+
+def stateless(weigh: Callable[..., Float[Array, "K"]], check: Callable[[int], None] = lambda _: None) -> Weighting:
+  """Returns the weighting of a function (gram, losses, key) -> weights; `check` refuses numbers of objectives."""
+
+  def init(num_objectives):
+    check(num_objectives)
+    return ()
+
+  def update(gram, losses, state, key):
+    return nan_unless_finite(weigh(gram, losses, key), gram, losses), state
+
+  return Weighting(init, update)
+
+
+def nan_unless_finite(
+  weights: Float[Array, "K"], gram: Float[Array, "K K"], losses: Float[Array, "K"]
+) -> Float[Array, "K"]:
+  """Returns the weights, or NaN for all where a comparison may have hidden that `gram` or `losses` is not finite.
+
+  >>> nan_unless_finite(jnp.ones(1), jnp.array([[jnp.inf]]), jnp.ones(1)).tolist()
+  [nan]
+  """
+  return jnp.where(jnp.isfinite(gram).all() & jnp.isfinite(losses).all(), weights, jnp.nan)
+
+
+def norms(gram: Float[Array, "K K"]) -> Float[Array, "K"]:
+  """Returns the L2 norms of the gradients.
+
+  >>> norms(jnp.array([[4.0, 0.0], [0.0, 9.0]])).tolist()
+  [2.0, 3.0]
+  """
+  return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+
+
+def cosines(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
+  """Returns the cosines of the angles between gradients; 0 where one of the two is zero.
+
+  >>> cosines(jnp.array([[4.0, 3.0], [3.0, 9.0]])).tolist()
+  [[1.0, 0.5], [0.5, 1.0]]
+  """
+  norm = norms(gram)
+  inverse = jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
+  return gram * inverse * inverse[:, None]
+
+
+def normalizers(gram: Float[Array, "K K"], losses: Float[Array, "K"], normalization: str) -> Float[Array, "K"]:
+  """Returns what each gradient is divided by before a min-norm problem is posed.
+
+  normalization: "none": 1; "l2": its norm; "loss": its loss; "loss+": loss times norm. With the last two a loss that is
+    not positive gives NaN: dividing by it would turn the gradient round.
+
+  Source: the code released with Sener & Koltun 2018 (arXiv 1810.04650).
+  """
+  norm = norms(gram)
+  positive = jnp.where(losses > 0, losses, jnp.nan).astype(gram.dtype)
+  return {"none": jnp.ones_like(norm), "l2": norm, "loss": positive, "loss+": positive * norm}[normalization]
+
+
+def normalized(
+  gram: Float[Array, "K K"], losses: Float[Array, "K"], normalization: str
+) -> tuple[Float[Array, "K K"], Float[Array, "K"]]:
+  """Returns the Gram matrix of the normalized gradients and what they were divided by; zero gradients stay zero."""
+  divisor = normalizers(gram, losses, normalization)
+  divisor = jnp.where(norms(gram) == 0, 1, divisor)
+  return gram / divisor / divisor[:, None], divisor
+
+
+def check_normalization(normalization: str) -> None:
+  """Raises ValueError for an unknown normalization."""
+  if normalization not in NORMALIZATIONS:
+    raise ValueError(f"{normalization=} is not one of {NORMALIZATIONS}")

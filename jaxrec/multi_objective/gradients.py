@@ -1,0 +1,179 @@
+"""Gradients of K objectives that share a trunk, from one forward pass, and their inner products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrec.multi_objective.base import cosines, norms
+
+__all__ = ["cosines", "gram_matrix", "norms", "pull_heads", "task_gradients", "upper_bound_gradient", "weighted_sum"]
+
+Head = Callable[[Any, Any], Any]  # (activations, params) -> loss, or (loss, aux)
+
+
+def task_gradients(
+  trunk: Callable[[Any], Any], heads: Sequence[Head], params: Any, *, batched: bool = True
+) -> tuple[Float[Array, "K"], tuple, tuple]:
+  """Returns the losses, each head's aux (None without one), and K gradients like `params`, from one forward pass.
+
+  Args:
+    trunk: params -> activations, a pytree. Run once.
+    heads: K functions (activations, params) -> scalar loss or (loss, aux). Each is pulled back by itself, so what one
+      objective does not use costs nothing for it in the heads.
+    params: pytree of floating arrays.
+    batched: pull the K cotangents back through the trunk at once, with `jax.vmap`: what the backward pass recomputes
+      is shared, at K times the memory for cotangents. False: one after the other.
+
+  >>> losses, _, grads = task_gradients(lambda p: 2 * p, [lambda z, p: z**2, lambda z, p: z + p], jnp.array(3.0))
+  >>> losses.tolist(), [grad.item() for grad in grads]  # (2 p)^2 and 3 p at p = 3
+  ([36.0, 9.0], [24.0, 3.0])
+  """
+  losses, aux, cotangents, pull = pull_heads(trunk, heads, params)
+  if not batched:
+    return losses, aux, tuple(pull(cotangent) for cotangent in cotangents)
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cotangents)
+  grads = jax.vmap(pull)(stacked)
+  return losses, aux, tuple(jax.tree.map(lambda x, k=k: x[k], grads) for k in range(len(heads)))
+
+
+def upper_bound_gradient(
+  trunk: Callable[[Any], Any],
+  heads: Sequence[Head],
+  params: Any,
+  weigh: Callable[[Float[Array, "K K"], Float[Array, "K"]], tuple[Float[Array, "K"], Any]],
+) -> tuple[Float[Array, "K"], tuple, Any, Float[Array, "K"], Any]:
+  """Returns losses, each head's aux, one combined gradient like `params`, the weights, and what else `weigh` returned.
+
+  The upper bound of MGDA: the Gram matrix is that of the gradients with respect to the activations, so that the trunk
+  is pulled back once for all K objectives. What the heads do with `params` directly has its weighted gradient too.
+
+  Args:
+    trunk: params -> activations, a pytree.
+    heads: as in `task_gradients`.
+    params: pytree of floating arrays.
+    weigh: (gram, losses) -> (weights, anything), e.g. `lambda g, l: weighting.update(g, l, state, key)`.
+
+  Source: Sener & Koltun 2018 (arXiv 1810.04650), section 3.3, MGDA-UB.
+
+  >>> equal = lambda gram, losses: (jnp.array([0.5, 0.5]), None)
+  >>> heads = [lambda z, p: z**2, lambda z, p: z + p]
+  >>> upper_bound_gradient(lambda p: 2 * p, heads, jnp.array(3.0), equal)[2].item()  # (24 + 3) / 2
+  13.5
+  """
+  losses, aux, cotangents, pull = pull_heads(trunk, heads, params)
+  weights, rest = weigh(gram_matrix([activations for activations, _ in cotangents]), losses)
+  return losses, aux, pull(weighted_sum(weights, cotangents)), weights, rest
+
+
+def pull_heads(
+  trunk: Callable[[Any], Any], heads: Sequence[Head], params: Any
+) -> tuple[Float[Array, "K"], tuple, tuple, Callable[[Any], Any]]:
+  """Returns the losses, each head's aux, K cotangents, and the function that pulls one of them back to `params`.
+
+  A cotangent is a pair: the gradient with respect to the trunk's floating activations (a list), and the one with
+  respect to what the head does with `params` directly. Cotangents may be added and scaled before they are pulled back.
+  """
+  activations, pull_trunk, rebuild = _forward(trunk, params)
+
+  def head_of_floats(head):
+    def call(floats, params):
+      result = head(rebuild(floats), params)
+      return result if isinstance(result, tuple) else (result, None)
+
+    return call
+
+  losses, cotangents, aux = [], [], []
+  for head in heads:
+    loss, pull_head, extra = jax.vjp(head_of_floats(head), activations, params, has_aux=True)
+    if jnp.shape(loss) != ():
+      raise ValueError(f"head {len(losses)} must return a scalar loss, it has the shape {jnp.shape(loss)}")
+    losses.append(loss)
+    cotangents.append(pull_head(jnp.ones_like(loss)))
+    aux.append(extra)
+
+  def pull(cotangent):
+    to_activations, to_params = cotangent
+    return jax.tree.map(jnp.add, pull_trunk(to_activations)[0], to_params)
+
+  return jnp.stack(losses), tuple(aux), tuple(cotangents), pull
+
+
+def _forward(trunk, params):
+  """Runs the trunk; returns its floating leaves, their pullback, and the function from such leaves to its output."""
+  structure, is_float = None, None
+
+  def floats_and_rest(params):
+    nonlocal structure, is_float
+    leaves, structure = jax.tree.flatten(trunk(params))
+    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+    floats = [leaf for leaf, yes in zip(leaves, is_float, strict=True) if yes]
+    return floats, [leaf for leaf, yes in zip(leaves, is_float, strict=True) if not yes]
+
+  floats, pull, rest = jax.vjp(floats_and_rest, params, has_aux=True)
+
+  def rebuild(floats):
+    first, second = iter(floats), iter(rest)
+    return jax.tree.unflatten(structure, [next(first) if yes else next(second) for yes in is_float])
+
+  return floats, pull, rebuild
+
+
+def gram_matrix(
+  grads: Sequence[Any], axis_name: str | Sequence[str] | None = None, select: Any = None
+) -> Float[Array, "K K"]:
+  """Returns the inner products of K gradients in float32 (float64 where a leaf is float64).
+
+  Args:
+    grads: K pytrees of one structure.
+    axis_name: mesh axes over which each gradient is cut into shards, inside `shard_map`: the products of the shards are
+      added up. Gradients that every device holds whole need None, and those of a part of the batch have to be added up
+      before: inner products of sums are not sums of inner products.
+    select: which leaves enter: a function from a gradient to the pytree of those, or a pytree of bools like a gradient.
+
+  >>> grads = [{"table": jnp.ones(2), "w": jnp.array([3.0])}, {"table": jnp.ones(2), "w": jnp.array([-1.0])}]
+  >>> gram_matrix(grads).tolist()
+  [[11.0, -1.0], [-1.0, 3.0]]
+  >>> gram_matrix(grads, select=lambda grad: grad["w"]).tolist()
+  [[9.0, -3.0], [-3.0, 1.0]]
+  """
+  leaves = [jax.tree.leaves(_selected(grad, select)) for grad in grads]
+  dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves[0]))
+  products = {
+    (i, j): sum((_inner(a, b, dtype) for a, b in zip(leaves[i], leaves[j], strict=True)), jnp.zeros((), dtype))
+    for i in range(len(grads))
+    for j in range(i + 1)
+  }
+  rows = [[products[max(i, j), min(i, j)] for j in range(len(grads))] for i in range(len(grads))]
+  gram = jnp.stack([jnp.stack(row) for row in rows])  # [K, K]
+  return gram if axis_name is None else jax.lax.psum(gram, axis_name)
+
+
+def _selected(grad, select):
+  if select is None:
+    return grad
+  if callable(select):
+    return select(grad)
+  return jax.tree.map(lambda enters, leaf: leaf if enters else None, select, grad)
+
+
+def _inner(a, b, dtype):
+  """Contracts all axes in place: flattening would gather an array that is spread over devices."""
+  return jnp.tensordot(a.astype(dtype), b.astype(dtype), axes=a.ndim, precision="highest")
+
+
+def weighted_sum(weights: Float[Array, "K"], trees: Sequence[Any]) -> Any:
+  """Returns sum_k weights[k] * trees[k], added up in the weights' dtype or a wider one, in the trees' dtypes.
+
+  >>> weighted_sum(jnp.array([1.0, 0.5]), [jnp.array([2.0]), jnp.array([4.0])]).tolist()
+  [4.0]
+  """
+
+  def combine(*leaves):
+    return sum(weight * leaf for weight, leaf in zip(weights, leaves, strict=True)).astype(leaves[0].dtype)
+
+  return jax.tree.map(combine, *trees)

@@ -1,0 +1,146 @@
+"""The convex combination of gradients that has the smallest norm, from their Gram matrix alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# A solve takes about as many passes as objectives enter or leave the support, so rarely more than 2K; the bound only
+# stops runs in which rounding makes an objective enter and leave for ever.
+PASSES_PER_OBJECTIVE = 8
+
+
+def min_norm_weights(gram: Float[Array, "K K"], participates: Bool[Array, "K"] | None = None) -> Float[Array, "K"]:
+  """Returns the weights w >= 0, sum w = 1, with the smallest squared norm w^T G w of the combined gradient.
+
+  The combined gradient descends on all objectives at once, or is zero at a Pareto-stationary point. Where several w
+  give the same gradient (duplicates, linearly dependent gradients) one of them is returned; identical gradients share
+  their weight equally.
+
+  Args:
+    gram: inner products of the K gradients, symmetric; float32 or float64. Any scale.
+    participates: objectives that may have weight; the others get 0. None: all. All False counts as all True.
+
+  A zero gradient is the smallest vector of all, so MGDA gives it all the weight: the point is Pareto-stationary. To
+  train the other objectives on, leave it out with `participates`, as `mgda` does. A NaN or infinity in `gram` makes all
+  weights NaN.
+
+  Source: Désidéri 2012, Multiple-gradient descent algorithm; Sener & Koltun 2018 (arXiv 1810.04650), eq. 3 and its
+  two-gradient solution in section 3.2; Wolfe 1976, Finding the nearest point in a polytope.
+  Choice: an active-set solve in place of Frank-Wolfe, whose steps zigzag: it ends after finitely many steps at the
+  precision of the dtype.
+
+  >>> min_norm_weights(jnp.array([[1.0, 0.0], [0.0, 3.0]])).tolist()  # orthogonal: by inverse squared norms
+  [0.75, 0.25]
+  >>> min_norm_weights(jnp.array([[1.0, 2.0], [2.0, 9.0]])).tolist()  # the short one is nearest to the origin
+  [1.0, 0.0]
+  """
+  return simplex_minimum(gram, jnp.zeros_like(gram[0]), participates)
+
+
+def simplex_minimum(
+  quadratic: Float[Array, "K K"], linear: Float[Array, "K"], participates: Bool[Array, "K"] | None = None
+) -> Float[Array, "K"]:
+  """Returns argmin of w^T Q w / 2 + b^T w over the simplex w >= 0, sum w = 1.
+
+  Args:
+    quadratic: Q, symmetric positive semidefinite.
+    linear: b.
+    participates: entries that may be positive; None: all. All False counts as all True.
+
+  NaN or infinity in Q or b makes the whole result NaN.
+
+  >>> simplex_minimum(jnp.eye(2), jnp.array([0.0, 0.5])).tolist()  # minimum of (x^2 + (1-x)^2) / 2 + (1-x) / 2
+  [0.75, 0.25]
+  """
+  if participates is None:
+    participates = jnp.ones(linear.shape, bool)
+  participates = participates | ~participates.any()
+  is_finite = jnp.isfinite(quadratic).all() & jnp.isfinite(linear).all()
+  scale = jnp.maximum(jnp.abs(quadratic).max(), jnp.abs(linear).max())
+  scale = jnp.where(is_finite & (scale > 0), scale, 1) / 8  # with the 8 below: 1 / scale must not underflow
+  quadratic = jnp.where(is_finite, quadratic, 0) / 8 / scale
+  linear = jnp.where(is_finite, linear, 0) / 8 / scale
+  solve = {1: _of_one, 2: _of_two}.get(len(linear), _active_set)
+  return jnp.where(is_finite, solve(quadratic, linear, participates), jnp.nan)
+
+
+def _of_one(quadratic, linear, participates):
+  return jnp.ones_like(linear)
+
+
+def _of_two(quadratic, linear, participates):
+  """The minimum of a parabola on [0, 1]; its middle where it is flat."""
+  slope = quadratic[1, 1] - quadratic[0, 1] + linear[1] - linear[0]
+  curvature = quadratic[0, 0] + quadratic[1, 1] - 2 * quadratic[0, 1]
+  is_curved = curvature > 0
+  x = jnp.where(is_curved, slope / jnp.where(is_curved, curvature, 1), 0.5 + jnp.sign(slope))
+  x = jnp.where(participates.all(), jnp.clip(x, 0, 1), participates[0])
+  return jnp.stack([x, 1 - x])
+
+
+def _active_set(quadratic, linear, participates):
+  """Newton steps on the support of w: an entry that would turn negative leaves it, then one that promises most enters.
+
+  Every step starts from the last feasible w and descends, so the last w is the best one, whatever stops the loop.
+  """
+  size = jnp.sqrt(jnp.maximum(jnp.diagonal(quadratic), 0))
+  rounding = 4 * len(linear) * jnp.finfo(linear.dtype).eps
+
+  def one_pass(state):
+    w, support, _, passes = state
+    w, support, stayed = _step(quadratic, _gradient(quadratic, linear, w), w, support)
+    slope = _gradient(quadratic, linear, w)
+    slope = slope - (w * slope).sum()  # of moving weight to an entry: 0 on the support, >= 0 off it at the minimum
+    tolerance = rounding * (size * (w * size).sum() + jnp.abs(linear) + (w * jnp.abs(linear)).sum())
+    may_enter = participates & ~support & (slope < -tolerance) & stayed
+    enters = may_enter & (jnp.arange(len(w)) == jnp.argmin(jnp.where(may_enter, slope, jnp.inf)))
+    is_done = stayed & ~may_enter.any() & jnp.all(~support | (jnp.abs(slope) <= tolerance))
+    return w, support | enters, is_done, passes + 1
+
+  def goes_on(state):
+    return ~state[2] & (state[3] < PASSES_PER_OBJECTIVE * len(linear))
+
+  w = participates / participates.sum().astype(linear.dtype)
+  return jax.lax.while_loop(goes_on, one_pass, (w, participates, jnp.array(False), 0))[0]
+
+
+def _gradient(quadratic, linear, w):
+  return (quadratic * w).sum(-1) + linear  # not `@`, which rounds to bfloat16 on a TPU
+
+
+def _step(quadratic, gradient, w, support):
+  """Moves w to the minimum on the plane of its support, or to the first bound on the way, whose entry then leaves.
+
+  Returns w, the support, and whether nothing had to leave.
+  """
+  target = w + _newton_step(quadratic, gradient, support)
+  leaves = support & (target < 0)
+  part = jnp.where(leaves, w / jnp.where(leaves, w - target, 1), 1)
+  leaves &= part <= part.min()
+  w = jnp.where(support & ~leaves, jnp.maximum(w + part.min() * (target - w), 0), 0)
+  return w / w.sum(), support & ~leaves, ~leaves.any()
+
+
+def _newton_step(quadratic, gradient, support):
+  """Returns the step, of sum 0, to the minimum on the support's plane, in differences to its shortest vector.
+
+  The small ridge keeps the system definite where differences are linearly dependent; what it costs in accuracy the next
+  pass makes up for, since it starts from the new w. Where a Gram matrix was rounded so coarsely that the system is not
+  definite even so, the step is that of steepest descent, short enough for every system of this diagonal.
+  """
+  size = jnp.diagonal(quadratic)
+  base = jnp.argmin(jnp.where(support, size, jnp.inf))
+  moves = support & (jnp.arange(len(size)) != base)
+  difference = quadratic - quadratic[base] - quadratic[:, base, None] + size[base]  # [K, K] inner products
+  rounding = 4 * len(size) * jnp.finfo(size.dtype).eps
+  length = jnp.sqrt(jnp.maximum(jnp.diagonal(difference), rounding * (size + size[base])))
+  length = jnp.where(moves & (length > 0), length, 1)
+  identity = jnp.eye(len(size), dtype=bool)
+  system = jnp.where(moves & moves[:, None] & ~identity, difference / (length * length[:, None]), 0)
+  system += jnp.diag(jnp.full_like(size, 1 + rounding))
+  slope = jnp.where(moves, gradient - gradient[base], 0) / length
+  newton = jax.scipy.linalg.solve(system, slope, assume_a="pos")
+  step = -jnp.where(jnp.isfinite(newton).all(), newton, slope / len(size)) / length
+  return step.at[base].set(-step.sum())

@@ -1,0 +1,111 @@
+"""An Optax transformation from K gradients to one update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxrec.multi_objective.base import Weighting, cosines, nan_unless_finite, norms
+from jaxrec.multi_objective.gradients import gram_matrix, weighted_sum
+
+
+class MultiObjectiveState(NamedTuple):
+  """State of `multi_objective`; the first four describe the last step and are zero before it.
+
+  weights: [K] float32, what the gradients were multiplied by; NaN where something was not finite.
+  cosines: [K, K] float32, between the gradients.
+  norms: [K] float32, of the gradients; 0 shows an objective at a stationary point of its own.
+  num_nonfinite: int32, steps so far whose Gram matrix, losses or weights were not finite.
+  count: int32, steps so far.
+  weighting: state of the weighting.
+  inner: state of the inner optimizer.
+  """
+
+  weights: Array
+  cosines: Array
+  norms: Array
+  num_nonfinite: Array
+  count: Array
+  weighting: Any
+  inner: Any
+
+
+def multi_objective(
+  weighting: Weighting,
+  inner: optax.GradientTransformation,
+  *,
+  num_objectives: int = 2,
+  select: Any = None,
+  axis_name: str | Sequence[str] | None = None,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """Returns a transformation whose `update` takes K gradients, weighs them, and gives their sum to `inner`.
+
+  `update(grads, state, params, *, losses, gram=None, finish=None, **extra)`:
+    grads: tuple of K pytrees of one structure: gradients of whole losses (added up over parts of the batch and over the
+      devices that share it), like `params` unless `finish` is given.
+    losses: [K], of the same batch.
+    gram: [K, K] inner products of the gradients, if at hand; else they are computed, over `select` and `axis_name`.
+    finish: maps the combined pytree to a gradient like `params`: for what is pulled back once instead of K times.
+    extra: passed on to `inner`.
+
+  A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state:
+  it is never replaced. Clipping belongs into `inner`: it then acts on the combined gradient.
+
+  Args:
+    weighting: one of `jaxrec.multi_objective.weighting`.
+    inner: optimizer of the combined gradient.
+    num_objectives: K.
+    select: leaves that enter the inner products; see `gram_matrix`.
+    axis_name: mesh axes of sharded gradients; see `gram_matrix`.
+    seed: of weightings that draw; the key of a step is `fold_in(key(seed), count)`.
+
+  Raises:
+    ValueError: from `init` if the weighting is for another number of objectives; from `update` if there are not K
+      gradients and K losses.
+
+  >>> from jaxrec.multi_objective.weighting import fixed
+  >>> optimizer = multi_objective(fixed([1, 0.5]), optax.sgd(1.0))
+  >>> state = optimizer.init(jnp.zeros(1))
+  >>> grads = (jnp.array([2.0]), jnp.array([4.0]))
+  >>> optimizer.update(grads, state, losses=jnp.ones(2))[0].tolist()  # -(2 + 4 / 2)
+  [-4.0]
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params):
+    zeros = jnp.zeros(num_objectives, jnp.float32)
+    none = jnp.zeros((), jnp.int32)
+    square = jnp.zeros((num_objectives, num_objectives), jnp.float32)
+    return MultiObjectiveState(zeros, square, zeros, none, none, weighting.init(num_objectives), inner.init(params))
+
+  def update(grads, state, params=None, *, losses, gram=None, finish=None, **extra):
+    _check(grads, losses, num_objectives)
+    if gram is None:
+      gram = gram_matrix(grads, axis_name, select)
+    key = jax.random.fold_in(jax.random.key(seed), state.count)
+    weights, weighting_state = weighting.update(gram, losses, state.weighting, key)
+    weights = nan_unless_finite(weights, gram, losses)
+    combined = weighted_sum(weights, grads)
+    combined = combined if finish is None else finish(combined)
+    updates, inner_state = inner.update(combined, state.inner, params, **extra)
+    described = (value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram)))
+    num_nonfinite = state.num_nonfinite + ~jnp.isfinite(weights).all()
+    return updates, MultiObjectiveState(*described, num_nonfinite, state.count + 1, weighting_state, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(grads: Any, losses: Any, num_objectives: int) -> None:
+  """Refuses anything but a tuple or list of K gradients and a vector of K losses."""
+  if not isinstance(grads, (tuple, list)):
+    raise ValueError(f"grads must be a tuple of {num_objectives} gradients, it is a {type(grads).__name__}")
+  if len(grads) != num_objectives:
+    raise ValueError(f"there are {len(grads)} gradients for {num_objectives=}; give multi_objective the number")
+  if jnp.shape(losses) != (num_objectives,):
+    raise ValueError(f"losses must have the shape ({num_objectives},), they have {jnp.shape(losses)}")
