@@ -112,7 +112,7 @@ def planted_truth(data: PreparedData) -> PlantedTruth:
   Raises:
     ValueError: the data are from elsewhere, or from another version of the generator.
 
-  >>> truth = planted_truth(planted_transfer(num_users=3, items_per_domain=16, transfer=1.0))
+  >>> truth = planted_truth(planted_transfer(num_users=3, items_per_domain=16, transfer=1.0, seed=1))
   >>> truth.usefulness[-1].tolist()  # The last event is in the target domain and came from the informative one.
   [0, 1, -1]
   """
