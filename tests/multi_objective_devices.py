@@ -37,10 +37,12 @@ def gradients(params, batch):
 
 def step(params, batch, axis_name=None):
   """Returns the update of one step and the weights; gradients are averaged over `axis_name`."""
-  optimizer = multi_objective(mgda("l2"), optax.adam(0.1))
-  losses, grads = gradients(params, batch)
-  if axis_name is not None:
-    losses, grads = jax.lax.pmean((losses, grads), axis_name)
+  optimizer = multi_objective(mgda("l2"), optax.sgd(0.1))
+  if axis_name is None:
+    losses, grads = gradients(params, batch)
+  else:  # of parameters that vary over devices, else each gradient would be summed over them already
+    varying = jax.lax.pcast(params, axis_name, to="varying")
+    losses, grads = jax.lax.pmean(gradients(varying, batch), axis_name)
   updates, state = optimizer.update(grads, optimizer.init(params), params, losses=losses)
   return updates, state.weights
 
@@ -59,8 +61,7 @@ def main():
   whole = jax.device_put(params, NamedSharding(mesh, EVERYWHERE))
 
   def each(params, batch):
-    varying = jax.lax.pcast(params, "rows", to="varying")  # else the gradient would be summed over devices already
-    return step(varying, batch, "rows")
+    return step(params, batch, "rows")
 
   def products(grads):
     return gram_matrix(grads, axis_name="rows")
