@@ -59,9 +59,10 @@ def simplex_minimum(
   participates = participates | ~participates.any()
   is_finite = jnp.isfinite(quadratic).all() & jnp.isfinite(linear).all()
   scale = jnp.maximum(jnp.abs(quadratic).max(), jnp.abs(linear).max())
-  scale = jnp.where(is_finite & (scale > 0), scale, 1) / 8  # with the 8 below: 1 / scale must not underflow
-  quadratic = jnp.where(is_finite, quadratic, 0) / 8 / scale
-  linear = jnp.where(is_finite, linear, 0) / 8 / scale
+  shrink = jnp.where(scale > 1, 1 / 8, 1)  # 1 / scale, which compilers make of a division, must not underflow
+  scale = jnp.where(is_finite & (scale > 0), scale, 1) * shrink
+  quadratic = jnp.where(is_finite, quadratic, 0) * shrink / scale
+  linear = jnp.where(is_finite, linear, 0) * shrink / scale
   solve = {1: _of_one, 2: _of_two}.get(len(linear), _active_set)
   return jnp.where(is_finite, solve(quadratic, linear, participates), jnp.nan)
 
