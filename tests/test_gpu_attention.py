@@ -53,8 +53,6 @@ class Case:
     return ",".join(f"{name}={value}" for name, value in changed) or "default"
 
 
-BIASES = ("", "time position")
-
 # Between them: each mask, activation, number of consumers and of stages, no table and both, shared and not, padding.
 CASES = [
   Case(activation="softmax", tables="time position", per_head=True, heads=2),
@@ -66,7 +64,9 @@ CASES = [
 
 # Length, width, tables and activation, for the compiler; the last has the most to hold in registers.
 COMPILED = [
-  *((n, d, tables, "silu") for n, d in ((1024, 64), (8192, 64), (8192, 128), (16384, 128)) for tables in BIASES),
+  *((n, d, "time position", "silu") for n in (1024, 8192, 16384) for d in (64, 128)),
+  (1024, 64, "", "silu"),
+  (16384, 128, "", "silu"),
   (1024, 256, "time position", "softmax"),
 ]
 
