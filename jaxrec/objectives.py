@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxrec import losses, negatives
 from jaxrec.types import SequenceBatch
@@ -60,14 +61,28 @@ class ItemObjective:
     dropout_key, sample_key = jax.random.split(rng)
     variables = {"params": params}
     query = model.apply(variables, batch, deterministic=deterministic, rngs={"dropout": dropout_key})  # [B, N, M]
+    loss = self.of_queries(query, functools.partial(item_vectors, model, params), batch, sample_key, model.num_items)
+    return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
 
-    def vectors(item_id=None):
-      return model.apply(variables, item_id, method="item_vectors")
+  def of_queries(
+    self,
+    query: Float[Array, "B N M"],
+    vectors: Callable[..., Float[Array, "... M"]],
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    num_items: int,
+  ) -> Float[Array, ""]:
+    """The mean loss of query vectors that a model has computed.
 
-    weight = batch.target_weight.astype(query.dtype)
-    value = self.at_positions(query, vectors, batch, sample_key, model.num_items)  # [B, N]
-    loss = losses.weighted_mean(value, weight)
-    return loss, {"loss": loss, "weight": weight.sum()}
+    Args:
+      query: a model's output.
+      vectors: ids to their scoring vectors; without ids, of all items.
+      batch: names the targets.
+      rng: of the negatives; consumed.
+      num_items: V.
+    """
+    value = self.at_positions(query, vectors, batch, rng, num_items)  # [B, N]
+    return losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
 
   def at_positions(self, query, vectors, batch, key, num_items) -> Float[Array, "B N"]:
     """The loss of each position."""
@@ -94,6 +109,11 @@ class ItemObjective:
     if self.sampler == "in_batch":
       return negatives.sample_in_batch(key, shape, batch.target_item, batch.target_weight)
     return negatives.sample_items(key, self.sampler, shape, num_items)
+
+
+def item_vectors(model: nn.Module, params: Any, item_id: Int[Array, "..."] | None = None) -> Float[Array, "... M"]:
+  """Scoring vectors of items under `params`; of all items 0..V where no ids are given."""
+  return model.apply({"params": params}, item_id, method="item_vectors")
 
 
 def build(config: Mapping) -> ItemObjective:

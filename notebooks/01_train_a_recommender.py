@@ -120,7 +120,8 @@ def weights_of(name: str):
   context = causal_context(user.batch)
   bias = RelativeBias(
     time_table=state.params[name]["time_table"], query_time=context.query_time, key_time=context.key_time,
-    position_table=state.params[name]["position_table"], query_position=context.position, key_position=context.position,
+    position_table=state.params[name]["position_table"], query_position=context.query_position,
+    key_position=context.key_position,
   )  # fmt: skip
   return attention_weights(q, k, context.mask, bias)[0, 0]  # [N, S]
 

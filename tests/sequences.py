@@ -8,8 +8,10 @@ from jaxrec.types import SequenceBatch
 NUM_ITEMS = 10
 
 
-def batch_of(rows, length):
-  """A batch of `rows`: lists of sequences, which are lists of items. Times follow from items and positions."""
+def batch_of(rows, length, num_domains=1):
+  """A batch of `rows`: lists of sequences, which are lists of items. Times follow from items and positions, domains
+  from items.
+  """
   names = ("item", "sequence", "position", "time", "target")
   fields = {name: np.zeros((len(rows), length), np.int32) for name in names}
   for row, sequences in enumerate(rows):
@@ -24,7 +26,7 @@ def batch_of(rows, length):
   item, sequence, position, time, target = (jnp.asarray(fields[name]) for name in fields)
   is_real = sequence != 0
   return SequenceBatch(
-    item_id=item, domain_id=is_real.astype(jnp.int32), timestamp=time, sequence_id=sequence, position=position,
-    target_item=target, target_domain=is_real.astype(jnp.int32), target_time=jnp.where(is_real, time + 500, 0),
-    target_weight=is_real.astype(jnp.float32),
+    item_id=item, domain_id=jnp.where(is_real, item % num_domains + 1, 0), timestamp=time, sequence_id=sequence,
+    position=position, target_item=target, target_domain=jnp.where(is_real, target % num_domains + 1, 0),
+    target_time=jnp.where(is_real, time + 500, 0), target_weight=is_real.astype(jnp.float32),
   )  # fmt: skip

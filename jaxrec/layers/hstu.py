@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.embedding import dropout
 from jaxrec.layers.norm import layer_norm
-from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias, segment_attention
+from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias
 
 
 def split_uvqk(
@@ -77,8 +78,8 @@ class HSTULayer(nn.Module):
     if self.linear_activation == "silu":
       projected = jax.nn.silu(projected)
     u, v, q, k = split_uvqk(projected, self.num_heads, self.head_width, self.value_width)
-    attended = segment_attention(
-      q, k, v, context.mask, activation=self.activation, bias=self.relative_bias(context),
+    attended = attend(
+      self, q, k, v, context, activation=self.activation, bias=self.relative_bias(context),
       normalizer=self.attention_length if self.activation == "silu" else None, implementation=self.implementation,
     )  # fmt: skip
     y = gate(u, attended.reshape(u.shape), self.concat_ua)
@@ -104,7 +105,8 @@ class HSTULayer(nn.Module):
       time = {"time_table": table, "query_time": context.query_time, "key_time": context.key_time}
     if self.position_bias:
       table = self.param("position_table", init, (2 * self.attention_length - 1,))
-      position = {"position_table": table, "query_position": context.position, "key_position": context.position}
+      position = {"position_table": table, "query_position": context.query_position}
+      position["key_position"] = context.key_position
     return RelativeBias(**time, **position)
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.embedding import dropout
 from jaxrec.layers.norm import layer_norm
-from pallas_kernels import segment_attention
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -44,8 +44,8 @@ class MultiHeadAttention(nn.Module):
 
     q, k, v = project("query", query), project("key", memory), project("value", memory)
     scale = (width // self.num_heads) ** -0.5
-    y = segment_attention(
-      q, k, v, context.mask, activation="softmax", scale=scale, implementation=self.implementation
+    y = attend(
+      self, q, k, v, context, activation="softmax", scale=scale, implementation=self.implementation
     )  # [B, N, H, D]
     y = dropout(self, y.reshape(query.shape), self.dropout, deterministic)
     return nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name="output")(y)

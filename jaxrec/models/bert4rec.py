@@ -5,9 +5,10 @@ Source: Sun et al. 2019, arXiv 1904.06690.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.linen as nn
 
-from jaxrec.layers.context import bidirectional_context
 from jaxrec.layers.transformer import ACTIVATIONS, BERT4RecLayer
 from jaxrec.models.sequential import SequentialModel
 
@@ -26,6 +27,8 @@ class BERT4Rec(SequentialModel):
   implementation: str = "auto"
   num_special: int = 1
 
+  causal: ClassVar[bool] = False
+
   def build_layers(self):
     self.head = nn.Dense(self.width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype)
     self.head_norm = nn.LayerNorm(dtype=self.dtype)
@@ -37,8 +40,7 @@ class BERT4Rec(SequentialModel):
       for _ in range(self.num_layers)
     ]
 
-  def encode(self, x, batch, deterministic):
-    context = bidirectional_context(batch)
+  def encode(self, x, context, deterministic):
     for layer in self.layers:
       x = layer(x, context, deterministic)
     x = ACTIVATIONS[self.feed_forward_activation](self.head(self.final_norm(x)))

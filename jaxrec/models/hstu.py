@@ -5,7 +5,6 @@ Source: Zhai et al. 2024, arXiv 2402.17152, section 3, and the released public c
 
 from __future__ import annotations
 
-from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import HSTULayer
 from jaxrec.models.sequential import SequentialModel
 
@@ -34,8 +33,7 @@ class HSTU(SequentialModel):
     options = {name: getattr(self, name) for name in names}
     return [HSTULayer(**options) for _ in range(self.num_layers)]
 
-  def encode(self, x, batch, deterministic):
-    context = causal_context(batch)
+  def encode(self, x, context, deterministic):
     for layer in self.layers:
       x = layer(x, context, deterministic)
     return x

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxrec.layers.context import causal_context
 from jaxrec.layers.transformer import SASRecLayer
 from jaxrec.models.sequential import SequentialModel
 
@@ -30,9 +29,7 @@ class SASRec(SequentialModel):
       for _ in range(self.num_layers)
     ]
 
-  def encode(self, x, batch, deterministic):
-    context = causal_context(batch)
-    is_item = (batch.item_id != 0)[..., None]
+  def encode(self, x, context, deterministic):
     for layer in self.layers:
-      x = jnp.where(is_item, layer(x, context, deterministic), 0)
+      x = jnp.where(context.is_real[..., None], layer(x, context, deterministic), 0)
     return x

@@ -20,6 +20,7 @@ class MultiObjectiveState(NamedTuple):
   weights: [K] float32, what the gradients were multiplied by; NaN where something was not finite.
   cosines: [K, K] float32, between the gradients.
   norms: [K] float32, of the gradients; 0 shows an objective at a stationary point of its own.
+  combined_norm: float32, of the gradient that the inner optimizer was given.
   num_nonfinite: int32, steps so far whose Gram matrix, losses or weights were not finite.
   count: int32, steps so far.
   weighting: state of the weighting.
@@ -29,6 +30,7 @@ class MultiObjectiveState(NamedTuple):
   weights: Array
   cosines: Array
   norms: Array
+  combined_norm: Array
   num_nonfinite: Array
   count: Array
   weighting: Any
@@ -82,7 +84,9 @@ def multi_objective(
     zeros = jnp.zeros(num_objectives, jnp.float32)
     none = jnp.zeros((), jnp.int32)
     square = jnp.zeros((num_objectives, num_objectives), jnp.float32)
-    return MultiObjectiveState(zeros, square, zeros, none, none, weighting.init(num_objectives), inner.init(params))
+    return MultiObjectiveState(
+      zeros, square, zeros, zeros[0], none, none, weighting.init(num_objectives), inner.init(params)
+    )
 
   def update(grads, state, params=None, *, losses, gram=None, finish=None, **extra):
     _check(grads, losses, num_objectives)
@@ -94,7 +98,9 @@ def multi_objective(
     combined = weighted_sum(weights, grads)
     combined = combined if finish is None else finish(combined)
     updates, inner_state = inner.update(combined, state.inner, params, **extra)
-    described = (value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram)))
+    described = (
+      value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram), optax.tree.norm(combined))
+    )
     num_nonfinite = state.num_nonfinite + ~jnp.isfinite(weights).all()
     return updates, MultiObjectiveState(*described, num_nonfinite, state.count + 1, weighting_state, inner_state)
 

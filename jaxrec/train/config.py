@@ -17,6 +17,7 @@ from jaxrec.ranking import PROTOCOLS, SAMPLED
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
 TRAIN_USERS = ("all", "without_held_out")
+OBJECTIVES = ("cross_domain_attention",)
 _AT_LEAST_ONE = (
   "data.max_length", "train.batch_size", "train.num_epochs", "train.accumulate", "train.evaluate_every_epochs",
   "train.log_every_steps", "eval.batch_size",
@@ -27,7 +28,7 @@ _NOT_NEGATIVE = (
   "eval.sampled_negatives",
 )  # fmt: skip
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "train.average")
-_OPEN = ("data.options", "model", "objective")  # Checked by whoever reads them.
+_OPEN = ("data.options", "model", "objective", "multi_objective.weighting")  # Checked by whoever reads them.
 
 
 def default_config() -> ConfigDict:
@@ -56,6 +57,10 @@ def default_config() -> ConfigDict:
     },
     "model": {"name": "hstu"},
     "objective": {"name": "sampled_softmax"},
+    "multi_objective": {
+      "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
+      "weighting": {"name": "pareto"},  # Of their gradients; see jaxrec.multi_objective.weighting.
+    },
     "optimizer": {
       "learning_rate": 1e-3,
       "b1": 0.9,
@@ -172,6 +177,8 @@ def _check_choices(config):
     value = _value(config, name)
     if value not in allowed:
       raise ValueError(f"config.{name}={value!r} is unknown; use one of {allowed}")
+  if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
+    raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
   for name in ("model.name", "objective.name"):
     if not isinstance(config.get(name.split(".")[0]).get("name"), str):
       raise ValueError(f"config.{name} is missing")

@@ -17,6 +17,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxrec import multi_objective
+from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
 from jaxrec.data import pipeline
 from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
@@ -52,8 +54,12 @@ class Experiment:
 
     check_config(config)
     data = load_data(config)
-    model = jaxrec.models.build(config.model.to_dict(), num_items=data.num_items, dtype=jnp.dtype(config.train.dtype))
-    return cls(config, data, model, jaxrec.objectives.build(config.objective.to_dict()))
+    sizes = {"num_items": data.num_items, "num_domains": data.num_domains}
+    model = jaxrec.models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
+    objective = jaxrec.objectives.build(config.objective.to_dict())
+    if config.multi_objective.objectives:
+      objective = CrossDomainObjective(objective)
+    return cls(config, data, model, objective)
 
 
 def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tuple[Experiment, state.Params, int]:
@@ -86,8 +92,9 @@ def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:
     max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
   )
   batch = pipeline.TrainingBatches(experiment.data, tiny)[0]
-  updates = optimizer.make_optimizer(config.optimizer, total_steps)
-  return state.create_state(experiment.model, updates, batch, config.seed, keep_average=config.train.average > 0)
+  return state.create_state(
+    experiment.model, _optimizer(config, total_steps), batch, config.seed, keep_average=config.train.average > 0
+  )
 
 
 def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable[..., Any]:
@@ -96,12 +103,20 @@ def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable
   return step.make_train_step(
     experiment.model,
     experiment.objective,
-    optimizer.make_optimizer(config.optimizer, total_steps),
+    _optimizer(config, total_steps),
     seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
     accumulate=config.train.accumulate,
     average=config.train.average,
     mesh=mesh,
   )
+
+
+def _optimizer(config, total_steps):
+  inner = optimizer.make_optimizer(config.optimizer, total_steps)
+  if not config.multi_objective.objectives:
+    return inner
+  weighting = multi_objective.build(config.multi_objective.weighting.to_dict())
+  return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
 
 
 def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> pipeline.TrainingOptions:

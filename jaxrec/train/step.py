@@ -1,7 +1,8 @@
-"""One training step: gradient of the objective, in parts if memory asks for it, and the optimizer's update."""
+"""One training step: gradient of the objective, or of several, in parts if memory asks for it, and the update."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxrec.cross_domain import CrossDomainObjective
 from jaxrec.train import devices
 from jaxrec.train.state import TrainState
 from jaxrec.types import SequenceBatch
@@ -30,7 +33,7 @@ def make_train_step(
   accumulate: int = 1,
   average: float = 0.0,
   mesh: Mesh | None = None,
-) -> Callable[[TrainState, SequenceBatch], tuple[TrainState, dict[str, Array]]]:
+) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
   The old state is donated: don't use it afterwards. Scalars are those of the objective, "loss" and "grad_norm" (before
@@ -38,8 +41,10 @@ def make_train_step(
 
   Args:
     model: Linen module.
-    objective: its loss is a mean over target positions weighted by target_weight.
-    optimizer: optax transformation.
+    objective: its loss is a mean over target positions weighted by target_weight. Or a `CrossDomainObjective`: then the
+      scalars are its losses by name ("loss" is the first), "weight/<name>" of their gradients, "cosine" between these,
+      and the "grad_norm" of the weighted sum.
+    optimizer: optax transformation; for several objectives, `jaxrec.multi_objective.multi_objective` around one.
     seed: of dropout and negatives; the key of a step is `fold_in(key(seed), step)`, so a resumed run repeats an
       uninterrupted one.
     accumulate: parts of the batch whose gradients are added up, weighted by their targets; must divide the rows. The
@@ -48,19 +53,74 @@ def make_train_step(
     average: decay of `state.average`; 0 where the state has none.
     mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
   """
-  mean = partial(objective, model, deterministic=False)
+  updates_of = _several_updates if isinstance(objective, CrossDomainObjective) else _updates
 
-  def train_step(state, batch):
+  def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    grads, scalars = _gradient(mean, state.params, batch, rng, accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state, scalars = updates_of(model, objective, optimizer, state, batch, rng, accumulate)
     params = optax.apply_updates(state.params, updates)
-    scalars["grad_norm"] = optax.tree.norm(grads)
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved), scalars
 
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  return jax.jit(devices.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=everywhere)
+  jitted = jax.jit(devices.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=everywhere)
+  return TrainStep(jitted, np.uint32(seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """A jitted step and its seed, which is an argument of the program: other seeds find it in the compilation cache."""
+
+  jitted: Callable[..., Any]
+  seed: np.uint32
+
+  def __call__(self, state: TrainState, batch: SequenceBatch) -> tuple[TrainState, dict[str, Array]]:
+    """Makes one step."""
+    return self.jitted(state, batch, self.seed)
+
+  def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+    """The program for arrays of these shapes, not compiled."""
+    return self.jitted.lower(state, batch, self.seed)
+
+
+def _updates(model, objective, optimizer, state, batch, rng, parts):
+  grads, scalars = _gradient(partial(objective, model, deterministic=False), state.params, batch, rng, parts)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return updates, opt_state, scalars | {"grad_norm": optax.tree.norm(grads)}
+
+
+def _several_updates(model, objective, optimizer, state, batch, rng, parts):
+  """As `_updates`, with a gradient for each objective."""
+  gradients = partial(objective.gradients, model)
+  if parts == 1:
+    losses, _, grads, finish = gradients(state.params, batch, rng)
+  else:
+    losses, grads, finish = _several_in_parts(gradients, len(objective.names), state.params, batch, rng, parts)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params, losses=losses, finish=finish)
+  scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
+  for name, loss, weight in zip(objective.names, losses, opt_state.weights, strict=True):
+    scalars |= {name: loss, f"weight/{name}": weight}
+  return updates, opt_state, scalars
+
+
+def _several_in_parts(gradients, num_objectives, params, batch, rng, parts):
+  """Losses and gradients of the whole batch; the gradients are like the parameters, as parts read different rows."""
+
+  def add_part(sums, part):
+    losses, weight, grads, finish = gradients(params, *part)
+    grads = tuple(_times(weight[k], finish(grad)) for k, grad in enumerate(grads))
+    return jax.tree.map(jnp.add, sums, (losses * weight, weight, grads)), None
+
+  zero = jnp.zeros(num_objectives, jnp.float32)
+  start = (zero, zero, (jax.tree.map(jnp.zeros_like, params),) * num_objectives)
+  pieces = _split(batch, parts), jax.random.split(rng, parts)
+  (losses, weight, grads), _ = jax.lax.scan(add_part, start, pieces)
+  scale = 1 / jnp.maximum(weight, 1e-6)
+  return losses * scale, tuple(_times(scale[k], grad) for k, grad in enumerate(grads)), None
+
+
+def _times(factor, tree):
+  return jax.tree.map(lambda x: x * factor, tree)
 
 
 def _gradient(objective, params, batch, rng, parts):

@@ -1,0 +1,127 @@
+"""AutoCDSR: recommendation, and how much attention leaves the own domain, as objectives with a gradient each.
+
+    L_rec = the item objective        L_cd = mean over layers, heads and events of the cross-domain attention share
+
+The weights of their gradients are found anew in each step: see `jaxrec.multi_objective`.
+
+Source: "Revisiting Self-attention for Cross-domain Sequential Recommendation", arXiv 2505.21811.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxrec import losses
+from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
+from jaxrec.multi_objective import task_gradients
+from jaxrec.objectives import ItemObjective, item_vectors
+from jaxrec.types import SequenceBatch
+
+TABLE, INPUT = "items", "input vectors"
+
+
+def cross_domain_attention(
+  masses: list[Float[Array, "B S H G"]], batch: SequenceBatch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Returns the mean share of attention that leaves the query's own domain, and the number of queries.
+
+  A query whose domain is hidden from the model (a masked event) counts for the domain of its target.
+
+  Args:
+    masses: of each layer; see `jaxrec.layers.attention.attend`.
+    batch: the queries.
+
+  Source: a_cd of AutoCDSR, arXiv 2505.21811, and for bottleneck tokens the attention paid to these.
+  Choice: a mean over queries, heads and layers, so that it lies in 0..1 whatever the lengths (the paper's is a sum).
+  """
+  domain = jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
+  is_real = (batch.sequence_id != 0).astype(jnp.float32)
+  events = [mass[:, : domain.shape[1]] for mass in masses]  # Without bottleneck tokens.
+  share = sum(cross_domain_share(mass, domain).mean(axis=-1) for mass in events) / len(events)  # [B, N]
+  return losses.weighted_mean(share, is_real), is_real.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossDomainObjective:
+  """Recommendation and cross-domain attention: two losses from one forward pass.
+
+  recommendation: the first objective; the item objective of the same model without AutoCDSR.
+  """
+
+  recommendation: ItemObjective
+  names = ("recommendation", "cross_domain_attention")
+
+  def __call__(
+    self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The recommendation objective by itself; see `ItemObjective`."""
+    return self.recommendation(model, params, batch, rng, deterministic)
+
+  def gradients(
+    self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
+  ) -> tuple[Float[Array, "K"], Float[Array, "K"], tuple[Any, ...], Callable[[Any], Any]]:
+    """Returns the losses, the weights of their means, their gradients, and what makes a gradient of the parameters.
+
+    The gradients are those of the parameters without the item table, under their names; of the table as scoring
+    vectors, under "items"; and of the rows that the encoder reads, under "input vectors". The last result adds up any
+    weighted sum of such gradients to one like `params`, so that a large table sees one gradient only.
+
+    Args:
+      model: a `jaxrec.models.SequentialModel` with `num_domains` > 1.
+      params: its parameters.
+      batch: sequences and targets.
+      rng: of dropout and negatives; consumed.
+      deterministic: no dropout.
+
+    Raises:
+      ValueError: the model knows one domain only.
+    """
+    if model.num_domains < 2:
+      raise ValueError(f"{model.num_domains=}: attention across domains needs at least two")
+    dropout_key, sample_key = jax.random.split(rng)
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def input_vectors(table):
+      return model.apply({"params": {TABLE: table}}, batch.item_id, method="input_vectors")
+
+    item, pull_item = jax.vjp(input_vectors, params[TABLE])
+
+    def trunk(parts):
+      rest = {name: value for name, value in parts.items() if name not in (TABLE, INPUT)}
+      query, state = model.apply(
+        {"params": rest}, batch, deterministic, parts[INPUT], rngs={"dropout": dropout_key}, mutable=[MASS]
+      )
+      return query, masses_by_layer(state[MASS])
+
+    def recommend(outputs, parts):
+      vectors = functools.partial(item_vectors, model, {TABLE: parts[TABLE]})
+      return self.recommendation.of_queries(outputs[0], vectors, batch, sample_key, model.num_items)
+
+    def cross(outputs, _):
+      return cross_domain_attention(outputs[1], batch)[0]
+
+    values, _, grads = task_gradients(trunk, (recommend, cross), {**params, INPUT: item})
+
+    def finish(grad):
+      (table,) = pull_item(grad[INPUT])
+      total = {name: value for name, value in grad.items() if name != INPUT}
+      return {**total, TABLE: jax.tree.map(jnp.add, grad[TABLE], table)}
+
+    weight = jnp.stack([batch.target_weight.astype(jnp.float32).sum(), (batch.sequence_id != 0).sum(dtype=jnp.float32)])
+    return values, weight, grads, finish
+
+
+def shared_parameters(grad: Any) -> Any:
+  """What enters the Gram matrix: all but the item table, whose rows only one of the objectives scores.
+
+  Source: the released code of arXiv 2505.21811 leaves the item table out as well.
+  """
+  return {name: value for name, value in grad.items() if name not in (TABLE, INPUT)}

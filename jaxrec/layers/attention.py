@@ -1,0 +1,82 @@
+"""Attention of a layer in its context, and how much of it goes to each domain.
+
+How much a query attends to the keys of a group is a value like any other: with a column per group appended to the
+values, one where the key is of that group, unmodified attention returns it, differentiably, without an `[N, N]` array.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrec.layers.context import AttentionContext
+from pallas_kernels import segment_attention
+
+MASS = "attention_mass"  # The Flax collection; make it mutable to get masses.
+
+
+def attend(
+  module: nn.Module,
+  q: Float[Array, "B S H D"],
+  k: Float[Array, "B S H D"],
+  v: Float[Array, "B S H E"],
+  context: AttentionContext,
+  **options,
+) -> Float[Array, "B S H E"]:
+  """`segment_attention` of the tokens of a context.
+
+  Where the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the attention that each
+  token pays to each group of `context.group` is put there under "mass", `[B, S, H, G]`, events first.
+
+  Args:
+    module: the calling layer.
+    **options: of `segment_attention`.
+  """
+  wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
+  width = v.shape[-1]
+  if wants_mass:
+    is_group = jax.nn.one_hot(context.group, context.num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
+    v = jnp.concatenate([v, jnp.broadcast_to(is_group, (*v.shape[:3], context.num_groups))], axis=-1)
+  bottlenecks = context.bottlenecks
+  if bottlenecks is not None:
+    q, k, v = bottlenecks.asked(q), bottlenecks.keys(k), bottlenecks.keys(v)
+  y = segment_attention(q, k, v, context.mask, **options)
+  y = y if bottlenecks is None else bottlenecks.answered(y)
+  if wants_mass:
+    module.sow(MASS, "mass", y[..., width:], init_fn=lambda: None, reduce_fn=lambda _, new: new)
+  return y[..., :width]
+
+
+def cross_domain_share(
+  mass: Float[Array, "B N H G"], domain_id: Int[Array, "B N"], epsilon: float = 1e-6
+) -> Float[Array, "B N H"]:
+  """The share of its attention that each query pays to other domains than its own, and to bottleneck tokens: 0..1.
+
+  `sum_{g != d, 0} |m_g| / (sum_g |m_g| + epsilon)`, which for softmax weights is `sum_j A_ij [d_j != d_i]`.
+
+  Args:
+    mass: attention by group of keys; 0 is the group of keys that count for no domain.
+    domain_id: of the queries.
+
+  Source: AutoCDSR, arXiv 2505.21811, the cross-domain attention score.
+  Choice: SiLU weights have any sum and may be negative, and what they weigh is normalised afterwards; so the share of
+    the absolute masses takes the place of the mass.
+
+  >>> mass = jnp.array([[[[0.0, 0.25, 0.75]]]])  # one query of one head: a quarter goes to domain 1
+  >>> f"{float(cross_domain_share(mass, jnp.array([[1]]))[0, 0, 0]):.2f}"
+  '0.75'
+  """
+  size = jnp.abs(mass.astype(jnp.promote_types(mass.dtype, jnp.float32)))
+  group = jnp.arange(mass.shape[-1])
+  is_other = (group != domain_id[..., None]) & (group != 0)  # [B, N, G]
+  return (size * is_other[:, :, None]).sum(axis=-1) / (size.sum(axis=-1) + epsilon)
+
+
+def masses_by_layer(collection) -> list[Float[Array, "B N H G"]]:
+  """The masses of a model's layers, first layer first, from `variables["attention_mass"]`."""
+  if not collection:
+    return []
+  names = sorted(collection, key=lambda name: int(name.rsplit("_", 1)[1]))
+  return [jax.tree.leaves(collection[name])[0] for name in names]
