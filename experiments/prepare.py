@@ -26,7 +26,7 @@ from absl import app, flags
 
 from jaxrec.data.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources import source_names
+from jaxrec.data.sources import GENERATED, source_names
 
 FLAGS = flags.FLAGS
 
@@ -112,7 +112,7 @@ def parse_source(text: str) -> dict[str, Any]:
   name, _, rest = text.partition("=")
   source, _, rest = rest.partition(":")
   raw, _, options = rest.partition("?")
-  if not name or source not in source_names() or source in ("merge", "synthetic"):
+  if not name or source not in source_names() or source in ("merge", *GENERATED):
     raise ValueError(f"--sources={text!r}: needs name=source:raw with a source that has raw files")
   known = reader_parameters(source)
   pairs = urllib.parse.parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))

@@ -18,7 +18,7 @@ import polars as pl
 from jaxrec.data import filters, prepared, prepared_files
 from jaxrec.data.filters import PrepareOptions
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources import InteractionLog, source_reader
+from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_reader
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   "merge": {"item_identity": "per_domain"},
@@ -39,7 +39,7 @@ def prepare(
 
   Args:
     source: a name of `jaxrec.data.sources.source_names()`.
-    raw: the file or folder of the raw data; None downloads the official files (not needed for "merge" and "synthetic").
+    raw: the file or folder of the raw data; None downloads the official files ("merge" and generators need none).
     out: the folder to write; it appears complete or not at all.
     overwrite: replace an earlier prepared folder.
     report: called with one line a stage; None = silence.
@@ -52,8 +52,8 @@ def prepare(
   say = report or (lambda _: None)
   if out is not None:
     prepared_files.check_free(pathlib.Path(out), overwrite)
-  if source == "synthetic":
-    data = _synthetic(options)
+  if source in GENERATED:
+    data = generate(source, options)
   else:
     todo, reader_options = split_options(source, options)
     say(f"reading {source}" + (f" from {raw}" if raw is not None else ""))
@@ -63,6 +63,19 @@ def prepare(
     return data
   say(f"writing {out}")
   return data.save(out, overwrite=overwrite)
+
+
+def generate(source: str, options: Mapping[str, Any]) -> PreparedData:
+  """Returns the data of a source that needs no raw files, in memory.
+
+  Raises:
+    ValueError: an unknown option, or one out of its range.
+  """
+  known = reader_parameters(source)
+  unknown = sorted(set(options) - set(known))
+  if unknown:
+    raise ValueError(f"unknown option(s) {unknown} for source {source!r}; known: {', '.join(known)}")
+  return generator(source)(**options)
 
 
 def split_options(source: str, options: Mapping[str, Any]) -> tuple[PrepareOptions, dict[str, Any]]:
@@ -88,10 +101,8 @@ def reader_parameters(source: str) -> dict[str, inspect.Parameter]:
   """
   if source == "merge":
     return {"sources": inspect.Parameter("sources", inspect.Parameter.KEYWORD_ONLY)}
-  if source == "synthetic":
-    from jaxrec.data import synthetic
-
-    return dict(inspect.signature(synthetic.synthetic_data).parameters)
+  if source in GENERATED:
+    return dict(inspect.signature(generator(source)).parameters)
   parameters = dict(inspect.signature(source_reader(source)).parameters)
   return {name: parameter for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -118,7 +129,7 @@ def read_log(
 
 def _read_merged(entry: Mapping[str, Any], report: Callable[[str], None] | None) -> InteractionLog:
   source = entry.get("source", "")
-  known = set(reader_parameters(source)) if source not in ("merge", "synthetic") else set()
+  known = set(reader_parameters(source)) if source not in ("merge", *GENERATED) else set()
   options = {
     key: value for key, value in entry.items() if key not in ("source", "raw") and (key != "name" or key in known)
   }
@@ -151,16 +162,6 @@ def build(
   report(f"sorting {len(events):,} events")
   events = filters.sort(events, log.in_order, counts)
   return _assemble(events, users, items, domain_names, todo, counts, source, reader_options or {})
-
-
-def _synthetic(options: Mapping[str, Any]) -> PreparedData:
-  from jaxrec.data import synthetic
-
-  known = reader_parameters("synthetic")
-  unknown = sorted(set(options) - set(known))
-  if unknown:
-    raise ValueError(f"unknown option(s) {unknown} for source 'synthetic'; known: {', '.join(known)}")
-  return synthetic.synthetic_data(**options)
 
 
 def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataFrame, tuple[str, ...]]:

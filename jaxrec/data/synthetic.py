@@ -118,7 +118,7 @@ def _simulate(rng, settings, num_steps):
   users = np.arange(settings.num_users)
   shape = (settings.num_users, settings.num_domains)
   taste = rng.dirichlet(np.full(settings.num_genres, settings.concentration), shape)  # [U, C, G]
-  genre_of = _draw(rng, taste)  # [U, C], the latest genre of each domain's own chain
+  genre_of = draw(rng, taste)  # [U, C], the latest genre of each domain's own chain
   latest = np.full((*shape, settings.num_genres), -1)  # [U, C, G], the latest title of each kind
   unseen = np.ones((*latest.shape, _series_length(settings)), bool)  # [U, C, G, titles]
   domain = rng.integers(settings.num_domains, size=settings.num_users)
@@ -144,7 +144,7 @@ def _simulate(rng, settings, num_steps):
 def _next_genre(rng, settings, taste, genre_of, fresh, domain):
   """The genre of the next event; one taken over from domain 1 leaves the own chain of its domain as it was."""
   users = np.arange(settings.num_users)
-  own, drawn = genre_of[users, domain], _draw(rng, taste[users, domain])
+  own, drawn = genre_of[users, domain], draw(rng, taste[users, domain])
   stays = (rng.random(settings.num_users) < settings.stay_in_genre) & ~fresh[users, domain]
   transferred = (rng.random(settings.num_users) < settings.transfer) & (domain > 0)
   continued = np.where(transferred, own, np.where(stays, own, drawn))
@@ -155,13 +155,13 @@ def _next_genre(rng, settings, taste, genre_of, fresh, domain):
 def _next_title(rng, settings, latest, unseen):
   popularity = 1.0 / np.arange(1, unseen.shape[1] + 1) ** settings.popularity
   weights = popularity * (unseen | ~unseen.any(axis=1, keepdims=True))  # [U, titles]
-  drawn = _draw(rng, weights / weights.sum(axis=1, keepdims=True))
+  drawn = draw(rng, weights / weights.sum(axis=1, keepdims=True))
   following = np.minimum(latest + 1, unseen.shape[1] - 1)
   follows = (rng.random(len(latest)) < settings.sequel) & (latest >= 0) & unseen[np.arange(len(latest)), following]
   return np.where(follows, following, drawn)
 
 
-def _draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "*batch G"]) -> Int[np.ndarray, "*batch"]:
+def draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "*batch G"]) -> Int[np.ndarray, "*batch"]:
   """One draw from each distribution along the last axis."""
   above = rng.random(probabilities.shape[:-1])[..., None] > np.cumsum(probabilities, axis=-1)
   return np.minimum(above.sum(axis=-1), probabilities.shape[-1] - 1)

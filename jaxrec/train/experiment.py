@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxrec.data import pipeline
-from jaxrec.data.prepare import prepare
+from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.synthetic import synthetic_data
+from jaxrec.data.sources import GENERATED
 from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
 from jaxrec.train.config import check_config
 
@@ -159,8 +159,8 @@ def load_data(config: ConfigDict) -> PreparedData:
   """
   settings = config.data
   options = settings.options.to_dict()
-  if settings.source == "synthetic" and not settings.prepared:
-    return synthetic_data(**options)
+  if settings.source in GENERATED and not settings.prepared:
+    return generate(settings.source, options)
   raw = settings.raw or _raw_folder(settings.source)
   out = settings.prepared or _cache_folder(settings.source, raw, options)
   if not os.path.exists(out):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   import polars as pl
 
+  from jaxrec.data.prepared import PreparedData
+
 SOURCES: Mapping[str, str] = {
   "movielens-100k": "movielens:read_100k",
   "movielens-1m": "movielens:read_1m",
@@ -26,7 +28,13 @@ SOURCES: Mapping[str, str] = {
   "abxi": "abxi:read_abxi",
   "table": "table:read_table",
 }
-"""Source name -> module:function. `merge` and `synthetic` are put together by `jaxrec.data.prepare` itself."""
+"""Source name -> module:function. `merge` is put together by `jaxrec.data.prepare` itself."""
+
+GENERATED: Mapping[str, str] = {
+  "synthetic": "jaxrec.data.synthetic:synthetic_data",
+  "planted": "jaxrec.data.planted:planted_transfer",
+}
+"""Source name -> module:function that needs no raw data and returns `PreparedData`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +63,7 @@ class InteractionLog:
 
 def source_names() -> tuple[str, ...]:
   """Returns every name that `prepare` accepts."""
-  return (*SOURCES, "merge", "synthetic")
+  return (*SOURCES, "merge", *GENERATED)
 
 
 def source_reader(name: str) -> Callable[..., InteractionLog]:
@@ -68,3 +76,9 @@ def source_reader(name: str) -> Callable[..., InteractionLog]:
     raise ValueError(f"source={name!r} is not known; known: {', '.join(source_names())}")
   module, function = SOURCES[name].split(":")
   return getattr(importlib.import_module(f"jaxrec.data.sources.{module}"), function)
+
+
+def generator(name: str) -> Callable[..., PreparedData]:
+  """Returns the function that makes the data of the source `name`, one of `GENERATED`, from its options."""
+  module, function = GENERATED[name].split(":")
+  return getattr(importlib.import_module(module), function)
