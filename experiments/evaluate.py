@@ -15,9 +15,9 @@ from absl import app, flags, logging
 
 from jaxrec.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.data.evaluation import evaluation_batches
-from jaxrec.ranking import PROTOCOLS
+from jaxrec.ranking import PROTOCOLS, SAMPLED
 from jaxrec.train.evaluation import evaluate
-from jaxrec.train.experiment import Experiment, load_run
+from jaxrec.train.experiment import Experiment, load_run, train_users
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.writers import write_json
 
@@ -39,6 +39,9 @@ def main(argv: list[str]) -> None:
   out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
   write_json(out, {"split": FLAGS.split, "step": step, "eval": settings, **scores})
   print(table(scores, experiment.data.domain_names, experiment.config.eval.ks))
+  if settings["sampled_negatives"]:
+    print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with the above:")
+    print(table(scores, experiment.data.domain_names, experiment.config.eval.ks, SAMPLED))
   candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
   print(f"{FLAGS.split} events, parameters of step {step}, {candidates}; written to {out}")
 
@@ -59,14 +62,23 @@ def score(experiment: Experiment, params: Any, split: int, baselines: bool = Tru
   scores = {config.model.name: evaluate(experiment.model, params, data, config, split)}
   if baselines:
     batches = evaluation_batches(data, split, 1024, config.data.max_length)
-    options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol")}
-    for baseline in (popularity(data, split - 1), random_order(data)):
+    options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
+    trained_on = train_users(config, data, split - 1)
+    for baseline in (popularity(data, split - 1, trained_on), random_order(data)):
       scores[baseline.name] = evaluate_baseline(baseline, data, batches, **options)
   return scores
 
 
-def table(scores: dict[str, dict[str, float | int]], domain_names: tuple[str, ...], ks: tuple[int, ...]) -> str:
+def table(
+  scores: dict[str, dict[str, float | int]], domain_names: tuple[str, ...], ks: tuple[int, ...], prefix: str = ""
+) -> str:
   """Returns the numbers as text: for all users and for each domain, a row a ranker.
+
+  Args:
+    scores: ranker -> metrics.
+    domain_names: of the data.
+    ks: list lengths.
+    prefix: of the metrics: "" for full ranking, "sampled/" for ranks among sampled negatives.
 
   >>> print(table({"hstu": {"HR@10": 0.5, "NDCG@10": 0.25, "MRR": 0.2, "count": 4}}, ("films",), (10,)))
   domain  ranker  users   HR@10  NDCG@10     MRR
@@ -74,11 +86,11 @@ def table(scores: dict[str, dict[str, float | int]], domain_names: tuple[str, ..
   """
   metrics = [*(f"{name}@{k}" for name in ("HR", "NDCG") for k in ks), "MRR"]
   rows = [["domain", "ranker", "users", *metrics]]
-  domains = {"all": ""} | ({name: f"domain/{name}/" for name in domain_names} if len(domain_names) > 1 else {})
-  for domain, prefix in domains.items():
+  parts = {"all": prefix} | ({name: f"{prefix}domain/{name}/" for name in domain_names} if domain_names[1:] else {})
+  for domain, start in parts.items():
     for ranker, values in scores.items():
-      numbers = [f"{values[prefix + name]:.4f}" if prefix + name in values else "-" for name in metrics]
-      rows.append([domain, ranker, str(values[f"{prefix}count"]), *numbers])
+      numbers = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
+      rows.append([domain, ranker, str(values[f"{start}count"]), *numbers])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
   return "\n".join("  ".join(f(text, width) for f, text, width in zip(pad, row, widths, strict=True)) for row in rows)
@@ -90,6 +102,8 @@ def _apply_flags(config):
       config.eval.ks = tuple(int(k) for k in FLAGS.ks)
     if FLAGS.protocol is not None:
       config.eval.protocol = FLAGS.protocol
+    if FLAGS.sampled_negatives is not None:
+      config.eval.sampled_negatives = FLAGS.sampled_negatives
     if FLAGS.exclude_seen is not None:
       config.eval.exclude_seen = FLAGS.exclude_seen
 
@@ -107,6 +121,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool(
     "exclude_seen", None, "Whether seen items are no candidates, instead of the config's choice.", flag_values=values
   )
+  flags.DEFINE_integer(
+    "sampled_negatives", None, "Also rank among so many random items, instead of the config's number.", lower_bound=0,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("baselines", True, "Also score popularity and random order.", flag_values=values)
   flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.", flag_values=values)
   flags.mark_flags_as_required(["workdir"], flag_values=values)

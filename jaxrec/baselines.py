@@ -6,7 +6,7 @@ They are expressed as query and item vectors, so that their numbers come from th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,13 @@ class Baseline:
   queries: Callable[[Int[np.ndarray, " B"]], Float[np.ndarray, "B M"]]  # Users, -1 on filling rows, to vectors.
 
 
-def popularity(data: PreparedData, last_split: int = 0) -> Baseline:
+def popularity(data: PreparedData, last_split: int = 0, users: Sequence[int] | None = None) -> Baseline:
   """Returns the ranker that puts items by how often they occur in the data.
 
   Args:
     data: prepared columns.
     last_split: which events count: 0 those of training, 1 also those of validation (when the test item is ranked).
+    users: whose events count, as in `TrainingOptions.only_users`; None takes all.
 
   Raises:
     ValueError: last_split is neither 0 nor 1.
@@ -46,7 +47,10 @@ def popularity(data: PreparedData, last_split: int = 0) -> Baseline:
   """
   if last_split not in (0, 1):
     raise ValueError(f"{last_split=} must be 0 (training events) or 1 (and validation events)")
-  counted = data.item_id[np.asarray(data.split) <= last_split]
+  counts_here = np.asarray(data.split) <= last_split
+  if users is not None:
+    counts_here &= np.repeat(np.isin(np.arange(data.num_users), users), np.diff(data.offsets))
+  counted = data.item_id[counts_here]
   counts = np.bincount(counted, minlength=data.num_items + 1).astype(np.float32)
   return Baseline("popularity", counts[:, None], lambda users: np.ones((len(users), 1), np.float32))
 
@@ -74,7 +78,7 @@ def evaluate_baseline(
     baseline: from `popularity` or `random_order`.
     data: what `batches` were made from.
     batches: from `jaxrec.data.evaluation.evaluation_batches`.
-    **options: `ks`, `exclude_seen`, `protocol` of `jaxrec.ranking.ranking_metrics`.
+    **options: `ks`, `exclude_seen`, `protocol`, `sampled_negatives` of `jaxrec.ranking.ranking_metrics`.
 
   Raises:
     ValueError: an unknown protocol, or no user to evaluate.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxrec.data.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
 from jaxrec.metrics import RankingMetrics
-from jaxrec.retrieval import target_ranks
+from jaxrec.negatives import sample_items
+from jaxrec.retrieval import sampled_target_ranks, target_ranks
 
 PROTOCOLS = ("full", "full_per_domain")
+SAMPLED = "sampled/"  # Before the name of every metric that looks at sampled negatives only.
 
 
 def ranking_metrics(
@@ -24,8 +28,13 @@ def ranking_metrics(
   ks: Sequence[int] = (1, 10, 50, 200),
   exclude_seen: bool = True,
   protocol: str = "full",
+  sampled_negatives: int = 0,
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
+
+  With `sampled_negatives` the same again under "sampled/HR@10", "sampled/domain/<name>/HR@10" and so on: the rank of
+  the target among that many negatives, whatever `protocol` and `exclude_seen` say. Such numbers are far higher, can put
+  models in another order, and are for comparison with papers that report nothing else.
 
   Args:
     queries_of: a batch to one query vector a row.
@@ -35,17 +44,22 @@ def ranking_metrics(
     ks: list lengths.
     exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
     protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain").
+    sampled_negatives: R of `evaluation_negatives`; 0 = no sampled metrics.
 
   Raises:
-    ValueError: an unknown protocol, or no user to evaluate.
+    ValueError: an unknown protocol, a negative number of negatives, or no user to evaluate.
   """
   if protocol not in PROTOCOLS:
     raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
+  if sampled_negatives < 0:
+    raise ValueError(f"{sampled_negatives=} must not be negative; 0 leaves the sampled metrics out")
   item_domain = data.item_domain() if protocol == "full_per_domain" else None
   metrics = RankingMetrics.zero(ks, data.domain_names)
+  sampled = RankingMetrics.zero(ks, data.domain_names, prefix=SAMPLED)
   for batch in batches:
+    queries = queries_of(batch)  # [B, M]
     ranks = target_ranks(
-      queries_of(batch),
+      queries,
       item_vectors,
       batch.target_item,
       seen_items=batch.seen_items if exclude_seen else None,
@@ -53,4 +67,47 @@ def ranking_metrics(
       target_domain=None if item_domain is None else batch.target_domain,
     )
     metrics = metrics.update(np.asarray(ranks), batch.target_domain)
-  return metrics.result()
+    if sampled_negatives:
+      negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
+      ranks = sampled_target_ranks(queries, item_vectors, batch.target_item, negatives)
+      sampled = sampled.update(np.asarray(ranks), batch.target_domain)
+  return metrics.result() | (sampled.result() if sampled_negatives else {})
+
+
+def evaluation_negatives(
+  user: Int[Array | np.ndarray, " B"],
+  target_item: Int[Array | np.ndarray, " B"],
+  num_negatives: int,
+  num_items: int,
+  seed: int = 0,
+) -> Int[Array, "B R"]:
+  """Returns items to rank each target against, drawn uniformly from the catalogue, with replacement.
+
+  The draws of a row depend on its user and target (and the seed) alone: every model, baseline, batch size and host
+  meets the same ones. An item drawn twice counts twice, the target itself not at all
+  (`jaxrec.retrieval.sampled_target_ranks`); items of the user's history may be drawn.
+
+  Args:
+    user: user numbers; -1 on rows that only fill up the batch.
+    target_item: what the users chose.
+    num_negatives: R; AutoCDSR takes 100.
+    num_items: V.
+    seed: of the draws.
+
+  Source: AutoCDSR (arXiv 2505.21811), published code: 100 negatives from the whole id space, scores not normalised.
+  Choice: that id space also has ids that occur nowhere in the data, which no trained model ranks high; ours are the
+    items of the prepared data.
+
+  >>> evaluation_negatives(np.array([7, 8]), np.array([1, 1]), 3, 100).shape
+  (2, 3)
+  """
+  return _draw_negatives(jax.random.key(seed), np.asarray(user), np.asarray(target_item), num_negatives, num_items)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _draw_negatives(key, user, target_item, num_negatives, num_items):
+  def draw(user, target_item):
+    own_key = jax.random.fold_in(jax.random.fold_in(key, user), target_item)
+    return sample_items(own_key, "uniform", (num_negatives,), num_items)
+
+  return jax.vmap(draw)(user, target_item)  # [B, R]

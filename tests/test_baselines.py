@@ -34,6 +34,10 @@ def test_popularity_counts_validation_events_where_asked():
   assert popularity(_data(), last_split=1).item_vectors[:, 0].tolist() == [0, 5, 3, 0, 2, 1]
 
 
+def test_popularity_counts_the_given_users_only():
+  assert popularity(_data(), users=(0, 2)).item_vectors[:, 0].tolist() == [0, 2, 1, 0, 2, 1]
+
+
 def test_popularity_ranks_are_those_worked_out_by_hand():
   # Targets 5, 4, 3. Unseen rivals: user 0 has 3 (0 < 1): rank 1. User 1 has 3, 5: rank 1. User 2 has met all: rank 1.
   data = _data()

@@ -66,6 +66,15 @@ def test_candidates_can_be_chosen_anew(trained, call):
   assert each["random"]["MRR"] > pooled["random"]["MRR"]  # Half the rivals.
 
 
+def test_sampled_metrics_stand_in_a_table_of_their_own(trained, call):
+  workdir = trained[0]
+  text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/sampled.json", "--sampled_negatives=20", "--ks=1")
+  assert "Among 20 sampled negatives; not comparable with the above:\ndomain" in text
+  scores = json.loads((workdir / "sampled.json").read_text())
+  assert scores["random"]["sampled/HR@1"] == pytest.approx(1 / 21, abs=0.05)
+  assert scores["hstu"]["sampled/MRR"] > scores["hstu"]["MRR"]
+
+
 def test_recommendations_are_printed_as_titles(trained, call):
   text = call(recommend, f"--workdir={trained[0]}", "--user=7", "--random=2", "--k=3", "--history=2")
   users = text.strip().split("\n\n")

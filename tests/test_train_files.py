@@ -38,6 +38,12 @@ def config_with(**settings):
     ({"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate=-1.0 must not be negative"),
     ({"optimizer__schedule": "step"}, "config.optimizer.schedule='step' is unknown; use one of"),
     ({"eval__metric": "NDCG@7"}, "config.eval.metric='NDCG@7' is not computed"),
+    ({"eval__metric": "sampled/MRR"}, "config.eval.metric='sampled/MRR' is not computed"),
+    ({"eval__sampled_negatives": -1}, "config.eval.sampled_negatives=-1 must not be negative"),
+    (
+      {"data__train_users": "some"},
+      "config.data.train_users='some' is unknown; use one of ('all', 'without_held_out')",
+    ),
     ({"data__row_length": 100}, "config.data.row_length=100 must be 0 or at least"),
     ({"data__source": ""}, "config.data.source is empty"),
   ],
@@ -46,6 +52,10 @@ def test_a_config_that_does_not_fit_is_explained(settings, message):
   with pytest.raises(ValueError) as error:
     check_config(config_with(**settings))
   assert message in str(error.value)
+
+
+def test_the_epoch_may_be_chosen_by_a_sampled_metric_that_is_computed():
+  check_config(config_with(eval__metric="sampled/NDCG@10", eval__sampled_negatives=100))
 
 
 def test_a_missing_setting_is_named():

@@ -12,10 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrec.ranking import PROTOCOLS
+from jaxrec.ranking import PROTOCOLS, SAMPLED
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
+TRAIN_USERS = ("all", "without_held_out")
 _AT_LEAST_ONE = (
   "data.max_length", "train.batch_size", "train.num_epochs", "train.accumulate", "train.evaluate_every_epochs",
   "train.log_every_steps", "eval.batch_size",
@@ -23,6 +24,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
   "data.row_length", "data.rows_per_batch", "optimizer.learning_rate", "optimizer.weight_decay",
   "optimizer.warmup_steps", "optimizer.clip_norm", "train.patience", "train.checkpoint_every_steps",
+  "eval.sampled_negatives",
 )  # fmt: skip
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "train.average")
 _OPEN = ("data.options", "model", "objective")  # Checked by whoever reads them.
@@ -41,6 +43,7 @@ def default_config() -> ConfigDict:
       "raw": "",  # Raw files; "" downloads them, or takes $JAXREC_DATA/<source>.
       "prepared": "",  # Folder of prepared columns; "" keeps them in a cache.
       "options": {},  # Of the source: filters, split.
+      "train_users": "all",  # without_held_out: only users none of whose events is held out from this phase.
       "task": "next_item",  # or masked_item.
       "max_length": 200,
       "row_length": 0,  # 0: max_length.
@@ -80,6 +83,7 @@ def default_config() -> ConfigDict:
       "exclude_seen": True,
       "batch_size": 256,
       "protocol": "full",  # Candidates: all items, or full_per_domain: the items of the target's domain.
+      "sampled_negatives": 0,  # Adds sampled/...: ranks among so many random items. 0: none.
     },
   })  # fmt: skip
 
@@ -108,9 +112,9 @@ def check_config(config: ConfigDict) -> None:
     )
   if config.data.row_length and config.data.row_length < config.data.max_length:
     raise ValueError(f"config.data.row_length={config.data.row_length} must be 0 or at least {config.data.max_length=}")
-  if config.eval.metric != "MRR" and config.eval.metric not in _metric_names(config.eval.ks):
+  if config.eval.metric not in _metric_names(config.eval):
     raise ValueError(
-      f"{config.eval.metric=} is not computed; use one of {_metric_names(config.eval.ks)} or extend {config.eval.ks=}"
+      f"{config.eval.metric=} is not computed; use one of {_metric_names(config.eval)} or extend {config.eval.ks=}"
     )
 
 
@@ -162,6 +166,7 @@ def _check_choices(config):
     "train.dtype": DTYPES,
     "eval.protocol": PROTOCOLS,
     "data.task": ("next_item", "masked_item"),
+    "data.train_users": TRAIN_USERS,
   }
   for name, allowed in choices.items():
     value = _value(config, name)
@@ -191,5 +196,6 @@ def _value(config, name):
   return config[group][key]
 
 
-def _metric_names(ks):
-  return tuple(f"{name}@{k}" for name in ("HR", "NDCG") for k in ks)
+def _metric_names(settings):
+  names = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in settings.ks), "MRR")
+  return names + tuple(SAMPLED + name for name in names if settings.sampled_negatives)

@@ -1,4 +1,4 @@
-"""Scores a model on the validation or test events by full ranking."""
+"""Scores a model on the validation or test events by full ranking and, where asked, among sampled negatives."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def evaluate(
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
 
+  With `config.eval.sampled_negatives` also "sampled/HR@10" and so on; see `jaxrec.ranking.ranking_metrics`.
+
   Args:
     model: Linen module; see `jaxrec.models`.
     params: its parameters.
@@ -45,6 +47,7 @@ def evaluate(
     ks=config.eval.ks,
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
+    sampled_negatives=config.eval.sampled_negatives,
   )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -107,7 +108,8 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
   """Returns how this host's batches are made; rows are derived from `config.train.batch_size` users unless given.
 
   Raises:
-    ValueError: the rows can't be cut into the parts of `train.accumulate` on every device.
+    ValueError: the rows can't be cut into the parts of `train.accumulate` on every device, or no user is left to train
+      on.
   """
   options = pipeline.TrainingOptions(
     max_length=config.data.max_length,
@@ -121,6 +123,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     mask_last_probability=config.data.mask_last_probability,
     reveal_domain=config.data.reveal_domain,
     seed=config.seed,
+    only_users=train_users(config, data, last_split),
   )
   unit = mesh.size * config.train.accumulate
   rows = config.data.rows_per_batch or pipeline.rows_for(data, options, config.train.batch_size, multiple_of=unit)
@@ -130,6 +133,27 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     )
   shards = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   return dataclasses.replace(options, rows_per_batch=rows, **shards)
+
+
+def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
+  """Returns the users whose events are trained on, as `config.data.train_users` asks; None stands for all.
+
+  "without_held_out" is for data that hold out whole users, as AutoCDSR's shards do: users with an event after
+  `last_split` are not trained on at all, while "all" trains on their earlier events.
+
+  Raises:
+    ValueError: no user is left, as in leave-one-out data, which hold out events of every user.
+  """
+  if config.data.train_users == "all":
+    return None
+  user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
+  users = np.setdiff1d(user, user[np.asarray(data.split) > last_split])
+  if not len(users):
+    raise ValueError(
+      f"config.data.train_users={config.data.train_users!r} leaves no user to train on: all of them have events that"
+      " are held out; set it to 'all'"
+    )
+  return tuple(users.tolist())
 
 
 def check_rows(before: int, options: pipeline.TrainingOptions) -> None:
