@@ -37,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxrec.data import pipeline
 from jaxrec.train import curves, devices, experiment, writers
 from jaxrec.train.checkpoint import Checkpoints
-from jaxrec.train.config import check_config, config_differences
+from jaxrec.train.config import check_config, config_differences, saved_config
 from jaxrec.train.evaluation import evaluate
 from jaxrec.train.experiment import Experiment
 from jaxrec.train.log import HideOrbaxDetails, RunLog
@@ -187,7 +187,8 @@ def _check_same_run(config, workdir):
   """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours."""
   path = os.path.join(workdir, "config.json")
   if os.path.exists(path):
-    lines = config_differences(writers.read_json(path), json.loads(json.dumps(config.to_dict())))
+    before = json.loads(json.dumps(saved_config(writers.read_json(path)).to_dict()))
+    lines = config_differences(before, json.loads(json.dumps(config.to_dict())))
     wrong = [line for line in lines if line.split()[0] not in _MAY_CHANGE]
     if wrong:
       raise ValueError(

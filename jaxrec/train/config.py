@@ -7,6 +7,7 @@ further keys, which the model and the objective check themselves; `config.data.o
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from typing import Any
 
@@ -121,6 +122,23 @@ def check_config(config: ConfigDict) -> None:
     raise ValueError(
       f"{config.eval.metric=} is not computed; use one of {_metric_names(config.eval)} or extend {config.eval.ks=}"
     )
+
+
+def saved_config(saved: dict[str, Any]) -> ConfigDict:
+  """Returns the config of a saved run, with the defaults of settings that came later.
+
+  >>> saved_config({"seed": 7}).train.batch_size
+  128
+  """
+  config = default_config()
+  for name in _OPEN:
+    *groups, last = name.split(".")
+    parent = functools.reduce(lambda group, key: group.get(key, {}), groups, saved)
+    if last in parent:
+      functools.reduce(getattr, groups, config)[last] = ConfigDict()
+  with config.unlocked():
+    config.update(ConfigDict(saved))
+  return config
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:

@@ -24,7 +24,7 @@ from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
 from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
-from jaxrec.train.config import check_config
+from jaxrec.train.config import check_config, saved_config
 
 # Names under which the official archives unpack, looked for in $JAXREC_DATA.
 _RAW_FOLDERS = {
@@ -77,7 +77,7 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tup
   path = os.path.join(workdir, "config.json")
   if not os.path.exists(path):
     raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
-  experiment = Experiment.from_config(ConfigDict(writers.read_json(path)))
+  experiment = Experiment.from_config(saved_config(writers.read_json(path)))
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
   like = initial_state(experiment, total_steps=10**9)

@@ -28,10 +28,12 @@ class Check:
   compute: returns arrays under the file's own names (`out/...`, `grad/...`); masked entries of masked arrays are not
     compared.
   not_computed: name pattern -> the reason why `compute` leaves such arrays out.
+  float32_error: of the largest entry, how far an array may be off of which the file has no float64 run.
   """
 
   compute: Callable[[GoldenFile, type], Mapping[str, Any]]
   not_computed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  float32_error: float = UNMEASURED_FLOAT32
 
 
 def verify(golden: GoldenFile, check: Check, dtype: type) -> list[str]:
@@ -46,7 +48,7 @@ def verify(golden: GoldenFile, check: Check, dtype: type) -> list[str]:
   assert not missing, f"{golden.name}: the check computes nothing to compare with {missing}"
   assert names, f"{golden.name}: no array was compared"
   for name in names:
-    value, tolerance = golden.expected(name, dtype)
+    value, tolerance = golden.expected(name, dtype, check.float32_error)
     _assert_close(f"{golden.name}: {name}", computed[name], value, tolerance)
   return names
 
@@ -103,7 +105,7 @@ class GoldenFile:
   def expected_names(self) -> list[str]:
     return [name for name in self.arrays if name.startswith(("out/", "grad/"))]
 
-  def expected(self, name: str, dtype: type) -> tuple[np.ndarray, float]:
+  def expected(self, name: str, dtype: type, float32_error: float = UNMEASURED_FLOAT32) -> tuple[np.ndarray, float]:
     """Returns the array to compare with and the largest allowed absolute difference."""
     value = self.arrays[name]
     if value.dtype.kind in "biu":
@@ -111,7 +113,7 @@ class GoldenFile:
     kind, rest = name.split("/", 1)
     float64 = self.arrays.get(f"{kind}64/{rest}")
     if float64 is None:
-      return value, UNMEASURED_FLOAT32 * max(1.0, _largest(value))
+      return value, float32_error * max(1.0, _largest(value))
     scale = max(1.0, _largest(float64))
     if dtype == np.float64:
       return float64, 1e-9 * scale

@@ -1,4 +1,7 @@
-"""`metrics_hstu_*`: ranks over the full catalogue, best items, HR@K, NDCG@K and MRR."""
+"""Ranks and metrics.
+
+`metrics_hstu_*`: over the full catalogue, with best items. `metrics_autocdsr_*`: also among given negatives.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,34 @@ import numpy as np
 
 from golden_checks.golden_file import Check, GoldenFile
 from jaxrec import metrics
-from jaxrec.retrieval import target_ranks, top_k_items
+from jaxrec.retrieval import sampled_target_ranks, target_ranks, top_k_items
 
 LONGEST_LIST = 2500  # the reference looks no further and gives what it does not find the rank after
 
 
 def check() -> Check:
   return Check(_compute)
+
+
+def autocdsr_check() -> Check:
+  return Check(_autocdsr)
+
+
+def _autocdsr(golden: GoldenFile, dtype: type) -> dict:
+  """Their ids start at 0, ours at 1. No score is as large as the target's, so ties need no rule."""
+  del dtype
+  with jax.enable_x64(False):
+    inputs = golden.inputs(np.float32)
+    vectors, target = np.pad(inputs["table"], ((1, 0), (0, 0))), inputs["labels"] + 1
+    if golden.config["sample"]:
+      ranks = sampled_target_ranks(inputs["query"], vectors, target, inputs["negative_ids"] + 1)
+    else:
+      ranks = target_ranks(inputs["query"], vectors, target)
+  result = metrics.RankingMetrics.zero(golden.config["top_k"]).update(np.asarray(ranks)).result()
+  theirs = {"out/total_sample": result["count"]}
+  for k in golden.config["top_k"]:
+    theirs |= {f"out/ndcg@{k}": result[f"NDCG@{k}"], f"out/recall@{k}": result[f"HR@{k}"]}
+  return {name: np.asarray(value) for name, value in theirs.items()}
 
 
 def _compute(golden: GoldenFile, dtype: type) -> dict:
