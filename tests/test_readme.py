@@ -50,7 +50,9 @@ def test_flags_of_the_commands_exist(words):
 @pytest.mark.parametrize("words", [w for w in EXPERIMENTS if "--config=" in " ".join(w)], ids=lambda words: words[2])
 def test_configs_and_overrides_of_the_commands_exist(words):
   flags = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
-  config = importlib.import_module(flags["config"].removesuffix(".py").replace("/", ".")).get_config()
+  path, _, choice = flags["config"].partition(":")
+  module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+  config = module.get_config(choice) if choice else module.get_config()
   for name in flags:
     if name.startswith("config."):
       *groups, key = name.split(".")[1:]

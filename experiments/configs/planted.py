@@ -22,10 +22,10 @@ def get_config(choice: str = "") -> ConfigDict:
   config.data.row_length = 256
   config.data.request_time = "last_event"
   config.objective = dict(name="full_softmax", temperature=0.1)
-  config.optimizer.learning_rate = 3e-3
+  config.optimizer.learning_rate = 4e-3
   config.optimizer.schedule = "warmup_cosine"
   config.optimizer.warmup_steps = 20
   config.train.batch_size = 128
-  config.train.num_epochs = 20
-  config.train.evaluate_every_epochs = 2
-  return _cross_domain.apply(config, choice, width=32, num_heads=2, dropout=0.2, stride=8)
+  config.train.num_epochs = 50
+  config.train.evaluate_every_epochs = 5
+  return _cross_domain.apply(config, choice, width=32, num_heads=2, dropout=0.1, stride=8)
