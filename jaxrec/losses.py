@@ -6,6 +6,8 @@ Letters: `B` rows, `N` positions, `M` width, `R` negatives, `V` items.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -67,25 +69,57 @@ def full_softmax(
   """`-log softmax` of the positive over items 1..V at each position, never holding more than `chunk_size` scores a
   position.
 
-  The backward pass recomputes the scores chunk by chunk.
+  The backward pass computes the scores a second time, chunk by chunk, from the log-sum-exp of each position. It is a
+  gradient rule of reverse mode: `jax.jvp` does not pass.
   """
-  num_items = item_vectors.shape[0] - 1
+  num_items, width = item_vectors.shape[0] - 1, item_vectors.shape[1]
   chunk_size = min(chunk_size, num_items)
-  chunks = -(-num_items // chunk_size)
-  table = jnp.pad(item_vectors[1:], ((0, chunks * chunk_size - num_items), (0, 0)))  # [chunks * chunk, M]
-  table = table.reshape(chunks, chunk_size, -1)
-  is_item = (jnp.arange(chunks * chunk_size) < num_items).reshape(chunks, chunk_size)
-
-  @jax.checkpoint
-  def add_chunk(log_sum, chunk):
-    vectors, real = chunk
-    scores = jnp.where(real, query @ vectors.T / temperature, -jnp.inf)  # [..., chunk]
-    return jnp.logaddexp(log_sum, jax.nn.logsumexp(scores, axis=-1)), None
-
-  start = jnp.full(query.shape[:-1], -jnp.inf, query.dtype)
-  log_sum, _ = jax.lax.scan(add_chunk, start, (table, is_item))
+  table = jnp.pad(item_vectors[1:], ((0, -num_items % chunk_size), (0, 0))).reshape(-1, chunk_size, width)
+  log_sum = _log_sum_exp(num_items, temperature, query.reshape(-1, width), table).reshape(query.shape[:-1])
   positive = jnp.take(item_vectors, positive_id, axis=0, mode="clip")
   return log_sum - (query * positive).sum(axis=-1) / temperature
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_sum_exp(num_items, temperature, query, table):
+  """`log sum_v exp(query · item_v / temperature)` of each query `[T, M]` over the chunks `[chunks, chunk, M]`."""
+
+  def add_chunk(log_sum, chunk):
+    scores = _chunk_scores(num_items, temperature, query, *chunk)
+    return jnp.logaddexp(log_sum, jax.nn.logsumexp(scores, axis=-1)), None
+
+  start = jnp.full(query.shape[:1], -jnp.inf, query.dtype)
+  return jax.lax.scan(add_chunk, start, _numbered(table))[0]  # [T]
+
+
+def _log_sum_exp_forward(num_items, temperature, query, table):
+  log_sum = _log_sum_exp(num_items, temperature, query, table)
+  return log_sum, (query, table, log_sum)
+
+
+def _log_sum_exp_backward(num_items, temperature, residuals, d_log_sum):
+  query, table, log_sum = residuals
+  d_score = d_log_sum / temperature
+
+  def add_chunk(d_query, chunk):
+    scores = _chunk_scores(num_items, temperature, query, *chunk)
+    d_scores = jnp.exp(scores - log_sum[:, None]) * d_score[:, None]  # [T, chunk]
+    return d_query + d_scores @ chunk[1], (query.T @ d_scores).T  # [T, M], [chunk, M]
+
+  return jax.lax.scan(add_chunk, jnp.zeros_like(query), _numbered(table))
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
+
+
+def _numbered(table):
+  return jnp.arange(table.shape[0]), table
+
+
+def _chunk_scores(num_items, temperature, query, number, vectors):
+  """Scores `[T, chunk]` of a chunk of items; -inf for what pads the last one."""
+  is_item = number * vectors.shape[0] + jnp.arange(vectors.shape[0]) < num_items
+  return jnp.where(is_item, query @ vectors.T / temperature, -jnp.inf)
 
 
 def binary_cross_entropy(

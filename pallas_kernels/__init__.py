@@ -8,7 +8,7 @@
 
 from pallas_kernels.api import chosen_implementation, segment_attention
 from pallas_kernels.bias import NUM_TIME_BUCKETS, RelativeBias, time_bucket
-from pallas_kernels.mask import IntervalMask, sort_by_segment
+from pallas_kernels.mask import IntervalMask, permute, sort_by_segment
 from pallas_kernels.reference import attention_weights
 from pallas_kernels.schedule import count_live_tiles
 from pallas_kernels.xla import BlockSizes
@@ -22,6 +22,7 @@ __all__ = [
   "chosen_implementation",
   "count_live_tiles",
   "segment_attention",
+  "permute",
   "sort_by_segment",
   "time_bucket",
 ]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +198,7 @@ def sort_by_segment(
 ) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
   """Returns `(order, inverse)`: a stable order in which each (sequence, domain) lies side by side, padding last.
 
-  `jnp.take_along_axis(x, order, axis=1)` sorts, the same with `inverse` restores. Time order inside a segment is kept.
+  `permute(x, order, inverse)` sorts, `permute(x, inverse, order)` restores. Time order inside a segment is kept.
 
   >>> order, inverse = sort_by_segment(jnp.array([[1, 1, 1, 0]]), jnp.array([[2, 1, 2, 0]]))
   >>> order.tolist(), inverse.tolist()
@@ -209,6 +209,31 @@ def sort_by_segment(
   index = jnp.broadcast_to(jnp.arange(sequence_id.shape[1], dtype=jnp.int32), sequence_id.shape)
   order = jax.lax.sort((sequence, domain_id, index), dimension=1, num_keys=3)[2]  # [B, N]
   return order, jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+@jax.custom_vjp
+def permute(x: Shaped[Array, "B N ..."], order: Int[Array, "B N"], inverse: Int[Array, "B N"]) -> Array:
+  """`x[b, order[b, n], ...]` for every row b, where `order` is a permutation and `inverse` undoes it.
+
+  What sets it apart from `jnp.take_along_axis` is the gradient: a gather by `inverse`, not a slow scatter.
+
+  >>> permute(jnp.array([[7, 8, 9]]), jnp.array([[2, 0, 1]]), jnp.array([[1, 2, 0]])).tolist()
+  [[9, 7, 8]]
+  """
+  del inverse
+  return jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds", unique_indices=True))(x, order)
+
+
+def _permute_forward(x, order, inverse):
+  return permute(x, order, inverse), (order, inverse)
+
+
+def _permute_backward(residuals, d_out):
+  order, inverse = residuals
+  return permute(d_out, inverse, order), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
 
 
 def _check_not_negative(**lengths: int) -> None:

@@ -15,15 +15,17 @@ from pallas_kernels.mask import IntervalMask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WorkList:
-  """Live tiles in the order of their query tiles; entries from `count` on are not to be computed.
+  """Live tiles: first those that need no mask, then the others, each in the order of their query tiles.
 
   query_tile: row * (query tiles of a row) + query tile.
   key_tile: row * (key tiles of a row) + key tile.
-  count: number of live tiles.
+  interior: number of tiles that need no mask: every query of the tile may read every key.
+  count: number of live tiles; entries from there on are not to be computed.
   """
 
   query_tile: Int[Array, " L"]
   key_tile: Int[Array, " L"]
+  interior: Int[Array, ""]
   count: Int[Array, ""]
 
 
@@ -63,12 +65,17 @@ def key_range(mask: IntervalMask, block_q: int, num_keys: int) -> tuple[Int[Arra
 def work_list(mask: IntervalMask, num_keys: int, block_q: int, block_k: int, multiple: int = 1) -> WorkList:
   """The live tiles of `mask` as a list whose length is a multiple of `multiple`."""
   live = live_tiles(mask, num_keys, block_q, block_k)
-  rows, query_tiles, key_tiles = live.shape
+  _, query_tiles, key_tiles = live.shape
   size = -(-live.size // multiple) * multiple
-  (flat,) = jnp.nonzero(live.reshape(-1), size=size, fill_value=0)
-  flat = flat.astype(jnp.int32)
+  live = live.reshape(-1)
+  interior = live & interior_tiles(mask, num_keys, block_q, block_k).reshape(-1)
+  edge = live & ~interior
+  num_interior, count = interior.sum(dtype=jnp.int32), live.sum(dtype=jnp.int32)
+  place = jnp.where(interior, jnp.cumsum(interior) - 1, num_interior + jnp.cumsum(edge) - 1)
+  index = jnp.arange(live.size, dtype=jnp.int32)
+  flat = jnp.zeros(size, jnp.int32).at[jnp.where(live, place, size)].set(index, mode="drop")
   key_tile = flat // (query_tiles * key_tiles) * key_tiles + flat % key_tiles
-  return WorkList(flat // key_tiles, key_tile, live.sum(dtype=jnp.int32))
+  return WorkList(flat // key_tiles, key_tile, num_interior, count)
 
 
 def count_live_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) -> int:

@@ -2,7 +2,8 @@
 
 The intervals of the mask give a list of live (query tile, key tile) pairs. A loop with a dynamic end takes a group of
 pairs at a time: gather the tiles, multiply them as one batch, add the results to their query tiles (and, backward,
-key tiles). Nothing larger than a group of tiles exists besides inputs and outputs.
+key tiles). Pairs of which every query may read every key come first, and are computed without a mask. Nothing larger
+than a group of tiles exists besides inputs and outputs.
 """
 
 from __future__ import annotations
@@ -82,16 +83,15 @@ def attention(
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
-  """Tiles of at most 64 x 64 tokens for rows below 1,024 and 512 x 256 for longer ones; about half a million scores in
-  a group.
+  """Tiles of at most 64 x 64 tokens for rows below 1,024 and 128 x 128 for longer ones; about 65,000 scores in a group.
 
-  Short rows hold several short sequences, which small tiles follow closely. Long ones need the large tiles because XLA
-  spreads a batch of matrix products over the cores of a CPU only where each product is large: measured on two cores,
-  batches of 128 x 128 x 64 and 256 x 256 x 64 run on one of them, 512 x 256 x 64 on both.
+  Short rows hold several short sequences, which small tiles follow closely. The scores of a group fit in the cache of a
+  core: measured on a CPU, larger tiles multiply faster, but lose that again in the elementwise work and on the
+  diagonal.
   """
-  sides = (64, 64) if max(num_queries, num_keys) < 1024 else (512, 256)
-  query, key = (_even_parts(length, side) for length, side in zip((num_queries, num_keys), sides, strict=True))
-  return BlockSizes(query, key, max(1, 2**19 // (num_heads * query * key)))
+  side = 64 if max(num_queries, num_keys) < 1024 else 128
+  query, key = (_even_parts(length, side) for length in (num_queries, num_keys))
+  return BlockSizes(query, key, max(1, 2**16 // (num_heads * query * key)))
 
 
 def _even_parts(length: int, most: int) -> int:
@@ -257,19 +257,25 @@ _tiled_attention.defvjp(_forward, _backward)
 
 
 def _for_each_group(spec, index, add_group, state):
-  """Folds `add_group(group, state)` over the live tiles, `blocks.group` pairs at a time."""
-  size = spec.blocks.group
-  steps = (index.work.count + size - 1) // size
+  """Folds `add_group(group, state)` over the live tiles, `blocks.group` pairs at a time; whole groups of interior tiles
+  without a mask."""
+  work, size = index.work, spec.blocks.group
 
-  def body(i, state):
-    first = i * size
-    qi = jax.lax.dynamic_slice_in_dim(index.work.query_tile, first, size)
-    kj = jax.lax.dynamic_slice_in_dim(index.work.key_tile, first, size)
-    is_live = first + jnp.arange(size) < index.work.count  # [G]
-    may_attend = _may_attend(spec, index.spans[qi], kj, is_live)
-    return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
+  def fold(begin, end, is_interior, state):
+    def body(i, state):
+      first = i * size
+      qi = jax.lax.dynamic_slice_in_dim(work.query_tile, first, size)
+      kj = jax.lax.dynamic_slice_in_dim(work.key_tile, first, size)
+      is_live = first + jnp.arange(size) < work.count  # [G]
+      may_attend = True if is_interior else _may_attend(spec, index.spans[qi], kj, is_live)
+      return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
 
-  return jax.lax.fori_loop(0, steps, body, vary(state, axes_of(index.work)))
+    return jax.lax.fori_loop(begin, end, body, state)
+
+  state = vary(state, axes_of(work))
+  interior = work.interior // size
+  state = fold(0, interior, True, state)
+  return fold(interior, (work.count + size - 1) // size, False, state)
 
 
 def _may_attend(spec, spans, kj, is_live):

@@ -63,7 +63,7 @@ def test_tiles_are_counted_for_kernels_that_cannot_run_here():
   assert counts["tpu"] == [{"tile": "512x1024", "tiles": 2 * 20}, {"tile": "512x1024", "tiles": 2 * 8}]
   # A triangle of 32 by 32 tiles, and four of 8 by 8.
   assert counts["gpu"] == [{"tile": "128x128", "tiles": 2 * 528}, {"tile": "128x128", "tiles": 2 * 4 * 36}]
-  assert counts["xla"] == [{"tile": "512x256", "tiles": 2 * 72}, {"tile": "512x256", "tiles": 2 * 4 * 6}]
+  assert counts["xla"] == [{"tile": "128x128", "tiles": 2 * 528}, {"tile": "128x128", "tiles": 2 * 4 * 36}]
 
 
 def test_a_kernel_without_its_device_gets_its_tiles_and_the_reason():

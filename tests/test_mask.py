@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import IntervalMask, count_live_tiles, sort_by_segment
-from pallas_kernels.schedule import live_tiles, work_list
+from pallas_kernels import IntervalMask, count_live_tiles, permute, sort_by_segment
+from pallas_kernels.schedule import interior_tiles, live_tiles, work_list
 
 N = 12
 SEQUENCE = jnp.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0], [3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5], [0] * N])
@@ -36,8 +36,6 @@ def assert_mask(mask, definition):
   """Each row of `mask` holds exactly the pairs for which `definition(row, query, key)` is true."""
   expected = np.stack([matrix(functools.partial(definition, row)) for row in range(mask.shape[0])])
   np.testing.assert_array_equal(dense(mask), expected)
-
-
 
 
 def test_a_causal_token_reads_itself_and_earlier_tokens_of_its_sequence():
@@ -77,9 +75,7 @@ def test_sorted_by_segment_a_token_reads_earlier_tokens_of_its_sequence_and_doma
   mask, inverse = np.asarray(dense(IntervalMask.intra_domain(sequence, domain))), np.asarray(inverse)
   unsorted = np.stack([mask[b][inverse[b]][:, inverse[b]] for b in range(3)])
   s, d = SEQUENCE.tolist(), DOMAIN.tolist()
-  expected = [
-    matrix(lambda i, j, b=b: j <= i and s[b][i] == s[b][j] != 0 and d[b][i] == d[b][j]) for b in range(3)
-  ]
+  expected = [matrix(lambda i, j, b=b: j <= i and s[b][i] == s[b][j] != 0 and d[b][i] == d[b][j]) for b in range(3)]
   np.testing.assert_array_equal(unsorted, expected)
 
 
@@ -92,6 +88,16 @@ def test_sorting_brings_segments_together_keeps_their_time_order_and_puts_paddin
   order, inverse = sort_by_segment(jnp.array([[0, 2, 2, 1, 1, 1]]), jnp.array([[0, 1, 1, 2, 1, 2]]))
   assert order.tolist() == [[4, 3, 5, 1, 2, 0]]
   assert inverse.tolist() == [[5, 3, 4, 1, 0, 2]]
+
+
+def test_a_permutation_and_its_gradient_are_those_of_take_along_axis():
+  order, inverse = sort_by_segment(SEQUENCE, DOMAIN)
+  x, d_out = (jax.random.normal(jax.random.key(seed), (3, N, 2)) for seed in (0, 1))
+  out, pull_back = jax.vjp(lambda x: permute(x, order, inverse), x)
+  expected, expected_pull_back = jax.vjp(lambda x: jnp.take_along_axis(x, order[..., None], axis=1), x)
+  np.testing.assert_array_equal(out, expected)
+  np.testing.assert_array_equal(pull_back(d_out)[0], expected_pull_back(d_out)[0])
+  np.testing.assert_array_equal(permute(out, inverse, order), x)
 
 
 @pytest.mark.parametrize("look_back", [0, 1, 3, N])
@@ -205,13 +211,17 @@ def test_every_pair_that_is_read_lies_in_a_live_tile(block_q, block_k):
 
 
 @pytest.mark.parametrize("multiple", [1, 5, 100])
-def test_the_work_list_names_each_live_tile_once_in_the_order_of_queries(multiple):
-  work = work_list(MASKS["causal"], N, 4, 3, multiple)
-  live = np.asarray(live_tiles(MASKS["causal"], N, 4, 3))
-  expected = [(b * 3 + i, b * 4 + j) for b, i, j in np.argwhere(live)]
+@pytest.mark.parametrize("name", ["causal", "full"])
+def test_the_work_list_names_each_live_tile_once_those_without_a_mask_first(name, multiple):
+  mask = MASKS[name]
+  work = work_list(mask, N, 2, 3, multiple)
+  live, interior = (np.asarray(tiles(mask, N, 2, 3)) for tiles in (live_tiles, interior_tiles))
+  assert interior.any() and (live & ~interior).any()
+  expected = [(b * 6 + i, b * 4 + j) for part in (interior, live & ~interior) for b, i, j in np.argwhere(part)]
   count = int(work.count)
   pairs = zip(work.query_tile.tolist()[:count], work.key_tile.tolist()[:count], strict=True)
   assert list(pairs) == expected
+  assert work.interior == interior.sum()
   assert work.query_tile.size == work.key_tile.size == -(-live.size // multiple) * multiple
 
 

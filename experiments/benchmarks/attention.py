@@ -33,7 +33,16 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import torch_attention
-from pallas_kernels import IntervalMask, RelativeBias, count_live_tiles, segment_attention, sort_by_segment, tpu, xla
+from pallas_kernels import (
+  IntervalMask,
+  RelativeBias,
+  count_live_tiles,
+  permute,
+  segment_attention,
+  sort_by_segment,
+  tpu,
+  xla,
+)
 
 FLAGS = flags.FLAGS
 IMPLEMENTATIONS = ("xla", "reference", "tpu", "gpu", "torch")
@@ -126,7 +135,7 @@ def main(argv: list[str]) -> None:
 
 def measure(chosen: dict[str, Workload], implementations: Iterable[str], repetitions: int) -> Iterator[dict[str, Any]]:
   """Yields a record for each workload and implementation: its times, or why there are none."""
-  machine = _machine()
+  about = machine()
   for name, workload in chosen.items():
     problem = make_problem(workload)
     expected = compute(workload, reference_by_chunks, problem)
@@ -140,7 +149,7 @@ def measure(chosen: dict[str, Workload], implementations: Iterable[str], repetit
         record["wrong"] = str(error)
       except NotImplementedError as error:
         record["skipped"] = str(error)
-      yield record | machine
+      yield record | about
 
 
 def _measure_one(workload, implementation, problem, expected, repetitions):
@@ -242,7 +251,7 @@ def compute(workload: Workload, attention: Callable, problem: dict[str, jax.Arra
 
 def _attend(workload, attention, problem):
   """Sorts by domain where there are some, attends, and sorts back."""
-  tokens, mask, inverse = sorted_tokens(workload, problem)
+  tokens, mask, back = sorted_tokens(workload, problem)
   bias = {}
   if "time_table" in problem:
     bias |= {"time_table": problem["time_table"], "query_time": tokens["time"], "key_time": tokens["time"]}
@@ -254,21 +263,18 @@ def _attend(workload, attention, problem):
     normalizer=float(workload.length) if workload.activation == "silu" else None,
     bias=RelativeBias(**bias) if bias else None,
   )  # fmt: skip
-  return out if inverse is None else _take(out, inverse)
+  return out if back is None else permute(out, *back)
 
 
 def sorted_tokens(workload: Workload, problem: dict[str, jax.Array]):
-  """Returns what belongs to tokens, sorted by domain where there are some; the mask; and the way back, or None."""
+  """Returns what belongs to tokens, sorted by domain where there are some; the mask; and the permutation back, or
+  None."""
   tokens = {name: problem[name] for name in ("q", "k", "v", "sequence_id", "domain_id", "time", "position")}
   if not workload.domains:
     return tokens, IntervalMask.causal(tokens["sequence_id"]), None
   order, inverse = sort_by_segment(tokens["sequence_id"], tokens["domain_id"])
-  tokens = {name: _take(value, order) for name, value in tokens.items()}
-  return tokens, IntervalMask.intra_domain(tokens["sequence_id"], tokens["domain_id"]), inverse
-
-
-def _take(x, order):
-  return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+  tokens = {name: permute(value, order, inverse) for name, value in tokens.items()}
+  return tokens, IntervalMask.intra_domain(tokens["sequence_id"], tokens["domain_id"]), (inverse, order)
 
 
 def reference_by_chunks(q, k, v, mask: IntervalMask, *, normalizer=None, bias: RelativeBias | None = None, **options):
@@ -356,7 +362,8 @@ def table(records: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+  """Returns the device, the number of cores and the versions, for a record."""
   return {
     "device": jax.devices()[0].device_kind,
     "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
