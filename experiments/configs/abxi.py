@@ -27,6 +27,7 @@ def get_config(choice: str = "") -> ConfigDict:
   config.optimizer.schedule = "warmup_cosine"
   config.optimizer.warmup_steps = 50
   config.train.batch_size = 512
-  config.train.num_epochs = 20
-  config.train.evaluate_every_epochs = 2
-  return _cross_domain.apply(config, choice, width=64, num_heads=2, dropout=0.4, stride=8)
+  config = _cross_domain.apply(config, choice, width=64, num_heads=2, dropout=0.4, stride=8)
+  config.train.num_epochs = {"hstu": 20, "sasrec": 40, "bert4rec": 60}[config.model.name]
+  config.train.evaluate_every_epochs = config.train.num_epochs // 10
+  return config

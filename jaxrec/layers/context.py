@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.types import SequenceBatch
-from pallas_kernels import IntervalMask
+from pallas_kernels import IntervalMask, permute
 
 
 @flax.struct.dataclass
@@ -45,11 +45,11 @@ class Permutation:
 
   def __call__(self, x: Array) -> Array:
     """`[B, X, ...]` in this order."""
-    return _permuted(x, self.order, self.inverse)
+    return permute(x, self.order, self.inverse)
 
   def undo(self, x: Array) -> Array:
     """`[B, X, ...]` back from it."""
-    return _permuted(x, self.inverse, self.order)
+    return permute(x, self.inverse, self.order)
 
 
 @flax.struct.dataclass
@@ -77,18 +77,6 @@ class Bottlenecks:
     of_domains = y[:, num_items:].reshape(*self.share.shape, *y.shape[2:])  # [B, Z, C, ...]
     mean = jnp.einsum("bzc,bzc...->bz...", self.share.astype(y.dtype), of_domains)  # [B, Z, ...]
     return jnp.concatenate([y[:, :num_items], mean], axis=1)
-
-
-@jax.custom_vjp
-def _permuted(x, order, inverse):
-  return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-# The transpose of a gather is a scatter; that of a permutation is another gather, which is many times faster.
-_permuted.defvjp(
-  lambda x, order, inverse: (_permuted(x, order, inverse), (order, inverse)),
-  lambda orders, grad: (_permuted(grad, orders[1], orders[0]), None, None),
-)
 
 
 def causal_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionContext:
