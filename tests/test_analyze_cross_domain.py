@@ -83,6 +83,11 @@ def test_everything_is_written_for_a_model_before_and_after(runs, call, tmp_path
   assert text.splitlines()[1].startswith("base ") and text.splitlines()[2].startswith("autocdsr ")
 
 
+def test_without_single_domain_models_all_users_are_one_stratum(runs, call, tmp_path):
+  assert "all (24 users)" in call(f"--runs={runs}/base", f"--out={tmp_path}")
+  assert {path.name for path in tmp_path.glob("*.png")} == {"strata.png", "usefulness.png"}
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

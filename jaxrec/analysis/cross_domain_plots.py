@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jaxrec.analysis.cross_domain import STRATA, TRAJECTORY, Mean, Spread
+from jaxrec.analysis.cross_domain import TRAJECTORY, Mean, Spread
 
 USEFULNESS = ("own", "informative", "noise", "bottleneck")
 
@@ -27,7 +27,7 @@ def draw_strata(
     return False
   axes = figure.subplots()
   counts = next(iter(strata.values()))
-  _bars(axes, strata, {name: f"{name}\n{counts[name].count} users" for name in STRATA})
+  _bars(axes, strata, {name: f"{name}\n{mean.count} users" for name, mean in counts.items()})
   axes.set_ylabel(ylabel)
   figure.savefig(path, dpi=120)
   return True
