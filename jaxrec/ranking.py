@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,15 +50,59 @@ def ranking_metrics(
   Raises:
     ValueError: an unknown protocol, a negative number of negatives, or no user to evaluate.
   """
-  if protocol not in PROTOCOLS:
-    raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
   if sampled_negatives < 0:
     raise ValueError(f"{sampled_negatives=} must not be negative; 0 leaves the sampled metrics out")
-  item_domain = data.item_domain() if protocol == "full_per_domain" else None
+  full_ranks = _full_ranks(item_vectors, data, exclude_seen, protocol)
   metrics = RankingMetrics.zero(ks, data.domain_names)
   sampled = RankingMetrics.zero(ks, data.domain_names, prefix=SAMPLED)
   for batch in batches:
     queries = queries_of(batch)  # [B, M]
+    metrics = metrics.update(full_ranks(queries, batch), batch.target_domain)
+    if sampled_negatives:
+      negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
+      ranks = sampled_target_ranks(queries, item_vectors, batch.target_item, negatives)
+      sampled = sampled.update(np.asarray(ranks), batch.target_domain)
+  return metrics.result() | (sampled.result() if sampled_negatives else {})
+
+
+class UserRanks(NamedTuple):
+  """Where the target of each user came out, users in rising order. rank: from 1."""
+
+  user: Int[np.ndarray, " U"]
+  target_item: Int[np.ndarray, " U"]
+  rank: Int[np.ndarray, " U"]
+
+
+def ranks_of_users(
+  queries_of: Callable[[EvaluationBatch], Float[Array | np.ndarray, "B M"]],
+  item_vectors: Float[Array | np.ndarray, "V1 M"],
+  data: PreparedData,
+  batches: Iterable[EvaluationBatch],
+  *,
+  exclude_seen: bool = True,
+  protocol: str = "full",
+) -> UserRanks:
+  """Returns the ranks of which `ranking_metrics` makes means, user by user.
+
+  Args: as of `ranking_metrics`.
+
+  Raises:
+    ValueError: an unknown protocol.
+  """
+  full_ranks = _full_ranks(item_vectors, data, exclude_seen, protocol)
+  parts = [(batch.user, batch.target_item, full_ranks(queries_of(batch), batch)) for batch in batches]
+  user, target, rank = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
+  order = np.argsort(user, kind="stable")[(user < 0).sum() :]  # Without rows that only fill up a batch.
+  return UserRanks(user[order], target[order], rank[order])
+
+
+def _full_ranks(item_vectors, data, exclude_seen, protocol):
+  """Returns the function (queries, batch) -> ranks among the candidates of a protocol."""
+  if protocol not in PROTOCOLS:
+    raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
+  item_domain = data.item_domain() if protocol == "full_per_domain" else None
+
+  def full_ranks(queries, batch):
     ranks = target_ranks(
       queries,
       item_vectors,
@@ -66,12 +111,9 @@ def ranking_metrics(
       item_domain=item_domain,
       target_domain=None if item_domain is None else batch.target_domain,
     )
-    metrics = metrics.update(np.asarray(ranks), batch.target_domain)
-    if sampled_negatives:
-      negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
-      ranks = sampled_target_ranks(queries, item_vectors, batch.target_item, negatives)
-      sampled = sampled.update(np.asarray(ranks), batch.target_domain)
-  return metrics.result() | (sampled.result() if sampled_negatives else {})
+    return np.asarray(ranks)
+
+  return full_ranks
 
 
 def evaluation_negatives(

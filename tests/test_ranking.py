@@ -6,11 +6,12 @@ import tiny_run
 from ml_collections import ConfigDict
 from raw_files import shards
 
+from jaxrec.baselines import evaluate_baseline, random_order
 from jaxrec.data import pipeline
 from jaxrec.data.evaluation import evaluation_batches
 from jaxrec.data.prepare import prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.ranking import evaluation_negatives, ranking_metrics
+from jaxrec.ranking import evaluation_negatives, ranking_metrics, ranks_of_users
 from jaxrec.train import devices, experiment
 
 NUM_ITEMS = 50
@@ -132,3 +133,17 @@ def test_held_out_users_are_evaluated_all_the_same(published):
 def test_leave_one_out_data_have_no_user_without_held_out_events():
   with pytest.raises(ValueError, match="train_users='without_held_out' leaves no user to train on"):
     experiment.train_users(config_with("without_held_out"), some_data(), last_split=0)
+
+
+@pytest.mark.parametrize("protocol", ["full", "full_per_domain"])
+def test_ranks_of_users_are_those_behind_the_means(protocol):
+  data = some_data()
+  baseline = random_order(data)
+  batches = evaluation_batches(data, 2, 7, 16)
+  ranks = ranks_of_users(
+    lambda batch: baseline.queries(batch.user), baseline.item_vectors, data, batches, protocol=protocol
+  )
+  metrics = evaluate_baseline(baseline, data, batches, ks=(10,), protocol=protocol)
+  assert metrics["MRR"] == pytest.approx((1 / ranks.rank).mean())
+  assert ranks.user.tolist() == sorted(batches.users.tolist())
+  assert ranks.target_item.tolist() == data.item_id[data.offsets[1:][ranks.user] - 1].tolist()

@@ -45,6 +45,7 @@ def default_config() -> ConfigDict:
       "raw": "",  # Raw files; "" downloads them, or takes $JAXREC_DATA/<source>.
       "prepared": "",  # Folder of prepared columns; "" keeps them in a cache.
       "options": {},  # Of the source: filters, split.
+      "only_domain": "",  # Name of a domain: train and evaluate on its events alone; see jaxrec.data.single_domain.
       "train_users": "all",  # without_held_out: only users none of whose events is held out from this phase.
       "task": "next_item",  # or masked_item.
       "max_length": 200,
@@ -197,6 +198,10 @@ def _check_choices(config):
       raise ValueError(f"config.{name}={value!r} is unknown; use one of {allowed}")
   if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
     raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
+  if config.data.only_domain and config.multi_objective.objectives:
+    raise ValueError(
+      f"{config.data.only_domain=} leaves no attention across domains to weigh; empty config.multi_objective.objectives"
+    )
   for name in ("model.name", "objective.name"):
     if not isinstance(config.get(name.split(".")[0]).get("name"), str):
       raise ValueError(f"config.{name} is missing")

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
-from jaxrec.ranking import ranking_metrics
+from jaxrec.ranking import UserRanks, ranking_metrics, ranks_of_users
 from jaxrec.train import devices
 from jaxrec.train.state import Params
 from jaxrec.types import SequenceBatch
@@ -35,19 +35,23 @@ def evaluate(
     split: 1 validation, 2 test (its histories hold the validation events).
     mesh: devices to use; None takes all.
   """
-  mesh = mesh or devices.data_mesh()
-  batches = evaluation_batches(data, config, split, mesh)
-  queries_of, item_vectors_of = _compiled(model, mesh)
-  vectors = _local(item_vectors_of(params))  # [V1, M]
   return ranking_metrics(
-    lambda batch: _local(queries_of(params, devices.spread_same_rows(batch.batch, mesh))),
-    vectors,
-    data,
-    batches,
+    *_ranker(model, params, data, config, split, mesh or devices.data_mesh()),
     ks=config.eval.ks,
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
     sampled_negatives=config.eval.sampled_negatives,
+  )
+
+
+def user_ranks(
+  model: nn.Module, params: Params, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh | None = None
+) -> UserRanks:
+  """Returns the rank of each user's target by full ranking; arguments as of `evaluate`."""
+  return ranks_of_users(
+    *_ranker(model, params, data, config, split, mesh or devices.data_mesh()),
+    exclude_seen=config.eval.exclude_seen,
+    protocol=config.eval.protocol,
   )
 
 
@@ -77,6 +81,17 @@ def _compiled(model, mesh):
     return model.apply({"params": params}, method="item_vectors")  # [V1, M]
 
   return queries, jax.jit(item_vectors, out_shardings=everywhere)
+
+
+def _ranker(model, params, data, config, split, mesh):
+  """What `jaxrec.ranking` needs: queries of a batch, item vectors, data, batches."""
+  queries_of, item_vectors_of = _compiled(model, mesh)
+  return (
+    lambda batch: _local(queries_of(params, devices.spread_same_rows(batch.batch, mesh))),
+    _local(item_vectors_of(params)),  # [V1, M]
+    data,
+    evaluation_batches(data, config, split, mesh),
+  )
 
 
 def _local(array):

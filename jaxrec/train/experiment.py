@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import multi_objective
 from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
-from jaxrec.data import pipeline
+from jaxrec.data import pipeline, single_domain
 from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
@@ -161,8 +161,7 @@ def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tupl
   """
   if config.data.train_users == "all":
     return None
-  user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
-  users = np.setdiff1d(user, user[np.asarray(data.split) > last_split])
+  users = np.setdiff1d(np.flatnonzero(np.diff(data.offsets)), single_domain.held_out_users(data, last_split))
   if not len(users):
     raise ValueError(
       f"config.data.train_users={config.data.train_users!r} leaves no user to train on: all of them have events that"
@@ -194,9 +193,13 @@ def load_data(config: ConfigDict) -> PreparedData:
 
   `data.prepared` is loaded if it exists. Otherwise `data.source` is read from `data.raw`, or from its folder in
   $JAXREC_DATA, or downloaded, and written to `data.prepared`, or to a folder of $JAXREC_CACHE (default ~/.cache/jaxrec)
-  named for source, raw files and options.
+  named for source, raw files and options. With `data.only_domain` the events of other domains are then left out.
   """
-  settings = config.data
+  data = _whole_data(config.data)
+  return single_domain.only_domain(data, config.data.only_domain) if config.data.only_domain else data
+
+
+def _whole_data(settings):
   options = settings.options.to_dict()
   if settings.source in GENERATED and not settings.prepared:
     return generate(settings.source, options)

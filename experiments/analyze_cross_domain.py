@@ -1,0 +1,266 @@
+"""Says what attention across domains does in finished runs: whom it helps, how it was weighed, what it reads.
+
+    python -m experiments.analyze_cross_domain --runs=runs/abxi_hstu_base,runs/abxi_hstu_autocdsr \
+      --single=runs/abxi_hstu_food,runs/abxi_hstu_kitchen --out=runs/analysis
+
+--runs are runs on the same data of several domains; the first is the one that others are held against. --single are
+runs of config.data.only_domain, one a domain at most; with them users fall into strata: whether the single-domain model
+and the first run have the target among the first k. Without them there is one stratum, "all". --sweep is the --out of
+an experiments.sweep over config.multi_objective.weighting.
+
+Writes <out>/analysis.json and, with matplotlib, strata.png, weights.png (runs with a second objective), usefulness.png
+(data source "planted") and sweep.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from experiments.sweep import read_results
+from jaxrec.analysis import cross_domain, cross_domain_plots
+from jaxrec.data.planted import planted_truth
+from jaxrec.ranking import PROTOCOLS, UserRanks
+from jaxrec.train import devices, evaluation
+from jaxrec.train.experiment import Experiment, load_run
+from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.writers import read_json, read_records, write_json
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run, the ranks of the evaluated users' targets, and, of a model across domains, where its queries look."""
+
+  workdir: str
+  experiment: Experiment
+  ranks: UserRanks
+  attention: cross_domain.QueryAttention | None
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  try:
+    runs = {name: load(workdir) for name, workdir in names_of(FLAGS.runs).items()}
+    singles = [load(workdir, single=True) for workdir in FLAGS.single]
+    check_same_events([*runs.values(), *singles])
+    numbers = analyze(runs, singles, 1 if FLAGS.split == "validation" else 2, FLAGS.k, FLAGS.own)
+    numbers |= {"sweep": read_sweep(FLAGS.sweep, FLAGS.metric)} if FLAGS.sweep else {}
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  os.makedirs(FLAGS.out, exist_ok=True)
+  settings = {name: FLAGS[name].value for name in ("runs", "single", "split", "k", "own", "protocol")}
+  path = os.path.join(FLAGS.out, "analysis.json")
+  write_json(path, {"settings": settings, **as_json(numbers)})
+  draw(numbers, FLAGS.out, FLAGS.metric)
+  print(table(numbers["strata"]))
+  print(f"mean share of attention across domains ± standard error, {FLAGS.split} events; written to {path}")
+
+
+def names_of(workdirs: Sequence[str]) -> dict[str, str]:
+  """Returns {name: folder}: the last part of each folder, or the whole of it where two would be called the same.
+
+  >>> names_of(["runs/a", "runs/b/"]), names_of(["x/a", "y/a"])
+  ({'a': 'runs/a', 'b': 'runs/b/'}, {'x/a': 'x/a', 'y/a': 'y/a'})
+  """
+  short = {os.path.basename(os.path.normpath(workdir)): workdir for workdir in workdirs}
+  return short if len(short) == len(workdirs) else {workdir: workdir for workdir in workdirs}
+
+
+def load(workdir: str, single: bool = False) -> Run:
+  """Returns a run with its ranks and, unless it is of a single domain, its attention.
+
+  Raises:
+    FileNotFoundError: no run there.
+    ValueError: a model without attention across domains, or a single-domain run that is none (or the other way round).
+  """
+  experiment, params, _ = load_run(workdir, FLAGS.checkpoint, FLAGS.phase)
+  model, data, config = experiment.model, experiment.data, experiment.config
+  if single != bool(config.data.only_domain):
+    raise ValueError(
+      f"{workdir}: config.data.only_domain={config.data.only_domain!r}, but --runs are of several domains and --single"
+      " of one of them"
+    )
+  try:
+    cross_domain.check_model(model)
+  except ValueError as error:
+    raise ValueError(f"{workdir}: {error}") from error
+  with config.unlocked():
+    config.eval.protocol = FLAGS.protocol
+  split = 1 if FLAGS.split == "validation" else 2
+  ranks = evaluation.user_ranks(model, params, data, config, split)
+  if single:
+    return Run(workdir, experiment, ranks, None)
+  batches = evaluation.evaluation_batches(data, config, split, devices.data_mesh())
+  return Run(workdir, experiment, ranks, cross_domain.query_attention(model, params, batches))
+
+
+def check_same_events(runs: Sequence[Run]) -> None:
+  """Raises ValueError unless all runs are of one catalogue and ask the users they share for the same items."""
+  first = runs[0]
+  for run in runs[1:]:
+    if run.experiment.data.num_items != first.experiment.data.num_items:
+      raise ValueError(f"{run.workdir} and {first.workdir} are of different data: their catalogues differ")
+    _, here, there = np.intersect1d(run.ranks.user, first.ranks.user, return_indices=True)
+    if (run.ranks.target_item[here] != first.ranks.target_item[there]).any():
+      raise ValueError(f"{run.workdir} and {first.workdir} ask the same users for different items")
+
+
+def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int, own: str) -> dict[str, Any]:
+  """Returns "strata" and "change", "weights" and "usefulness", each by name of a run, as far as the runs tell.
+
+  Args:
+    runs: of several domains; the first one makes the strata, together with `singles`.
+    singles: of one domain each.
+    split: of the events that were asked for.
+    k: length of the list.
+    own: see `jaxrec.analysis.cross_domain.QueryAttention.across`.
+
+  Raises:
+    ValueError: a user is in two of `singles`, or none in all of the runs.
+  """
+  first = next(iter(runs.values()))
+  users, single_ranks = _single_ranks(singles)
+  for run in runs.values():
+    users = run.ranks.user if users is None else np.intersect1d(users, run.ranks.user)
+  if not len(users):
+    raise ValueError("no user is evaluated in all of the runs")
+  shares = {name: run.attention.of(users).across(own) for name, run in runs.items()}
+
+  def strata(values):
+    every = {"all": cross_domain.Mean.of(values)}
+    if single_ranks is None:
+      return every
+    single, cross = (ranks.rank[np.isin(ranks.user, users)] for ranks in (single_ranks, first.ranks))
+    return cross_domain.attention_by_strata(values, single, cross, k) | every
+
+  start = shares[next(iter(runs))]
+  change = {name: strata(values - start) for name, values in list(shares.items())[1:]}
+  numbers = {"strata": {name: strata(values) for name, values in shares.items()}, "change": change}
+  return numbers | {"weights": _weights(runs), "usefulness": _usefulness(runs, split)}
+
+
+def read_sweep(folder: str, metric: str) -> tuple[dict, dict]:
+  """Returns `weight_sweep` of the complete runs of an experiments.sweep.
+
+  Raises:
+    ValueError: no complete run, or one without the metric.
+  """
+  records = read_results(folder).values()
+  if not records:
+    raise ValueError(f"--sweep={folder} holds no complete run; give the --out of an experiments.sweep")
+  runs = [(read_json(os.path.join(record["workdir"], "config.json")), record["summary"]) for record in records]
+  return cross_domain.weight_sweep(runs, metric)
+
+
+def draw(numbers: Mapping[str, Any], out: str, metric: str) -> None:
+  """Writes the pictures of what there is."""
+  path = lambda name: os.path.join(out, f"{name}.png")  # noqa: E731
+  cross_domain_plots.draw_strata(numbers["strata"], path("strata"))
+  if numbers["weights"]:
+    cross_domain_plots.draw_weights(numbers["weights"], path("weights"))
+  if numbers["usefulness"]:
+    cross_domain_plots.draw_usefulness(numbers["usefulness"], path("usefulness"))
+  if "sweep" in numbers:
+    cross_domain_plots.draw_sweep(*numbers["sweep"], metric, path("sweep"))
+
+
+def as_json(value: Any) -> Any:
+  """Returns a tree with named tuples as dicts, arrays as lists, and all keys as text.
+
+  >>> as_json({0.5: cross_domain.Spread(1, 0.25, None)})
+  {'0.5': {'count': 1, 'mean': 0.25, 'spread': None}}
+  """
+  if isinstance(value, Mapping):
+    return {str(key): as_json(inner) for key, inner in value.items()}
+  if hasattr(value, "_asdict"):
+    return as_json(value._asdict())
+  if isinstance(value, list | tuple):
+    return [as_json(inner) for inner in value]
+  return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def table(strata: Mapping[str, Mapping[str, cross_domain.Mean]]) -> str:
+  """Returns the strata as text, a row a run.
+
+  >>> print(table({"a": {"all": cross_domain.Mean(7, 0.25, 0.125)}}))
+  run  all (7 users)
+  a    0.2500 ± 0.1250
+  """
+  first = next(iter(strata.values()))
+  rows = [["run", *(f"{name} ({mean.count} users)" for name, mean in first.items())]]
+  rows += [[name, *(_text(mean) for mean in means.values())] for name, means in strata.items()]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _text(mean):
+  if mean.mean is None:
+    return "-"
+  return f"{mean.mean:.4f}" if mean.error is None else f"{mean.mean:.4f} ± {mean.error:.4f}"
+
+
+def _single_ranks(singles):
+  """Users and ranks of all single-domain runs together; (None, None) where there are none."""
+  if not singles:
+    return None, None
+  columns = [np.concatenate(parts) for parts in zip(*(run.ranks for run in singles), strict=True)]
+  ranks = UserRanks(*(column[np.argsort(columns[0])] for column in columns))
+  if len(np.unique(ranks.user)) < len(ranks.user):
+    raise ValueError("--single holds several runs of the same domain; give one a domain")
+  return ranks.user, ranks
+
+
+def _weights(runs):
+  """The trajectories of the runs with a second objective; of the phase that each run went through."""
+  found = {}
+  for name, run in runs.items():
+    if run.experiment.config.multi_objective.objectives:
+      records = read_records(os.path.join(run.workdir, "metrics.jsonl"))
+      found[name] = cross_domain.weight_trajectory(records)
+  return found
+
+
+def _usefulness(runs, split):
+  found = {}
+  for name, run in runs.items():
+    data = run.experiment.data
+    if data.meta["source"] == "planted":
+      found[name] = cross_domain.attention_to_usefulness(run.attention, data, planted_truth(data), split)
+  return found
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_list("runs", None, "Folders of runs of several domains, the first to compare with.", flag_values=values)
+  flags.DEFINE_list("single", [], "Folders of runs of config.data.only_domain.", flag_values=values)
+  flags.DEFINE_string("sweep", None, "Folder of a sweep over weightings.", flag_values=values)
+  metric_help = "What the sweep is judged by: a path in the summary of a run."
+  flags.DEFINE_string("metric", "select/test_of_selected/NDCG@10", metric_help, flag_values=values)
+  flags.DEFINE_integer("k", 10, "A model is right with the target among so many.", lower_bound=1, flag_values=values)
+  own_help = "Attention across domains leaves the domain of the event that asks, or of the target."
+  flags.DEFINE_enum("own", "query", cross_domain.OWN, own_help, flag_values=values)
+  flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to ask for.", flag_values=values)
+  protocol_help = "Candidates; single-domain models know the items of their domain only."
+  flags.DEFINE_enum("protocol", "full_per_domain", PROTOCOLS, protocol_help, flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
+  flags.DEFINE_enum(
+    "phase", None, ["select", "final"], "Which phase of the runs; by default the last one.", flag_values=values
+  )
+  flags.DEFINE_string("out", None, "Folder for analysis.json and the pictures.", flag_values=values)
+  flags.mark_flags_as_required(["runs", "out"], flag_values=values)
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main)

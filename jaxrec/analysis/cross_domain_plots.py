@@ -1,0 +1,125 @@
+"""Pictures of what `jaxrec.analysis.cross_domain` counts. Each function writes a PNG, given matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from jaxrec.analysis.cross_domain import TRAJECTORY, Mean, Spread
+
+USEFULNESS = ("own", "informative", "noise", "bottleneck")
+
+
+def draw_strata(
+  strata: Mapping[str, Mapping[str, Mean]], path: str, ylabel: str = "attention to other domains"
+) -> bool:
+  """Draws the means of each stratum, a colour for each named result, and returns whether matplotlib was there.
+
+  Args:
+    strata: name, for example of a model, to what `attention_by_strata` returned.
+    path: of the PNG.
+    ylabel: what the means are of.
+  """
+  if (figure := _figure(7, 4)) is None:
+    return False
+  axes = figure.subplots()
+  counts = next(iter(strata.values()))
+  _bars(axes, strata, {name: f"{name}\n{mean.count} users" for name, mean in counts.items()})
+  axes.set_ylabel(ylabel)
+  figure.savefig(path, dpi=120)
+  return True
+
+
+def draw_weights(trajectories: Mapping[str, Mapping[str, Any]], path: str) -> bool:
+  """Draws the scalars of `weight_trajectory` by step, a panel each and a line for each named run.
+
+  Args:
+    trajectories: name of a run to its trajectory.
+    path: of the PNG.
+
+  Returns whether matplotlib was there.
+  """
+  if (figure := _figure(9, 6)) is None:
+    return False
+  for axes, name in zip(figure.subplots(2, 2, sharex=True).flat, TRAJECTORY, strict=True):
+    for run, values in trajectories.items():
+      axes.plot(values["step"], values[name], label=run)
+    axes.set(title=name, xlabel="step")
+    axes.grid(alpha=0.3)
+  figure.axes[0].legend(frameon=False)
+  figure.savefig(path, dpi=120)
+  return True
+
+
+def draw_sweep(fixed: Mapping[float, Spread], automatic: Mapping[str, Spread], metric: str, path: str) -> bool:
+  """Draws a metric against the fixed weight, and automatic weightings as lines across; bars and bands are spreads.
+
+  Args:
+    fixed, automatic: from `weight_sweep`.
+    metric: its name.
+    path: of the PNG.
+
+  Returns whether matplotlib was there.
+  """
+  if (figure := _figure(6, 4)) is None:
+    return False
+  axes = figure.subplots()
+  if fixed:
+    spreads = [cell.spread or 0.0 for cell in fixed.values()]
+    axes.errorbar(list(fixed), [cell.mean for cell in fixed.values()], spreads, marker="o", capsize=3, label="fixed")
+    axes.set_xscale("symlog", linthresh=min([weight for weight in fixed if weight], default=1.0))
+  for number, (name, cell) in enumerate(automatic.items(), 1):
+    axes.axhline(cell.mean, color=f"C{number}", label=name)
+    axes.axhspan(cell.mean - (cell.spread or 0.0), cell.mean + (cell.spread or 0.0), color=f"C{number}", alpha=0.15)
+  axes.set(xlabel="weight of cross-domain attention", ylabel=metric)
+  axes.grid(alpha=0.3)
+  axes.legend(frameon=False)
+  figure.savefig(path, dpi=120)
+  return True
+
+
+def draw_usefulness(usefulness: Mapping[str, Mapping[str, Mapping[str, Mean]]], path: str) -> bool:
+  """Draws where queries for the target domain look, a panel for each part of the users; dots: the shares of events.
+
+  Args:
+    usefulness: name of a model to what `attention_to_usefulness` returned.
+    path: of the PNG.
+
+  Returns whether matplotlib was there.
+  """
+  if (figure := _figure(12, 4)) is None:
+    return False
+  parts = list(next(iter(usefulness.values())))
+  for axes, part in zip(figure.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts, strict=True):
+    _bars(axes, {name: of_parts[part] for name, of_parts in usefulness.items()}, {name: name for name in USEFULNESS})
+    events = next(iter(usefulness.values()))[part]
+    places = np.arange(len(USEFULNESS))
+    axes.scatter(places, [events[f"events/{name}"].mean or 0.0 for name in USEFULNESS], color="k", s=12, zorder=3)
+    axes.set_title(f"{part}: {events['own'].count} users")
+  figure.axes[0].set_ylabel("share of attention")
+  figure.savefig(path, dpi=120)
+  return True
+
+
+def _bars(axes, groups, labels):
+  """Bars with error bars: a place for each of `labels`, a colour for each of `groups`."""
+  places, width = np.arange(len(labels)), 0.8 / len(groups)
+  for number, (name, means) in enumerate(groups.items()):
+    shift = (number - (len(groups) - 1) / 2) * width
+    heights, errors = ([getattr(means[key], field) or 0.0 for key in labels] for field in ("mean", "error"))
+    axes.bar(places + shift, heights, width, yerr=errors, capsize=2, label=name)
+  axes.set_xticks(places, list(labels.values()))
+  axes.grid(axis="y", alpha=0.3)
+  axes.legend(frameon=False)
+
+
+def _figure(width, height):
+  try:
+    from matplotlib.figure import Figure
+  except ImportError:
+    logging.info("no picture: matplotlib is not installed (pip install 'jaxrec[plots]')")
+    return None
+  return Figure(figsize=(width, height), layout="constrained")

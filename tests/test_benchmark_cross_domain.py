@@ -1,0 +1,52 @@
+"""The benchmark of steps with and without AutoCDSR: it runs, and it compares in turn."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments.benchmarks import cross_domain_step
+from experiments.benchmarks.cross_domain_step import SIZES, config_of, random_events, time_in_turn
+from experiments.configs._cross_domain import ENCODERS, VARIANTS
+from jaxrec.train.config import check_config
+
+
+def test_variants_take_steps_and_are_compared_with_base(monkeypatch, tmp_path):
+  values = flags.FlagValues()
+  cross_domain_step.define_flags(values)
+  variants = ["--variants=base", "--variants=autocdsr_plus"]
+  values(["bench", "--smoke", "--steps=2", "--encoders=sasrec", *variants, f"--out={tmp_path / 'lines.jsonl'}"])
+  monkeypatch.setattr(cross_domain_step, "FLAGS", values)
+  cross_domain_step.main(["bench"])
+  records = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+  assert [(r["encoder"], r["variant"]) for r in records] == [("sasrec", "base"), ("sasrec", "autocdsr_plus")]
+  assert records[0]["ratio"] == 1
+  assert all(r["median_ms"] >= r["least_ms"] > 0 and r["ratio"] > 0 and r["steps"] == 2 for r in records)
+  assert records[0]["parameters"] == records[1]["parameters"] - 4
+
+
+@pytest.mark.parametrize("config_file", SIZES)
+@pytest.mark.parametrize("smoke", [False, True])
+def test_the_settings_of_every_variant_hold_together(config_file, smoke):
+  for encoder in ENCODERS:
+    for variant in VARIANTS:
+      config = config_of(config_file, f"{encoder}-{variant}", "somewhere", smoke)
+      check_config(config)
+      assert config.model.name == encoder
+
+
+def test_functions_are_called_in_turn_each_round_beginning_with_another():
+  calls = []
+  steps = {name: lambda i, name=name: calls.append((name, i)) for name in "abc"}
+  times = time_in_turn(steps, rounds=2)
+  assert "".join(name for name, _ in calls) == "abc" + "abc" + "bca"
+  assert [i for _, i in calls] == [0] * 6 + [1] * 3
+  assert {name: len(ms) for name, ms in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_random_events_have_the_sizes_asked_for():
+  data = random_events(SIZES["abxi"])
+  assert (data.num_users, data.num_items, data.num_events) == (1024, 28_095, 24 * 1024)
+  assert np.bincount(data.domain_id)[1:].min() > 0.45 * data.num_events
+  np.testing.assert_array_equal(data.item_domain()[data.item_id], data.domain_id)
