@@ -11,6 +11,8 @@ VARIANTS = ("base", "autocdsr", "autocdsr_plus")
 def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int) -> ConfigDict:
   """Sets name, model and objectives to those of a choice such as "hstu-autocdsr"; "" is "hstu-base".
 
+  A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
+
   Args:
     config: changed and returned; its `data.max_length` must be set.
     choice: an encoder and a variant with a hyphen between them.
@@ -20,10 +22,10 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
   Raises:
     ValueError: another choice.
   """
-  encoder, _, variant = (choice or "hstu-base").partition("-")
-  if encoder not in ENCODERS or variant not in VARIANTS:
-    raise ValueError(f"{choice=} must be one of {ENCODERS}, a hyphen, and one of {VARIANTS}")
-  config.name = f"{config.name}_{encoder}_{variant}"
+  encoder, variant, weight = [*(choice or "hstu-base").split("-"), "", ""][:3]
+  if encoder not in ENCODERS or variant not in VARIANTS or (weight and variant == "base"):
+    raise ValueError(f"{choice=} must be one of {ENCODERS}, a hyphen, one of {VARIANTS}, and perhaps -weight")
+  config.name = "_".join(filter(None, (config.name, encoder, variant, weight)))
   config.model = dict(
     name=encoder, width=width, num_layers=2, num_heads=num_heads, max_positions=config.data.max_length + 1,
     input_dropout=dropout, dropout=dropout,
@@ -39,6 +41,8 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     config.data.mask_last_probability = 0.1
   if variant != "base":
     config.multi_objective.objectives = ("cross_domain_attention",)
+  if weight:
+    config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}
   if variant == "autocdsr_plus":
     config.model.update(num_bottlenecks=1, bottleneck_stride=stride)
   return config
