@@ -26,24 +26,28 @@ from jaxrec.objectives import ItemObjective, item_vectors
 from jaxrec.types import SequenceBatch
 
 TABLE, INPUT = "items", "input vectors"
+OWN = ("query", "target")
 
 
 def cross_domain_attention(
-  masses: list[Float[Array, "B S H G"]], batch: SequenceBatch
+  masses: list[Float[Array, "B S H G"]], batch: SequenceBatch, own: str = "query"
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Returns the mean share of attention that leaves the query's own domain, and the number of queries.
-
-  A query whose domain is hidden from the model (a masked event) counts for the domain of its target.
+  """Returns the mean share of attention that leaves the own domain, and the number of queries.
 
   Args:
     masses: of each layer; see `jaxrec.layers.attention.attend`.
     batch: the queries.
+    own: which domain that is: "query": of the event that asks, as published, or of its target where the event's domain
+      is hidden from the model (a masked event); "target": always of the event to be predicted.
 
   Source: a_cd of AutoCDSR, arXiv 2505.21811, and for bottleneck tokens the attention paid to these.
   Choice: a mean over queries, heads and layers, so that it lies in 0..1 whatever the lengths (the paper's is a sum).
   """
-  domain = jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
-  is_real = (batch.sequence_id != 0).astype(jnp.float32)
+  if own == "target":
+    domain, asks = batch.target_domain, batch.target_weight > 0
+  else:
+    domain, asks = jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id), batch.sequence_id != 0
+  is_real = asks.astype(jnp.float32)
   events = [mass[:, : domain.shape[1]] for mass in masses]  # Without bottleneck tokens.
   share = sum(cross_domain_share(mass, domain).mean(axis=-1) for mass in events) / len(events)  # [B, N]
   return losses.weighted_mean(share, is_real), is_real.sum()
@@ -54,10 +58,18 @@ class CrossDomainObjective:
   """Recommendation and cross-domain attention: two losses from one forward pass.
 
   recommendation: the first objective; the item objective of the same model without AutoCDSR.
+  own: the domain that attention should not leave, "query" or "target"; see `cross_domain_attention`.
+    Choice: "target" is not published. A model that predicts the next event asks at the last one, whose domain may be
+    another one than that of what it predicts.
   """
 
   recommendation: ItemObjective
+  own: str = "query"
   names = ("recommendation", "cross_domain_attention")
+
+  def __post_init__(self):
+    if self.own not in OWN:
+      raise ValueError(f"own={self.own!r} is not one of {OWN}")
 
   def __call__(
     self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
@@ -105,19 +117,18 @@ class CrossDomainObjective:
       vectors = functools.partial(item_vectors, model, {TABLE: parts[TABLE]})
       return self.recommendation.of_queries(outputs[0], vectors, batch, sample_key, model.num_items)
 
-    def cross(outputs, _):
-      return cross_domain_attention(outputs[1], batch)[0]
+    def cross(outputs, _):  # Its aux is the number of queries.
+      return cross_domain_attention(outputs[1], batch, self.own)
 
     # One after the other: on a CPU the two at once took a tenth longer.
-    values, _, grads = task_gradients(trunk, (recommend, cross), {**params, INPUT: item}, batched=False)
+    values, (_, num_queries), grads = task_gradients(trunk, (recommend, cross), {**params, INPUT: item}, batched=False)
 
     def finish(grad):
       (table,) = pull_item(grad[INPUT])
       total = {name: value for name, value in grad.items() if name != INPUT}
       return {**total, TABLE: jax.tree.map(jnp.add, grad[TABLE], table)}
 
-    weight = jnp.stack([batch.target_weight.astype(jnp.float32).sum(), (batch.sequence_id != 0).sum(dtype=jnp.float32)])
-    return values, weight, grads, finish
+    return values, jnp.stack([batch.target_weight.astype(jnp.float32).sum(), num_queries]), grads, finish
 
 
 def shared_parameters(grad: Any) -> Any:

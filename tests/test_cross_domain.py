@@ -61,6 +61,15 @@ def test_padding_does_not_count_and_a_hidden_domain_is_that_of_the_target():
   np.testing.assert_allclose(cross_domain_attention([mass], hidden)[0], (0.75 + 0.75) / 2, rtol=1e-5)
 
 
+def test_the_own_domain_can_be_that_of_the_target():
+  batch = batch_of([[[1, 2]]], length=3, num_domains=2)  # domains 2 1, targets' domains 1 2
+  batch = batch.replace(target_weight=jnp.array([[1.0, 0.0, 0.0]]))
+  mass = jnp.tile(jnp.array([0.0, 0.25, 0.75]), (1, 3, 1, 1))
+  np.testing.assert_allclose(cross_domain_attention([mass], batch, "target"), (0.75, 1), rtol=1e-5)
+  with pytest.raises(ValueError, match="own='targets' is not one of"):
+    CrossDomainObjective(ItemObjective(), "targets")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradients_are_those_of_the_two_losses(name):
   model, params = model_and_params(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 ENCODERS = ("hstu", "sasrec", "bert4rec")
-VARIANTS = ("base", "autocdsr", "autocdsr_plus")
+VARIANTS = ("base", "autocdsr", "autocdsr_target", "autocdsr_plus")
 
 
 def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int) -> ConfigDict:
@@ -41,6 +41,8 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     config.data.mask_last_probability = 0.1
   if variant != "base":
     config.multi_objective.objectives = ("cross_domain_attention",)
+  if variant == "autocdsr_target":
+    config.multi_objective.own_domain = "target"
   if weight:
     config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}
   if variant == "autocdsr_plus":

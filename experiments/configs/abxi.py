@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/abxi.py:hstu-autocdsr --workdir=runs/abxi_hstu_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_plus).
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
+autocdsr_plus).
 
 Protocol: leave-one-out, full ranking over the 28,095 items of both domains without the user's own history; the
 second-last event chooses the epoch. 7,144 users, each with 5 events or more in either domain, 173,548 events.

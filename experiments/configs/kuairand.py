@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/kuairand.py:hstu-autocdsr --workdir=runs/kuairand_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_plus).
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
+autocdsr_plus).
 """
 
 from ml_collections import ConfigDict

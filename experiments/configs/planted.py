@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/planted.py:hstu-autocdsr --workdir=runs/planted_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_plus). Data: see
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
+autocdsr_plus). Data: see
 `jaxrec.data.planted`. All held-out events are in the target domain.
 """
 

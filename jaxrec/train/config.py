@@ -61,6 +61,7 @@ def default_config() -> ConfigDict:
     "objective": {"name": "sampled_softmax"},
     "multi_objective": {
       "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
+      "own_domain": "query",  # Which attention should not leave: of the event that asks, or of the "target".
       "weighting": {"name": "pareto"},  # Of their gradients; see jaxrec.multi_objective.weighting.
     },
     "optimizer": {
@@ -191,6 +192,7 @@ def _check_choices(config):
     "eval.protocol": PROTOCOLS,
     "data.task": ("next_item", "masked_item"),
     "data.train_users": TRAIN_USERS,
+    "multi_objective.own_domain": ("query", "target"),
   }
   for name, allowed in choices.items():
     value = _value(config, name)

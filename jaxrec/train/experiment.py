@@ -58,7 +58,7 @@ class Experiment:
     model = jaxrec.models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = jaxrec.objectives.build(config.objective.to_dict())
     if config.multi_objective.objectives:
-      objective = CrossDomainObjective(objective)
+      objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
     return cls(config, data, model, objective)
 
 
