@@ -121,7 +121,13 @@ def run(name, weighting, steps=1, optimizer=None, **options):
 def test_a_step_tells_losses_weights_and_the_angle():
   _, scalars = run("sasrec", pareto())
   names = {"recommendation", "cross_domain_attention"}
-  assert set(scalars) == {"loss", "grad_norm", "cosine", *names, *(f"weight/{name}" for name in names)}
+  assert set(scalars) == {
+    "loss",
+    "grad_norm",
+    "cosine",
+    *names,
+    *(f"{kind}/{name}" for kind in ("weight", "norm") for name in names),
+  }
   rho = scalars["cosine"]
   assert scalars["weight/recommendation"] == 1
   np.testing.assert_allclose(scalars["weight/cross_domain_attention"], (1 - 2 * rho) / (2 - rho), rtol=1e-3)

@@ -42,8 +42,8 @@ def make_train_step(
   Args:
     model: Linen module.
     objective: its loss is a mean over target positions weighted by target_weight. Or a `CrossDomainObjective`: then the
-      scalars are its losses by name ("loss" is the first), "weight/<name>" of their gradients, "cosine" between these,
-      and the "grad_norm" of the weighted sum.
+      scalars are its losses by name ("loss" is the first), "weight/<name>" and "norm/<name>" of their gradients,
+      "cosine" between these, and the "grad_norm" of the weighted sum.
     optimizer: optax transformation; for several objectives, `jaxrec.multi_objective.multi_objective` around one.
     seed: of dropout and negatives; the key of a step is `fold_in(key(seed), step)`, so a resumed run repeats an
       uninterrupted one.
@@ -98,8 +98,8 @@ def _several_updates(model, objective, optimizer, state, batch, rng, parts):
     losses, grads, finish = _several_in_parts(gradients, len(objective.names), state.params, batch, rng, parts)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params, losses=losses, finish=finish)
   scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
-  for name, loss, weight in zip(objective.names, losses, opt_state.weights, strict=True):
-    scalars |= {name: loss, f"weight/{name}": weight}
+  for name, *values in zip(objective.names, losses, opt_state.weights, opt_state.norms, strict=True):
+    scalars |= dict(zip((name, f"weight/{name}", f"norm/{name}"), values, strict=True))
   return updates, opt_state, scalars
 
 
