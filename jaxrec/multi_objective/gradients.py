@@ -27,15 +27,16 @@ def task_gradients(
       objective does not use costs nothing for it in the heads.
     params: pytree of floating arrays.
     batched: pull the K cotangents back through the trunk at once, with `jax.vmap`: what the backward pass recomputes
-      is shared, at K times the memory for cotangents. False: one after the other.
+      is shared, at K times the memory for cotangents. False: one after the other, each through those parts of the trunk
+      only on which the activations that its head uses depend.
 
   >>> losses, _, grads = task_gradients(lambda p: 2 * p, [lambda z, p: z**2, lambda z, p: z + p], jnp.array(3.0))
   >>> losses.tolist(), [grad.item() for grad in grads]  # (2 p)^2 and 3 p at p = 3
   ([36.0, 9.0], [24.0, 3.0])
   """
-  losses, aux, cotangents, pull = pull_heads(trunk, heads, params)
+  losses, aux, cotangents, pull, uses = _pull_heads(trunk, heads, params)
   if not batched:
-    return losses, aux, tuple(pull(cotangent) for cotangent in cotangents)
+    return losses, aux, tuple(pull(cotangent, use) for cotangent, use in zip(cotangents, uses, strict=True))
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cotangents)
   grads = jax.vmap(pull)(stacked)
   return losses, aux, tuple(jax.tree.map(lambda x, k=k: x[k], grads) for k in range(len(heads)))
@@ -78,6 +79,11 @@ def pull_heads(
   A cotangent is a pair: the gradient with respect to the trunk's floating activations (a list), and the one with
   respect to what the head does with `params` directly. Cotangents may be added and scaled before they are pulled back.
   """
+  return _pull_heads(trunk, heads, params)[:4]
+
+
+def _pull_heads(trunk, heads, params):
+  """As `pull_heads`, and for each head which activations it uses: `pull` takes that as a second argument."""
   activations, pull_trunk, rebuild = _forward(trunk, params)
 
   def head_of_floats(head):
@@ -87,8 +93,9 @@ def pull_heads(
 
     return call
 
-  losses, cotangents, aux = [], [], []
+  losses, cotangents, aux, uses = [], [], [], []
   for head in heads:
+    uses.append(_is_used(head_of_floats(head), activations, params))
     loss, pull_head, extra = jax.vjp(head_of_floats(head), activations, params, has_aux=True)
     if jnp.shape(loss) != ():
       raise ValueError(f"head {len(losses)} must return a scalar loss, it has the shape {jnp.shape(loss)}")
@@ -96,11 +103,18 @@ def pull_heads(
     cotangents.append(pull_head(jnp.ones_like(loss)))
     aux.append(extra)
 
-  def pull(cotangent):
+  def pull(cotangent, use=None):
     to_activations, to_params = cotangent
-    return jax.tree.map(jnp.add, pull_trunk(to_activations)[0], to_params)
+    return jax.tree.map(jnp.add, pull_trunk(to_activations, use), to_params)
 
-  return jnp.stack(losses), tuple(aux), tuple(cotangents), pull
+  return jnp.stack(losses), tuple(aux), tuple(cotangents), pull, tuple(uses)
+
+
+def _is_used(head, activations, params) -> list[bool]:
+  """Whether anything in the head reads an activation; the others' cotangents are zero whatever the values."""
+  jaxpr = jax.make_jaxpr(head)(activations, params).jaxpr
+  read = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | {id(atom) for atom in jaxpr.outvars}
+  return [id(variable) in read for variable in jaxpr.invars[: len(activations)]]
 
 
 def _forward(trunk, params):
@@ -114,7 +128,13 @@ def _forward(trunk, params):
     floats = [leaf for leaf, yes in zip(leaves, is_float, strict=True) if yes]
     return floats, [leaf for leaf, yes in zip(leaves, is_float, strict=True) if not yes]
 
-  floats, pull, rest = jax.vjp(floats_and_rest, params, has_aux=True)
+  floats, push, rest = jax.linearize(floats_and_rest, params, has_aux=True)
+
+  def pull(cotangents, use=None):
+    """Transposes what leads to the used activations only: for `jax.vjp` a zero is a number like any other."""
+    which = [i for i in range(len(floats)) if use is None or use[i]]
+    back = jax.linear_transpose(lambda tangent: [push(tangent)[i] for i in which], params)
+    return back([cotangents[i] for i in which])[0]
 
   def rebuild(floats):
     first, second = iter(floats), iter(rest)
