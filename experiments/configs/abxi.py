@@ -7,6 +7,9 @@ autocdsr_plus).
 
 Protocol: leave-one-out, full ranking over the 28,095 items of both domains without the user's own history; the
 second-last event chooses the epoch. 7,144 users, each with 5 events or more in either domain, 173,548 events.
+
+Numbers: `experiments/results/cross_domain.md`. HSTU: 20 epochs in about 3 minutes on one CPU core. BERT4Rec: not
+measured.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
 autocdsr_plus). Data: see
 `jaxrec.data.planted`. All held-out events are in the target domain.
+
+Numbers: `experiments/results/cross_domain.md`. 50 epochs in about 2 minutes on one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -29,6 +29,7 @@ def draw_strata(
   counts = next(iter(strata.values()))
   _bars(axes, strata, {name: f"{name}\n{mean.count} users" for name, mean in counts.items()})
   axes.set_ylabel(ylabel)
+  _legend_below(figure)
   figure.savefig(path, dpi=120)
   return True
 
@@ -100,6 +101,7 @@ def draw_usefulness(usefulness: Mapping[str, Mapping[str, Mapping[str, Mean]]], 
     axes.scatter(places, [events[f"events/{name}"].mean or 0.0 for name in USEFULNESS], color="k", s=12, zorder=3)
     axes.set_title(f"{part}: {events['own'].count} users")
   figure.axes[0].set_ylabel("share of attention")
+  _legend_below(figure)
   figure.savefig(path, dpi=120)
   return True
 
@@ -113,7 +115,12 @@ def _bars(axes, groups, labels):
     axes.bar(places + shift, heights, width, yerr=errors, capsize=2, label=name)
   axes.set_xticks(places, list(labels.values()))
   axes.grid(axis="y", alpha=0.3)
-  axes.legend(frameon=False)
+
+
+def _legend_below(figure):
+  """One legend for all panels, where it hides nothing."""
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _figure(width, height):
