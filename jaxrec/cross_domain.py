@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxrec import losses
 from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
@@ -46,11 +46,16 @@ def cross_domain_attention(
   if own == "target":
     domain, asks = batch.target_domain, batch.target_weight > 0
   else:
-    domain, asks = jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id), batch.sequence_id != 0
+    domain, asks = query_domain(batch), batch.sequence_id != 0
   is_real = asks.astype(jnp.float32)
   events = [mass[:, : domain.shape[1]] for mass in masses]  # Without bottleneck tokens.
   share = sum(cross_domain_share(mass, domain).mean(axis=-1) for mass in events) / len(events)  # [B, N]
   return losses.weighted_mean(share, is_real), is_real.sum()
+
+
+def query_domain(batch: SequenceBatch) -> Int[Array, "B N"]:
+  """The domain of each event, or of its target where the model doesn't see it (a masked event)."""
+  return jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
 
 
 @dataclasses.dataclass(frozen=True)

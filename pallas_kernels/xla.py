@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
-from pallas_kernels.mask import IntervalMask
+from pallas_kernels.mask import IntervalMask, in_spans
 from pallas_kernels.varying import axes_of, vary
 
 # Time buckets, a byte each, that are computed once for all layers of a model; else once in each pass.
@@ -283,8 +283,7 @@ def _may_attend(spec, spans, kj, is_live):
   block = spec.blocks.key
   key = ((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block)  # [G, block_k]
   key = key[:, None]  # [G, 1, block_k]
-  start_a, end_a, start_b, end_b, own = jnp.moveaxis(spans[..., None], 2, 0)  # each [G, block_q, 1]
-  inside = ((start_a <= key) & (key < end_a)) | ((start_b <= key) & (key < end_b)) | (key == own)
+  inside = in_spans(list(jnp.moveaxis(spans[..., None], 2, 0)), key)  # [G, block_q, block_k]
   return (inside & is_live[:, None, None])[:, None]
 
 

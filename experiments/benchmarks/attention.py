@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -33,6 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import torch_attention
+from experiments.benchmarks.records import machine, publish
 from pallas_kernels import (
   IntervalMask,
   RelativeBias,
@@ -123,11 +121,7 @@ def main(argv: list[str]) -> None:
   records = []
   for record in measure(chosen, FLAGS.implementations, 2 if FLAGS.smoke else FLAGS.repetitions):
     records.append(record)
-    line = json.dumps(record)
-    print(line, flush=True)
-    if FLAGS.out:
-      with open(FLAGS.out, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    publish(record, FLAGS.out)
   print(table(records))
   if any("wrong" in record for record in records):
     sys.exit(1)
@@ -360,16 +354,6 @@ def table(records: list[dict[str, Any]]) -> str:
     start = f"| {r['workload']} | {r['implementation']} | {spread} | {memory} | {r.get('tiles', '')} "
     lines.append(start + f"| {r['tflops']:.3g} | {ratios} |")
   return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-  """Returns the device, the number of cores and the versions, for a record."""
-  return {
-    "device": jax.devices()[0].device_kind,
-    "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "jax": jax.__version__,
-    "python": platform.python_version(),
-  }
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -13,9 +13,7 @@ Source: AutoCDSR, arXiv 2505.21811, Table 4, reports 9% more time for AutoCDSR a
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments.benchmarks.records import machine, publish
 from experiments.configs import _cross_domain, abxi, kuairand
 from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
@@ -60,11 +59,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   for record in measure(FLAGS.config_file, FLAGS.encoders, FLAGS.variants, FLAGS.steps, FLAGS.smoke):
-    line = json.dumps(record)
-    print(line)
-    if FLAGS.out:
-      with open(FLAGS.out, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    publish(record, FLAGS.out)
 
 
 def measure(
@@ -186,11 +181,8 @@ def _about(state, options, batches):
     "rows": options.rows_per_batch,
     "row_length": options.row_length,
     "tokens": round(statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches)),
-    "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
-    "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "jax": jax.__version__,
-    "python": platform.python_version(),
+    **machine(),
   }
 
 

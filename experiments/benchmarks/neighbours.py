@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import json
 import statistics
 import sys
 import time
@@ -31,7 +30,8 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments.benchmarks.attention import WrongResultError, check, machine
+from experiments.benchmarks.attention import WrongResultError, check
+from experiments.benchmarks.records import machine, publish
 from jaxrec import losses
 from jaxrec.layers.hstu import gate, split_uvqk
 from jaxrec.layers.norm import layer_norm
@@ -83,11 +83,7 @@ def main(argv: list[str]) -> None:
   records = []
   for record in measure(chosen, 2 if FLAGS.smoke else FLAGS.repetitions):
     records.append(record)
-    line = json.dumps(record)
-    print(line, flush=True)
-    if FLAGS.out:
-      with open(FLAGS.out, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    publish(record, FLAGS.out)
   print(table(records))
   if any("wrong" in record for record in records):
     sys.exit(1)

@@ -8,9 +8,6 @@ step. Stages are cumulative: "gradient" contains "forward", "step" contains both
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +17,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from experiments.benchmarks.records import machine, publish
 from jaxrec.data import pipeline
 from jaxrec.train import devices, experiment
 from jaxrec.train.state import num_parameters
@@ -32,11 +30,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   for record in measure(FLAGS.config, FLAGS.steps):
-    line = json.dumps(record)
-    print(line)
-    if FLAGS.out:
-      with open(FLAGS.out, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    publish(record, FLAGS.out)
 
 
 def measure(config, steps: int) -> list[dict[str, Any]]:
@@ -89,11 +83,8 @@ def _about(config, state, options, batches):
     "rows": options.rows_per_batch,
     "row_length": options.row_length,
     "tokens": round(tokens),
-    "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
-    "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "jax": jax.__version__,
-    "python": platform.python_version(),
+    **machine(),
   }
 
 

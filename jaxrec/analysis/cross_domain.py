@@ -20,18 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxrec.cross_domain import OWN, query_domain
 from jaxrec.data.evaluation import EvaluationBatch
 from jaxrec.data.planted import FIRST_NOISE, HARMFUL, INFORMATIVE, NEUTRAL, TARGET, USEFUL, PlantedTruth
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sequences import prefix_lengths
-from jaxrec.layers.attention import MASS, masses_by_layer
+from jaxrec.layers.attention import MASS, group_shares, is_other_group, masses_by_layer
 from jaxrec.models import SequentialModel
 from jaxrec.train.state import Params
 
 STRATA = ("single right", "cross right", "both", "none")
-OWN = ("query", "target")
 TRAJECTORY = ("weight/cross_domain_attention", "cosine", "cross_domain_attention", "recommendation")
-_EPSILON = 1e-6  # As in `cross_domain_share`.
 
 
 class Mean(NamedTuple):
@@ -92,9 +91,7 @@ class QueryAttention:
     if own not in OWN:
       raise ValueError(f"{own=} is unknown; use one of {OWN}")
     domain = self.query_domain if own == "query" else self.target_domain
-    group = np.arange(self.share.shape[1])
-    is_other = (group != domain[:, None]) & (group != 0)  # [U, G]
-    return (self.share * is_other).sum(axis=1)
+    return (self.share * is_other_group(domain, self.share.shape[1])).sum(axis=1)
 
 
 def query_attention(model: nn.Module, params: Params, batches: Iterable[EvaluationBatch]) -> QueryAttention:
@@ -264,14 +261,13 @@ def _at_query(model, params, batch):
   """Domain, shares of attention and shares of events of each row's query: [B], [B, G], [B, G]."""
   _, state = model.apply({"params": params}, batch, deterministic=True, mutable=[MASS])
   position = jnp.argmax(batch.target_weight > 0, axis=1)[:, None]  # [B, 1]
-  domain = jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
   shares = []
   for mass in masses_by_layer(state[MASS]):
-    size = jnp.abs(jnp.take_along_axis(mass, position[..., None, None], axis=1)[:, 0].astype(jnp.float32))  # [B, H, G]
-    shares.append((size / (size.sum(axis=-1, keepdims=True) + _EPSILON)).mean(axis=1))  # [B, G]
+    asked = jnp.take_along_axis(mass, position[..., None, None], axis=1)[:, 0]  # [B, H, G]
+    shares.append(group_shares(asked).mean(axis=1))  # [B, G]
   is_group = jax.nn.one_hot(batch.domain_id, shares[0].shape[-1]) * (batch.sequence_id != 0)[..., None]  # [B, N, G]
   events = is_group.sum(axis=1) / jnp.maximum(is_group.sum(axis=(1, 2)), 1)[:, None]  # [B, G]
-  return jnp.take_along_axis(domain, position, axis=1)[:, 0], sum(shares) / len(shares), events
+  return jnp.take_along_axis(query_domain(batch), position, axis=1)[:, 0], sum(shares) / len(shares), events
 
 
 def _is_hit(name, ranks, shares, k) -> Bool[np.ndarray, " U"]:

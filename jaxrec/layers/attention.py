@@ -9,7 +9,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
@@ -68,10 +69,20 @@ def cross_domain_share(
   >>> f"{float(cross_domain_share(mass, jnp.array([[1]]))[0, 0, 0]):.2f}"
   '0.75'
   """
+  share = group_shares(mass, epsilon)  # [B, N, H, G]
+  return (share * is_other_group(domain_id, mass.shape[-1])[:, :, None]).sum(axis=-1)
+
+
+def group_shares(mass: Float[Array, "... G"], epsilon: float = 1e-6) -> Float[Array, "... G"]:
+  """What part of its attention a query pays to each group: `|m_g| / (sum_g |m_g| + epsilon)`."""
   size = jnp.abs(mass.astype(jnp.promote_types(mass.dtype, jnp.float32)))
-  group = jnp.arange(mass.shape[-1])
-  is_other = (group != domain_id[..., None]) & (group != 0)  # [B, N, G]
-  return (size * is_other[:, :, None]).sum(axis=-1) / (size.sum(axis=-1) + epsilon)
+  return size / (size.sum(axis=-1, keepdims=True) + epsilon)
+
+
+def is_other_group(domain_id: Int[Array | np.ndarray, "..."], num_groups: int) -> Bool[Array | np.ndarray, "... G"]:
+  """Which groups of keys are neither of a domain nor of none: other domains, and bottleneck tokens."""
+  group = np.arange(num_groups)
+  return (group != domain_id[..., None]) & (group != 0)
 
 
 def masses_by_layer(collection) -> list[Float[Array, "B N H G"]]:

@@ -111,6 +111,7 @@ class _Layout:
     self.column = jnp.minimum(column, self.num_items - 1)
     is_token = jnp.repeat(self.is_place, num_tokens, axis=1)
     self.is_token = jnp.concatenate([is_event, is_token], axis=1)  # [B, S]
+    self.read_at_places = self._reads(self.column)
     self.is_item = jnp.arange(self.is_token.shape[1])[None] < self.num_items  # [1, S]
 
   def with_tokens(self, x):
@@ -126,7 +127,7 @@ class _Layout:
     group = jnp.where(self.is_item, self.with_tokens(self.batch.domain_id), self.num_domains + 1)
     keys = _sorted_by(sequence, group)
     queries = _sorted_by(self.per_domain(sequence), self.per_domain(group))
-    start, end, *_ = self._reads(self.column)
+    start, end, *_ = self.read_at_places
     is_read = (end > start)[..., 1:] & self.is_place[..., None]  # [B, P, C]
     share = is_read / jnp.maximum(is_read.sum(axis=-1, keepdims=True), 1)
     return Bottlenecks(keys, queries, jnp.repeat(share, self.num_tokens, axis=1))
@@ -150,7 +151,7 @@ class _Layout:
     return start_a, jnp.where(reads_all, self.end + shift, end_a), start_b, end_b
 
   def _of_tokens(self):
-    starts, ends, start_b, end_b = self._reads(self.column)
+    starts, ends, start_b, end_b = self.read_at_places
     shape = (*starts.shape[:2], self.num_domains)
     each = (starts[..., 1:], ends[..., 1:], *(jnp.broadcast_to(x[..., None], shape) for x in (start_b, end_b)))
     return tuple(jnp.repeat(x, self.num_tokens, axis=1).reshape(shape[0], -1) for x in each)  # [B, P T C]

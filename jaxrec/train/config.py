@@ -7,12 +7,12 @@ further keys, which the model and the objective check themselves; `config.data.o
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrec.cross_domain import OWN
 from jaxrec.ranking import PROTOCOLS, SAMPLED
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
@@ -132,15 +132,15 @@ def saved_config(saved: dict[str, Any]) -> ConfigDict:
   >>> saved_config({"seed": 7}).train.batch_size
   128
   """
-  config = default_config()
-  for name in _OPEN:
-    *groups, last = name.split(".")
-    parent = functools.reduce(lambda group, key: group.get(key, {}), groups, saved)
-    if last in parent:
-      functools.reduce(getattr, groups, config)[last] = ConfigDict()
-  with config.unlocked():
-    config.update(ConfigDict(saved))
-  return config
+  return ConfigDict(_with_defaults(saved, default_config().to_dict(), ""))
+
+
+def _with_defaults(saved, defaults, name):
+  """Open groups are taken as they were saved: their defaults belong to another model or objective."""
+  if name in _OPEN or not isinstance(saved, dict):
+    return saved
+  prefix = name and f"{name}."
+  return defaults | {key: _with_defaults(value, defaults.get(key, {}), prefix + key) for key, value in saved.items()}
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:
@@ -192,7 +192,7 @@ def _check_choices(config):
     "eval.protocol": PROTOCOLS,
     "data.task": ("next_item", "masked_item"),
     "data.train_users": TRAIN_USERS,
-    "multi_objective.own_domain": ("query", "target"),
+    "multi_objective.own_domain": OWN,
   }
   for name, allowed in choices.items():
     value = _value(config, name)

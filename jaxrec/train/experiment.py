@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrec import multi_objective
+from jaxrec import models, multi_objective, objectives
 from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
 from jaxrec.data import pipeline, single_domain
 from jaxrec.data.prepare import generate, prepare
@@ -49,14 +49,11 @@ class Experiment:
     Raises:
       ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
     """
-    import jaxrec.models
-    import jaxrec.objectives
-
     check_config(config)
     data = load_data(config)
     sizes = {"num_items": data.num_items, "num_domains": data.num_domains}
-    model = jaxrec.models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
-    objective = jaxrec.objectives.build(config.objective.to_dict())
+    model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
+    objective = objectives.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
     return cls(config, data, model, objective)

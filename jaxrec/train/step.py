@@ -15,7 +15,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxrec.cross_domain import CrossDomainObjective
 from jaxrec.train import devices
 from jaxrec.train.state import TrainState
 from jaxrec.types import SequenceBatch
@@ -41,9 +40,10 @@ def make_train_step(
 
   Args:
     model: Linen module.
-    objective: its loss is a mean over target positions weighted by target_weight. Or a `CrossDomainObjective`: then the
-      scalars are its losses by name ("loss" is the first), "weight/<name>" and "norm/<name>" of their gradients,
-      "cosine" between these, and the "grad_norm" of the weighted sum.
+    objective: its loss is a mean over target positions weighted by target_weight. Or several, which have
+      `names` and `gradients` as `jaxrec.cross_domain.CrossDomainObjective` does: then the scalars are its losses by
+      name ("loss" is the first), "weight/<name>" and "norm/<name>" of their gradients, "cosine" between the first two,
+      and the "grad_norm" of the weighted sum.
     optimizer: optax transformation; for several objectives, `jaxrec.multi_objective.multi_objective` around one.
     seed: of dropout and negatives; the key of a step is `fold_in(key(seed), step)`, so a resumed run repeats an
       uninterrupted one.
@@ -53,7 +53,7 @@ def make_train_step(
     average: decay of `state.average`; 0 where the state has none.
     mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
   """
-  updates_of = _several_updates if isinstance(objective, CrossDomainObjective) else _updates
+  updates_of = _several_updates if hasattr(objective, "gradients") else _updates
 
   def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
