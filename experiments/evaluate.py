@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from jaxrec.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.data.evaluation import evaluation_batches
-from jaxrec.ranking import PROTOCOLS, SAMPLED
+from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.train.evaluation import evaluate
 from jaxrec.train.experiment import Experiment, load_run, train_users
 from jaxrec.train.log import HideOrbaxDetails
@@ -39,6 +39,9 @@ def main(argv: list[str]) -> None:
   out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
   write_json(out, {"split": FLAGS.split, "step": step, "eval": settings, **scores})
   print(table(scores, experiment.data.domain_names, experiment.config.eval.ks))
+  if settings["protocol"] == "both":
+    print("\nAmong the items of the target's domain:")
+    print(table(scores, experiment.data.domain_names, experiment.config.eval.ks, WITHIN_DOMAIN))
   if settings["sampled_negatives"]:
     print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with the above:")
     print(table(scores, experiment.data.domain_names, experiment.config.eval.ks, SAMPLED))
@@ -78,7 +81,7 @@ def table(
     scores: ranker -> metrics.
     domain_names: of the data.
     ks: list lengths.
-    prefix: of the metrics: "" for full ranking, "sampled/" for ranks among sampled negatives.
+    prefix: of the metrics: "" for full ranking, or the prefixes of `jaxrec.ranking`.
 
   >>> print(table({"hstu": {"HR@10": 0.5, "NDCG@10": 0.25, "MRR": 0.2, "count": 4}}, ("films",), (10,)))
   domain  ranker  users   HR@10  NDCG@10     MRR
@@ -117,7 +120,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
   )
   flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.", flag_values=values)
-  flags.DEFINE_enum("protocol", None, PROTOCOLS, "Candidates, instead of those of the config.", flag_values=values)
+  flags.DEFINE_enum("protocol", None, REPORTED, "Candidates, instead of those of the config.", flag_values=values)
   flags.DEFINE_bool(
     "exclude_seen", None, "Whether seen items are no candidates, instead of the config's choice.", flag_values=values
   )

@@ -17,6 +17,8 @@ from jaxrec.negatives import sample_items
 from jaxrec.retrieval import sampled_target_ranks, target_ranks
 
 PROTOCOLS = ("full", "full_per_domain")
+REPORTED = (*PROTOCOLS, "both")
+WITHIN_DOMAIN = "within_domain/"  # Before the name of every metric of "full_per_domain" where the protocol is "both".
 SAMPLED = "sampled/"  # Before the name of every metric that looks at sampled negatives only.
 
 
@@ -44,7 +46,8 @@ def ranking_metrics(
     batches: from `jaxrec.data.evaluation.evaluation_batches`.
     ks: list lengths.
     exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
-    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain").
+    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain"); "both": the former,
+      and the latter under "within_domain/HR@10", "within_domain/domain/<name>/HR@10" and so on.
     sampled_negatives: R of `evaluation_negatives`; 0 = no sampled metrics.
 
   Raises:
@@ -52,17 +55,22 @@ def ranking_metrics(
   """
   if sampled_negatives < 0:
     raise ValueError(f"{sampled_negatives=} must not be negative; 0 leaves the sampled metrics out")
-  full_ranks = _full_ranks(item_vectors, data, exclude_seen, protocol)
-  metrics = RankingMetrics.zero(ks, data.domain_names)
+  if protocol not in REPORTED:
+    raise ValueError(f"{protocol=} is unknown; use one of {REPORTED}")
+  wanted = {"": "full", WITHIN_DOMAIN: "full_per_domain"} if protocol == "both" else {"": protocol}
+  rankings = {prefix: _full_ranks(item_vectors, data, exclude_seen, name) for prefix, name in wanted.items()}
+  metrics = {prefix: RankingMetrics.zero(ks, data.domain_names, prefix=prefix) for prefix in rankings}
   sampled = RankingMetrics.zero(ks, data.domain_names, prefix=SAMPLED)
   for batch in batches:
     queries = queries_of(batch)  # [B, M]
-    metrics = metrics.update(full_ranks(queries, batch), batch.target_domain)
+    for prefix, ranks_of in rankings.items():
+      metrics[prefix] = metrics[prefix].update(ranks_of(queries, batch), batch.target_domain)
     if sampled_negatives:
       negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
       ranks = sampled_target_ranks(queries, item_vectors, batch.target_item, negatives)
       sampled = sampled.update(np.asarray(ranks), batch.target_domain)
-  return metrics.result() | (sampled.result() if sampled_negatives else {})
+  parts = [*metrics.values(), *([sampled] if sampled_negatives else [])]
+  return {name: value for part in parts for name, value in part.result().items()}
 
 
 class UserRanks(NamedTuple):

@@ -89,8 +89,8 @@ def test_the_projection_is_split_into_u_v_q_k():
 
 def test_the_gate_multiplies_the_normalized_attention():
   u, attended = jnp.array([[[2.0, 3.0]]]), jnp.array([[[10.0, 20.0]]])
-  np.testing.assert_allclose(gate(u, attended, False), [[[-2, 3]]], atol=1e-5)
-  np.testing.assert_allclose(gate(u, attended, True), [[[2, 3, -1, 1, -2, 3]]], atol=1e-5)
+  np.testing.assert_allclose(gate(u, layer_norm(attended), False), [[[-2, 3]]], atol=1e-5)
+  np.testing.assert_allclose(gate(u, layer_norm(attended), True), [[[2, 3, -1, 1, -2, 3]]], atol=1e-5)
 
 
 def test_an_hstu_layer_is_its_three_equations():

@@ -12,11 +12,15 @@ from jaxrec.models import MODELS, build
 
 SIZES = {"width": 8, "num_layers": 1, "max_positions": 9}
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 7}
+MULTI = {**HSTU, "name": "multi_domain_hstu", "num_domains": 3}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 
 # What both HSTU layers hold: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
+TAPE = 3 * 8 + 8 * 8 + 8  # Domains, W and b.
+STATES = 3 * 10 * 10 + 4 * 10 + 3 * 10  # Projections as wide as attention, wishes 0..3, domains.
+TOP = 3 * 8 * 8 + 4 * 8 + 3 * 8  # The same as wide as the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
 
@@ -28,6 +32,17 @@ CONTRACT = {
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
+  "hstu_told_the_domain": (
+    {**HSTU, "target_domain": True, "num_domains": 3},
+    EMBEDDINGS + 3 * 8 + 2 * (UVQK + OUTPUT + TABLES),
+  ),
+  "multi_domain": (MULTI, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES)),
+  "multi_domain_gate": (
+    {**MULTI, "combination": "gate"},
+    EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES + 20 * 10 + 10),
+  ),
+  "multi_domain_keys_and_values": ({**MULTI, "read": "key_value"}, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES)),
+  "multi_domain_top": ({**MULTI, "states": "top"}, EMBEDDINGS + TAPE + TOP + 2 * (UVQK + OUTPUT + TABLES)),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
   # One more item (the mask), two norms a layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
@@ -36,7 +51,7 @@ BIDIRECTIONAL = {"bert4rec"}
 CAUSAL = sorted(set(CONTRACT) - BIDIRECTIONAL)
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-BATCH = batch_of([[[3, 1, 4, 1, 5, 9]], [[2, 6], [5, 3, 5]], []], length=7)  # The last row is padding.
+BATCH = batch_of([[[3, 1, 4, 1, 5, 9]], [[2, 6], [5, 3, 5]], []], length=7, num_domains=3)  # The last row is padding.
 
 
 def model_of(name, **overrides):
@@ -102,7 +117,7 @@ def test_a_bidirectional_model_reads_later_items(name):
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_a_packed_row_gives_the_same_as_padded_separate_rows(name):
-  separate = batch_of([[[2, 6]], [[5, 3, 5]], []], length=7)
+  separate = batch_of([[[2, 6]], [[5, 3, 5]], []], length=7, num_domains=3)
   packed, alone = queries(name, BATCH)[1], queries(name, separate)
   np.testing.assert_allclose(packed[:2], alone[0, :2], atol=1e-5)
   np.testing.assert_allclose(packed[2:5], alone[1, :3], atol=1e-5)
@@ -178,7 +193,9 @@ def test_output_norms_are_unit_length_layer_norm_or_none():
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'sasrec'\]"):
+  with pytest.raises(
+    ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'multi_domain_hstu', 'sasrec'\]"
+  ):
     build({"name": "gru4rec"}, num_items=3)
 
 

@@ -165,7 +165,7 @@ def _drop(y, key):
 
 
 def _gate_in_steps(u, attended, key):
-  return _drop(gate(u, attended, concat_ua=False), key)
+  return _drop(gate(u, layer_norm(attended), concat_ua=False), key)
 
 
 @jax.custom_vjp

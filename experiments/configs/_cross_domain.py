@@ -5,11 +5,27 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 ENCODERS = ("hstu", "sasrec", "bert4rec")
-VARIANTS = ("base", "autocdsr", "autocdsr_target", "autocdsr_plus")
+AUTOCDSR = ("autocdsr", "autocdsr_target", "autocdsr_token", "autocdsr_plus")
+# Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
+INTRA_DOMAIN = {
+  "intra": dict(tape=False, states="none"),
+  "intra_tape": dict(states="none"),
+  "intra_ddsr": dict(tape=False),
+  "intra_tape_ddsr": dict(),
+  "intra_tape_ddsr_target": dict(read="target"),
+  "intra_tape_ddsr_kv": dict(read="key_value"),
+  "intra_tape_ddsr_top": dict(states="top"),
+  "intra_tape_ddsr_gate": dict(combination="gate"),
+}
+VARIANTS = ("base", "token", *AUTOCDSR, *INTRA_DOMAIN)
 
 
 def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int) -> ConfigDict:
   """Sets name, model and objectives to those of a choice such as "hstu-autocdsr"; "" is "hstu-base".
+
+  base: attention among all events. token: the domain that is asked for is an input. autocdsr: AutoCDSR;
+  autocdsr_target: with the domain of the target as the own one; autocdsr_token: that, and it is an input;
+  autocdsr_plus: bottleneck tokens. intra...: attention inside a domain, HSTU only; "ddsr" reads domain states.
 
   A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
 
@@ -23,8 +39,13 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     ValueError: another choice.
   """
   encoder, variant, weight = [*(choice or "hstu-base").split("-"), "", ""][:3]
-  if encoder not in ENCODERS or variant not in VARIANTS or (weight and variant == "base"):
-    raise ValueError(f"{choice=} must be one of {ENCODERS}, a hyphen, one of {VARIANTS}, and perhaps -weight")
+  is_autocdsr = variant in AUTOCDSR
+  known = encoder in ENCODERS and variant in VARIANTS and (encoder == "hstu" or variant not in INTRA_DOMAIN)
+  if not known or (weight and not is_autocdsr):
+    raise ValueError(
+      f"{choice=} must be one of {ENCODERS}, a hyphen, one of {VARIANTS}, and for AutoCDSR perhaps -weight; intra... is"
+      " for hstu"
+    )
   config.name = "_".join(filter(None, (config.name, encoder, variant, weight)))
   config.model = dict(
     name=encoder, width=width, num_layers=2, num_heads=num_heads, max_positions=config.data.max_length + 1,
@@ -39,9 +60,13 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     config.data.task = "masked_item"
     config.data.mask_probability = 0.2
     config.data.mask_last_probability = 0.1
-  if variant != "base":
+  if variant in INTRA_DOMAIN:
+    config.model.update(name="multi_domain_hstu", **INTRA_DOMAIN[variant])
+  config.model.target_domain = variant in ("token", "autocdsr_token")
+  config.eval.protocol = "both"
+  if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)
-  if variant == "autocdsr_target":
+  if variant in ("autocdsr_target", "autocdsr_token"):
     config.multi_objective.own_domain = "target"
   if weight:
     config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}

@@ -2,8 +2,7 @@
 
     python -m experiments.train --config=experiments/configs/abxi.py:hstu-autocdsr --workdir=runs/abxi_hstu_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
-autocdsr_plus).
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`.
 
 Protocol: leave-one-out, full ranking over the 28,095 items of both domains without the user's own history; the
 second-last event chooses the epoch. 7,144 users, each with 5 events or more in either domain, 173,548 events.
@@ -32,6 +31,6 @@ def get_config(choice: str = "") -> ConfigDict:
   config.optimizer.warmup_steps = 50
   config.train.batch_size = 512
   config = _cross_domain.apply(config, choice, width=64, num_heads=2, dropout=0.4, stride=8)
-  config.train.num_epochs = {"hstu": 20, "sasrec": 40, "bert4rec": 60}[config.model.name]
+  config.train.num_epochs = {"sasrec": 40, "bert4rec": 60}.get(config.model.name, 20)
   config.train.evaluate_every_epochs = config.train.num_epochs // 10
   return config

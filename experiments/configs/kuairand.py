@@ -2,8 +2,7 @@
 
     python -m experiments.train --config=experiments/configs/kuairand.py:hstu-autocdsr --workdir=runs/kuairand_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
-autocdsr_plus).
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`.
 
 Protocol: the 3,101 training rows are trained on; the last event of an evaluation row chooses the epoch, that of a
 testing row is the test. Full ranking over all 944,384 items, and beside it the authors' ranking among 100 random ones
@@ -36,5 +35,6 @@ def get_config(choice: str = "") -> ConfigDict:
   config.eval.ks = (1, 10, 20, 50, 200)
   config.eval.sampled_negatives = 100
   config = _cross_domain.apply(config, choice, width=32, num_heads=2, dropout=0.2, stride=16)
-  config.model.update(time_bias=False) if config.model.name == "hstu" else None
+  if "hstu" in config.model.name:
+    config.model.time_bias = False
   return config

@@ -2,9 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/ml1m_genres.py:hstu-autocdsr --workdir=runs/ml1m_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant (base, autocdsr, autocdsr_target,
-autocdsr_plus). Protocol: see
-`ml1m_hstu`. Not measured.
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`. Protocol: see `ml1m_hstu`.
+Not measured.
 """
 
 from ml_collections import ConfigDict

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.layers.cache import with_earlier
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 
@@ -29,7 +30,10 @@ def attend(
   """`segment_attention` of the tokens of a context.
 
   Where the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the attention that each
-  token pays to each group of `context.group` is put there under "mass", `[B, S, H, G]`, events first.
+  token pays to each group of `context.group` is put there under "mass", `[B, S, H, G]`, events first and in the order
+  of the batch.
+
+  Where the context has a `place`, keys and values of earlier tokens come from the collection "cache".
 
   Args:
     module: the calling layer.
@@ -40,13 +44,16 @@ def attend(
   if wants_mass:
     is_group = jax.nn.one_hot(context.group, context.num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
     v = jnp.concatenate([v, jnp.broadcast_to(is_group, (*v.shape[:3], context.num_groups))], axis=-1)
+  if context.place is not None:
+    k, v = (with_earlier(module, name, x, context.place) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
     q, k, v = bottlenecks.asked(q), bottlenecks.keys(k), bottlenecks.keys(v)
   y = segment_attention(q, k, v, context.mask, **options)
   y = y if bottlenecks is None else bottlenecks.answered(y)
   if wants_mass:
-    module.sow(MASS, "mass", y[..., width:], init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    mass = y[..., width:] if context.order is None else context.order.undo(y[..., width:])
+    module.sow(MASS, "mass", mass, init_fn=lambda: None, reduce_fn=lambda _, new: new)
   return y[..., :width]
 
 

@@ -80,6 +80,7 @@ def with_bottlenecks(
     is_real=layout.with_tokens(batch.item_id != 0) & layout.is_token,
     group=jnp.where(layout.is_item, layout.with_tokens(batch.domain_id), num_domains + 1),
     num_groups=num_domains + 2,
+    next_domain=layout.with_tokens(batch.target_domain),
     bottlenecks=bottlenecks,
   )
   added = jnp.tile(tokens.astype(items.dtype), (items.shape[0], layout.column.shape[1], 1))  # [B, P T, M]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.layers.cache import CachePlace
 from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask, permute
 
@@ -22,7 +23,11 @@ class AttentionContext:
   is_real: whether a token is one, and not padding (nor an event whose item is unknown).
   group: what kind of key a token is: its domain 1..C, C + 1 for a bottleneck token, 0 for one whose domain is hidden.
   num_groups: C + 1, or C + 2 with bottlenecks.
+  next_domain: the domain that a token's prediction is asked for; 0 = not known.
   bottlenecks: how tokens make queries and items are told from bottlenecks; None where there are items only.
+  order: the order that everything here is in, where it isn't that of the batch.
+  latest: index of the token that is the latest event of each domain, -1 for none; for domain states.
+  place: of the one new token of each row, where earlier ones come from a cache.
   """
 
   mask: IntervalMask
@@ -33,7 +38,11 @@ class AttentionContext:
   is_real: Bool[Array, "B S"]
   group: Int[Array, "B S"]
   num_groups: int = flax.struct.field(pytree_node=False)
+  next_domain: Int[Array, "B S"]
   bottlenecks: Bottlenecks | None = None
+  order: Permutation | None = None
+  latest: Int[Array, "B S C"] | None = None
+  place: CachePlace | None = None
 
 
 @flax.struct.dataclass
@@ -95,8 +104,32 @@ def bidirectional_context(batch: SequenceBatch, num_domains: int = 1) -> Attenti
   return _plain(batch, IntervalMask.full(batch.sequence_id), batch.timestamp, num_domains)
 
 
+def cached_context(
+  batch: SequenceBatch,
+  place: CachePlace,
+  key_position: Int[Array, "B L"],
+  key_time: Int[Array, "B L"],
+  is_seen: Bool[Array, "B C"],
+) -> AttentionContext:
+  """One new token in each row: it reads itself and what is kept of the tokens before it in its group.
+
+  Args:
+    batch: `[B, 1]`; no event (sequence 0) reads nothing.
+    place: where it goes.
+    key_position, key_time: of the L tokens that are kept of its group, itself among them.
+    is_seen: which domains have had an event, its own too.
+  """
+  zero = jnp.zeros_like(batch.position)
+  end = jnp.where(batch.sequence_id != 0, place.index[:, None] + 1, 0).astype(jnp.int32)
+  mask = IntervalMask(zero, end, zero, zero, jnp.zeros(end.shape, bool))
+  return AttentionContext(
+    mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.domain_id,
+    is_seen.shape[1] + 1, batch.target_domain, latest=jnp.where(is_seen, 0, -1)[:, None], place=place,
+  )  # fmt: skip
+
+
 def _plain(batch, mask, query_time, num_domains):
   return AttentionContext(
     mask, batch.position, batch.position, query_time, batch.timestamp, batch.item_id != 0, batch.domain_id,
-    num_domains + 1,
+    num_domains + 1, batch.target_domain,
   )  # fmt: skip

@@ -61,11 +61,14 @@ class SequenceEmbedding(nn.Module):
     item_id: Int[Array, "B N"],
     position: Int[Array, "B N"],
     deterministic: bool,
+    added: Float[Array, "B N M"] | None = None,
   ) -> Float[Array, "B N M"]:
+    """`added` joins the position: what depends on domains."""
     width = item.shape[-1]
     init = nn.initializers.truncated_normal(math.sqrt(1 / width))
     table = self.param("position_table", init, (self.max_positions, width))
-    x = embed_sequence(item, jnp.take(table, position, axis=0, mode="clip").astype(self.dtype), item_id)
+    place = jnp.take(table, position, axis=0, mode="clip").astype(self.dtype)  # [B, N, M]
+    x = embed_sequence(item, place if added is None else place + added, item_id)
     return dropout(self, x, self.dropout, deterministic)
 
 

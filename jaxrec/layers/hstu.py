@@ -33,9 +33,8 @@ def split_uvqk(
   return u, v, q, k
 
 
-def gate(u: Float[Array, "B N W"], attended: Float[Array, "B N W"], concat_ua: bool) -> Float[Array, "B N _"]:
-  """`u * LN(attended)`, or `[u, LN(attended), u * LN(attended)]` where `concat_ua`."""
-  normalized = layer_norm(attended)
+def gate(u: Float[Array, "B N W"], normalized: Float[Array, "B N W"], concat_ua: bool) -> Float[Array, "B N _"]:
+  """`u * a` of the normalised output a of attention, or `[u, a, u * a]` where `concat_ua`."""
   gated = u * normalized
   return jnp.concatenate([u, normalized, gated], axis=-1) if concat_ua else gated
 
@@ -82,7 +81,8 @@ class HSTULayer(nn.Module):
       self, q, k, v, context, activation=self.activation, bias=self.relative_bias(context),
       normalizer=self.attention_length if self.activation == "silu" else None, implementation=self.implementation,
     )  # fmt: skip
-    y = gate(u, attended.reshape(u.shape), self.concat_ua)
+    normalized = self.across_domains(layer_norm(attended.reshape(u.shape)), q, k, v, context)
+    y = gate(u, normalized, self.concat_ua)
     y = dropout(self, y, self.dropout, deterministic)
     fan_in = y.shape[-1]
     output = nn.Dense(
@@ -93,6 +93,13 @@ class HSTULayer(nn.Module):
       name="output",
     )
     return x + output(y)
+
+  def across_domains(
+    self, normalized: Float[Array, "B N W"], q: Array, k: Array, v: Array, context: AttentionContext
+  ) -> Float[Array, "B N W"]:
+    """For subclasses: what other domains add to the normalised output of attention."""
+    del q, k, v, context
+    return normalized
 
   def relative_bias(self, context: AttentionContext) -> RelativeBias | None:
     """This layer's rab^{p,t} tables with the batch's times and positions."""

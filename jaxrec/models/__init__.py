@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from jaxrec.models.bert4rec import BERT4Rec
 from jaxrec.models.hstu import HSTU
+from jaxrec.models.multi_domain import MultiDomainHSTU
 from jaxrec.models.sasrec import SASRec
 from jaxrec.models.sequential import SequentialModel
 
-MODELS: dict[str, type[SequentialModel]] = {"hstu": HSTU, "sasrec": SASRec, "bert4rec": BERT4Rec}
+MODELS: dict[str, type[SequentialModel]] = {
+  "hstu": HSTU, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
+}  # fmt: skip
 
-__all__ = ["BERT4Rec", "HSTU", "MODELS", "SASRec", "SequentialModel", "build"]
+__all__ = ["BERT4Rec", "HSTU", "MODELS", "MultiDomainHSTU", "SASRec", "SequentialModel", "build"]
 
 
 def build(config: Mapping, *, num_items: int, **overrides) -> SequentialModel:

@@ -26,12 +26,15 @@ class HSTU(SequentialModel):
   implementation: str = "auto"
 
   def build_layers(self):
+    return [HSTULayer(**self.layer_options()) for _ in range(self.num_layers)]
+
+  def layer_options(self):
+    """The fields that the layers have under the same names."""
     names = (
       "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias",
       "concat_ua", "activation", "linear_activation", "implementation", "dtype",
     )  # fmt: skip
-    options = {name: getattr(self, name) for name in names}
-    return [HSTULayer(**options) for _ in range(self.num_layers)]
+    return {name: getattr(self, name) for name in names}
 
   def encode(self, x, context, deterministic):
     for layer in self.layers:

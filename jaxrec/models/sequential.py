@@ -7,12 +7,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
-from jaxrec.layers.context import AttentionContext, bidirectional_context, causal_context
+from jaxrec.layers.cache import CachePlace
+from jaxrec.layers.context import AttentionContext, bidirectional_context, cached_context, causal_context
 from jaxrec.layers.embedding import ItemEmbedding, SequenceEmbedding
 from jaxrec.layers.norm import l2_normalize, layer_norm
+from jaxrec.layers.transitions import TargetDomainEmbedding
 from jaxrec.types import SequenceBatch
 
 OUTPUT_NORMS = ("l2", "layer_norm", "none")
@@ -24,7 +26,8 @@ class SequentialModel(nn.Module):
   Subclasses define `build_layers` and `encode`, and whether tokens may read later ones (`causal`).
 
   num_items: V; ids 1..V. Row V + 1 of the table is the mask token of masked-item training.
-  num_domains: C; only the analysis of attention and the bottlenecks read domains.
+  num_domains: C; domains are read by the analysis of attention, by bottlenecks, and where `target_domain`.
+  target_domain: whether an embedding of the domain that is asked for joins each event: `batch.target_domain`.
   num_bottlenecks: T of AutoCDSR+, bottleneck tokens after every `bottleneck_stride` events; 0 = attention among all
     events. See `jaxrec.layers.bottleneck`.
   output_norm: "l2" (query and scoring vectors of unit length, scores are cosines), "layer_norm" or "none".
@@ -37,6 +40,7 @@ class SequentialModel(nn.Module):
   output_norm: str = "l2"
   num_special: int = 0
   num_domains: int = 1
+  target_domain: bool = False
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
   dtype: jnp.dtype = jnp.float32
@@ -49,6 +53,8 @@ class SequentialModel(nn.Module):
     rows = self.num_items + 1 + self.num_special
     self.items = ItemEmbedding(rows, self.width, self.output_norm == "l2", self.dtype)
     self.embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
+    if self.target_domain:
+      self.asked = TargetDomainEmbedding(self.num_domains, self.width, self.dtype)
     self.layers = self.build_layers()
     if self.num_bottlenecks:
       self.bottlenecks = BottleneckTokens(self.num_bottlenecks, self.width)
@@ -65,14 +71,54 @@ class SequentialModel(nn.Module):
     """
     batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
     item = self.input_vectors(batch.item_id) if item is None else item
-    x = self.embedding(item, batch.item_id, batch.position, deterministic)
+    x = self.embedding(item, batch.item_id, batch.position, deterministic, self.of_domains(batch))
     x, context = self.in_context(x, batch)
     x = self.encode(x, context, deterministic)
-    x = x[:, : item.shape[1]]  # Without bottleneck tokens.
+    return self.outputs(x[:, : item.shape[1]], batch)  # Without bottleneck tokens.
+
+  def next_event(
+    self,
+    batch: SequenceBatch,
+    place: CachePlace,
+    key_position: Int[Array, "B L"],
+    key_time: Int[Array, "B L"],
+    is_seen: Bool[Array, "B C"],
+  ) -> Float[Array, "B 1 M"]:
+    """As `__call__` for one more event `[B, 1]` of each row, whose history is in the collection "cache".
+
+    See `jaxrec.inference.incremental`, which keeps the arguments, and `jaxrec.layers.context.cached_context` for them.
+
+    Raises:
+      NotImplementedError: a model that reads in both directions, or with bottleneck tokens.
+    """
+    if not self.causal or self.num_bottlenecks:
+      raise NotImplementedError("only causal models without bottleneck tokens can be fed event by event")
+    x = self.embedding(
+      self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.of_domains(batch)
+    )  # [B, 1, M]
+    x = self.encode(x, cached_context(batch, place, key_position, key_time, is_seen), True)
+    return self.outputs(x, batch)
+
+  def outputs(self, x: Float[Array, "B N M"], batch: SequenceBatch) -> Float[Array, "B N M"]:
+    """Query vectors of what the encoder returned."""
     x = jnp.where((batch.sequence_id != 0)[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.output_norm == "l2":
       return l2_normalize(x)
     return layer_norm(x) if self.output_norm == "layer_norm" else x
+
+  @property
+  def num_cache_groups(self) -> int:
+    """How many parts a history has whose events don't read each other."""
+    return 1
+
+  @property
+  def asks_for_domain(self) -> bool:
+    """Whether queries depend on the domain that is asked for."""
+    return self.target_domain
+
+  def of_domains(self, batch: SequenceBatch) -> Float[Array, "B N M"] | None:
+    """What domains add to the embeddings of events."""
+    return self.asked(batch.target_domain) if self.target_domain else None
 
   def input_vectors(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Rows of the item table as the encoder reads them."""

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrec.cross_domain import OWN
-from jaxrec.ranking import PROTOCOLS, SAMPLED
+from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
@@ -90,7 +90,7 @@ def default_config() -> ConfigDict:
       "metric": "NDCG@10",  # Chooses the epoch.
       "exclude_seen": True,
       "batch_size": 256,
-      "protocol": "full",  # Candidates: all items, or full_per_domain: the items of the target's domain.
+      "protocol": "full",  # Candidates: all items, or full_per_domain: those of the target's domain; or both.
       "sampled_negatives": 0,  # Adds sampled/...: ranks among so many random items. 0: none.
     },
   })  # fmt: skip
@@ -189,7 +189,7 @@ def _check_choices(config):
   choices = {
     "optimizer.schedule": SCHEDULES,
     "train.dtype": DTYPES,
-    "eval.protocol": PROTOCOLS,
+    "eval.protocol": REPORTED,
     "data.task": ("next_item", "masked_item"),
     "data.train_users": TRAIN_USERS,
     "multi_objective.own_domain": OWN,
@@ -230,4 +230,5 @@ def _value(config, name):
 
 def _metric_names(settings):
   names = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in settings.ks), "MRR")
-  return names + tuple(SAMPLED + name for name in names if settings.sampled_negatives)
+  within = tuple(WITHIN_DOMAIN + name for name in names if settings.protocol == "both")
+  return names + within + tuple(SAMPLED + name for name in names if settings.sampled_negatives)
