@@ -131,3 +131,30 @@ def test_a_recommendation_reads_as_titles(data):
     "next",
   ]
   assert lines[4] == "  chosen next: films: Brazil, rank 2"
+
+
+class WhatIsAsked(NextItem):
+  """Its query is the first item of the domain that is asked for."""
+
+  asks_for_domain = True
+
+  def __call__(self, batch, deterministic=True):
+    return jnp.eye(self.num_items + 1)[1 + 3 * (batch.target_domain - 1)]  # [B, N, V1]
+
+
+def _asked(data, **options):
+  config = default_config()
+  config.data.max_length = 8
+  return recommend(WhatIsAsked(), {}, data, config, [0], k=1, exclude_seen=False, **options)[0].items
+
+
+def test_a_model_that_asks_for_a_domain_is_told_which(data):
+  assert _asked(data, domain="books") == [1]
+  assert _asked(data, domain="films") == [4]
+  assert _asked(data, domain="books", hold_out=True) == [1]  # Ann's test event is a film.
+  assert _asked(data, hold_out=True) == [4]
+
+
+def test_a_model_that_asks_for_a_domain_is_not_asked_without_one(data):
+  with pytest.raises(ValueError, match="for the domain that is asked for; name one of books, films"):
+    _asked(data)

@@ -193,7 +193,7 @@ def _normalized(shares):
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program; not on import, as other programs have flags of the same names."""
   flags.DEFINE_enum("config_file", "abxi", list(CONFIGS), "Whose settings and sizes.", flag_values=values)
-  for name, every in (("encoders", _cross_domain.ENCODERS), ("variants", _cross_domain.VARIANTS)):
+  for name, every in (("encoders", _cross_domain.ENCODERS), ("variants", ("base", *_cross_domain.AUTOCDSR))):
     flags.DEFINE_multi_enum(name, list(every), every, "Which; may be repeated.", flag_values=values)
   steps_help = "Rounds, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)

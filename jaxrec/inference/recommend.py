@@ -61,13 +61,17 @@ def recommend(
     config: `config.data` says how histories are cropped.
     users: 0-based users; `data.user_index` finds them by raw id.
     k: how many items.
-    domain: name of the domain to recommend from; None: all.
+    domain: name of the domain to recommend from; None: all. A model that asks for a domain is then told that of the
+      test event, with `hold_out`.
     hold_out: stop before the user's test event, and tell its rank, instead of reading the whole history.
     exclude_seen: recommend no item that the user has met.
 
   Raises:
-    ValueError: an unknown user or domain, a user without events, or without a test event where one is to be held out.
+    ValueError: an unknown user or domain, a user without events, or without a test event where one is to be held out;
+      no domain for a model that asks for one.
   """
+  if domain is None and not hold_out and getattr(model, "asks_for_domain", False):
+    raise ValueError(f"the model predicts for the domain that is asked for; name one of {', '.join(data.domain_names)}")
   number = None if domain is None else domain_number(data, domain)
   asked = _at_the_time_of_asking(data, users, number, hold_out)
   queries_of = _compiled_queries(model)
@@ -159,7 +163,7 @@ def _at_the_time_of_asking(data, users, domain, hold_out):
     lengths.append(len(asked))
     for name in ("item_id", "domain_id", "timestamp", "action"):
       parts[name].append(getattr(data, name)[asked])
-    if domain is not None and not hold_out:
+    if domain is not None:
       parts["domain_id"][-1][-1] = domain
     parts["split"].append(np.append(np.zeros(len(events), np.uint8), np.uint8(TEST)))
   columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
