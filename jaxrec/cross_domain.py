@@ -135,6 +135,34 @@ class CrossDomainObjective:
 
     return values, jnp.stack([batch.target_weight.astype(jnp.float32).sum(), num_queries]), grads, finish
 
+  def weighted_gradient(
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    weights: Float[Array, "K"],
+    deterministic: bool = False,
+  ) -> tuple[Float[Array, "K"], Any]:
+    """Returns the losses and one gradient, of their sum with these weights: a single backward pass.
+
+    Args: as of `gradients`, which gives the same gradient for the same weights.
+    """
+    dropout_key, sample_key = jax.random.split(rng)
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def total(params):
+      query, state = model.apply(
+        {"params": params}, batch, deterministic, rngs={"dropout": dropout_key}, mutable=[MASS]
+      )  # [B, N, M]
+      vectors = functools.partial(item_vectors, model, params)
+      recommendation = self.recommendation.of_queries(query, vectors, batch, sample_key, model.num_items)
+      losses = jnp.stack([recommendation, cross_domain_attention(masses_by_layer(state[MASS]), batch, self.own)[0]])
+      return weights @ losses, losses
+
+    grad, losses = jax.grad(total, has_aux=True)(params)
+    return losses, grad
+
 
 def shared_parameters(grad: Any) -> Any:
   """What enters the Gram matrix: all but the item table, whose rows only one of the objectives scores.

@@ -148,13 +148,19 @@ def time_in_turn(steps: dict[str, Callable[[int], Any]], rounds: int) -> dict[st
 
 
 def summary(ms: Sequence[float], base: Sequence[float] | None) -> dict[str, float | int | None]:
-  """Returns the median and least time, and the median ratio to `base`, round by round; None without a base.
+  """Returns median, mean and least time; and to `base` the median ratio, round by round, and the ratio of the means.
 
-  >>> summary([3.0, 8.0, 30.0], [2.0, 4.0, 10.0])
-  {'median_ms': 8.0, 'least_ms': 3.0, 'ratio': 2.0, 'steps': 3}
+  Where weights are solved for in some steps only, the mean is the time of a step; ratios are None without a base.
+
+  >>> summary([3.0, 8.0, 31.0], [2.0, 4.0, 15.0])
+  {'median_ms': 8.0, 'mean_ms': 14.0, 'least_ms': 3.0, 'ratio': 2.0, 'mean_ratio': 2.0, 'steps': 3}
   """
-  ratio = None if base is None else round(statistics.median(a / b for a, b in zip(ms, base, strict=True)), 4)
-  return {"median_ms": round(statistics.median(ms), 2), "least_ms": round(min(ms), 2), "ratio": ratio, "steps": len(ms)}
+  ratios = {"ratio": None, "mean_ratio": None}
+  if base is not None:
+    median = statistics.median(a / b for a, b in zip(ms, base, strict=True))
+    ratios = {"ratio": round(median, 4), "mean_ratio": round(sum(ms) / sum(base), 4)}
+  times = {"median_ms": statistics.median(ms), "mean_ms": statistics.mean(ms), "least_ms": min(ms)}
+  return {name: round(value, 2) for name, value in times.items()} | ratios | {"steps": len(ms)}
 
 
 def _stepper(config) -> tuple[Callable[[int], Any], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 ENCODERS = ("hstu", "sasrec", "bert4rec")
-AUTOCDSR = ("autocdsr", "autocdsr_target", "autocdsr_token", "autocdsr_plus")
+AUTOCDSR = ("autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_token", "autocdsr_plus", "autocdsr_plus_every4")
 # Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
 INTRA_DOMAIN = {
   "intra": dict(tape=False, states="none"),
@@ -23,9 +23,10 @@ VARIANTS = ("base", "token", *AUTOCDSR, *INTRA_DOMAIN)
 def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int) -> ConfigDict:
   """Sets name, model and objectives to those of a choice such as "hstu-autocdsr"; "" is "hstu-base".
 
-  base: attention among all events. token: the domain that is asked for is an input. autocdsr: AutoCDSR;
-  autocdsr_target: with the domain of the target as the own one; autocdsr_token: that, and it is an input;
-  autocdsr_plus: bottleneck tokens. intra...: attention inside a domain, HSTU only; "ddsr" reads domain states.
+  base: attention among all events. token: the domain that is asked for is an input.
+  autocdsr: AutoCDSR; autocdsr_target: with the domain of the target as the own one; autocdsr_token: that, and it is an
+    input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
+  intra...: attention inside a domain, HSTU only; "ddsr" reads domain states.
 
   A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
 
@@ -70,6 +71,8 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     config.multi_objective.own_domain = "target"
   if weight:
     config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}
-  if variant == "autocdsr_plus":
+  if variant.endswith("_every4"):
+    config.multi_objective.solve_every = 4
+  if variant.startswith("autocdsr_plus"):
     config.model.update(num_bottlenecks=1, bottleneck_stride=stride)
   return config

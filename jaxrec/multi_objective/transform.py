@@ -48,12 +48,14 @@ def multi_objective(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns a transformation whose `update` takes K gradients, weighs them, and gives their sum to `inner`.
 
-  `update(grads, state, params, *, losses, gram=None, finish=None, **extra)`:
+  `update(grads, state, params, *, losses, gram=None, finish=None, weighed=False, **extra)`:
     grads: tuple of K pytrees of one structure: gradients of whole losses (added up over parts of the batch and over the
       devices that share it), like `params` unless `finish` is given.
     losses: [K], of the same batch.
     gram: [K, K] inner products of the gradients, if at hand; else they are computed, over `select` and `axis_name`.
     finish: maps the combined pytree to a gradient like `params`: for what is pulled back once instead of K times.
+    weighed: grads is one gradient, of the losses' sum weighed by `state.weights`. They stay, and so does what is known
+      of the K gradients: for steps between those that solve for the weights.
     extra: passed on to `inner`.
 
   A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state:
@@ -88,7 +90,14 @@ def multi_objective(
       zeros, square, zeros, zeros[0], none, none, weighting.init(num_objectives), inner.init(params)
     )
 
-  def update(grads, state, params=None, *, losses, gram=None, finish=None, **extra):
+  def update(grads, state, params=None, *, losses, gram=None, finish=None, weighed=False, **extra):
+    if weighed:
+      updates, inner_state = inner.update(grads, state.inner, params, **extra)
+      is_finite = jnp.isfinite(state.weights).all() & jnp.isfinite(losses).all()
+      return updates, state._replace(
+        combined_norm=optax.tree.norm(grads).astype(jnp.float32), num_nonfinite=state.num_nonfinite + ~is_finite,
+        count=state.count + 1, inner=inner_state,
+      )  # fmt: skip
     _check(grads, losses, num_objectives)
     if gram is None:
       gram = gram_matrix(grads, axis_name, select)

@@ -21,7 +21,7 @@ TRAIN_USERS = ("all", "without_held_out")
 OBJECTIVES = ("cross_domain_attention",)
 _AT_LEAST_ONE = (
   "data.max_length", "train.batch_size", "train.num_epochs", "train.accumulate", "train.evaluate_every_epochs",
-  "train.log_every_steps", "eval.batch_size",
+  "train.log_every_steps", "eval.batch_size", "multi_objective.solve_every",
 )  # fmt: skip
 _NOT_NEGATIVE = (
   "data.row_length", "data.rows_per_batch", "optimizer.learning_rate", "optimizer.weight_decay",
@@ -62,6 +62,7 @@ def default_config() -> ConfigDict:
     "multi_objective": {
       "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
       "own_domain": "query",  # Which attention should not leave: of the event that asks, or of the "target".
+      "solve_every": 1,  # Steps from one solution for the weights to the next; more is faster.
       "weighting": {"name": "pareto"},  # Of their gradients; see jaxrec.multi_objective.weighting.
     },
     "optimizer": {
@@ -200,6 +201,11 @@ def _check_choices(config):
       raise ValueError(f"config.{name}={value!r} is unknown; use one of {allowed}")
   if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
     raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
+  solve_every = config.multi_objective.solve_every
+  if solve_every > 1 and (not config.multi_objective.objectives or config.train.accumulate > 1):
+    raise ValueError(
+      f"config.multi_objective.{solve_every=} needs config.multi_objective.objectives and config.train.accumulate=1"
+    )
   if config.data.only_domain and config.multi_objective.objectives:
     raise ValueError(
       f"{config.data.only_domain=} leaves no attention across domains to weigh; empty config.multi_objective.objectives"

@@ -105,6 +105,7 @@ def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable
     accumulate=config.train.accumulate,
     average=config.train.average,
     mesh=mesh,
+    solve_every=config.multi_objective.solve_every,
   )
 
 

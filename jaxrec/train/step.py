@@ -32,6 +32,7 @@ def make_train_step(
   accumulate: int = 1,
   average: float = 0.0,
   mesh: Mesh | None = None,
+  solve_every: int = 1,
 ) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
@@ -52,8 +53,16 @@ def make_train_step(
       negatives from the batch.
     average: decay of `state.average`; 0 where the state has none.
     mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
+    solve_every: several objectives only: steps from one solution for their weights to the next. Those between reuse the
+      weights and need one backward pass instead of K.
+
+  Raises:
+    ValueError: `solve_every` above 1 with one objective, or together with `accumulate`.
   """
-  updates_of = _several_updates if hasattr(objective, "gradients") else _updates
+  several = hasattr(objective, "gradients")
+  if solve_every < 1 or (solve_every > 1 and (accumulate > 1 or not several)):
+    raise ValueError(f"{solve_every=} must be 1, or more for several objectives with accumulate=1")
+  updates_of = partial(_several_updates, solve_every) if several else _updates
 
   def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -89,18 +98,37 @@ def _updates(model, objective, optimizer, state, batch, rng, parts):
   return updates, opt_state, scalars | {"grad_norm": optax.tree.norm(grads)}
 
 
-def _several_updates(model, objective, optimizer, state, batch, rng, parts):
-  """As `_updates`, with a gradient for each objective."""
+def _several_updates(solve_every, model, objective, optimizer, state, batch, rng, parts):
+  """As `_updates`, with a gradient for each objective where their weights are solved for."""
+  arguments = (model, objective, optimizer)
+  if solve_every == 1:
+    updates, opt_state, losses = _solved(*arguments, state, batch, rng, parts)
+  else:
+    is_due = state.opt_state.count % solve_every == 0
+    solve, reuse = partial(_solved, *arguments, parts=parts), partial(_reused, *arguments)
+    updates, opt_state, losses = jax.lax.cond(is_due, solve, reuse, state, batch, rng)
+  scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
+  for name, *values in zip(objective.names, losses, opt_state.weights, opt_state.norms, strict=True):
+    scalars |= dict(zip((name, f"weight/{name}", f"norm/{name}"), values, strict=True))
+  return updates, opt_state, scalars
+
+
+def _reused(model, objective, optimizer, state, batch, rng):
+  """Updates with the weights of an earlier step."""
+  losses, grad = objective.weighted_gradient(model, state.params, batch, rng, state.opt_state.weights)
+  updates, opt_state = optimizer.update(grad, state.opt_state, state.params, losses=losses, weighed=True)
+  return updates, opt_state, losses
+
+
+def _solved(model, objective, optimizer, state, batch, rng, parts):
+  """Updates with weights found for this step."""
   gradients = partial(objective.gradients, model)
   if parts == 1:
     losses, _, grads, finish = gradients(state.params, batch, rng)
   else:
     losses, grads, finish = _several_in_parts(gradients, len(objective.names), state.params, batch, rng, parts)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params, losses=losses, finish=finish)
-  scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
-  for name, *values in zip(objective.names, losses, opt_state.weights, opt_state.norms, strict=True):
-    scalars |= dict(zip((name, f"weight/{name}", f"norm/{name}"), values, strict=True))
-  return updates, opt_state, scalars
+  return updates, opt_state, losses
 
 
 def _several_in_parts(gradients, num_objectives, params, batch, rng, parts):
