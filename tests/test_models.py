@@ -19,8 +19,8 @@ BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 # What both HSTU layers hold: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
 TAPE = 3 * 8 + 8 * 8 + 8  # Domains, W and b.
-STATES = 3 * 10 * 10 + 4 * 10 + 3 * 10  # Projections as wide as attention, wishes 0..3, domains.
-TOP = 3 * 8 * 8 + 4 * 8 + 3 * 8  # The same as wide as the model.
+STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections as wide as attention; what is asked and domains, 0..3 each.
+TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same as wide as the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
-from jaxrec.layers.domain_states import Combination, DomainStateAttention, read_states
-from jaxrec.layers.intra_domain import intra_domain_context, latest_events
+from jaxrec.layers.domain_states import Combination, DomainStateAttention, attend_states, read_states
+from jaxrec.layers.intra_domain import BLOCK, intra_domain_context, latest_events
 from jaxrec.layers.norm import layer_norm
 from jaxrec.layers.transitions import TransitionAwarePositionalEmbedding
 from jaxrec.models import build
@@ -100,7 +100,7 @@ def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_do
   p = jax.tree.map(np.asarray, params)
   normal = np.asarray(layer_norm(z))
   q = normal @ p["query"]["kernel"] + p["asked_table"][np.asarray(batch.target_domain)]
-  k = normal @ p["key"]["kernel"] + p["domain_table"][np.asarray(domain) - 1]
+  k = normal @ p["key"]["kernel"] + p["domain_table"][np.asarray(domain)]
   v = normal @ p["value"]["kernel"]
   latest = np.asarray(latest_events(sequence, domain, 3))
   expected = np.zeros_like(found)
@@ -133,14 +133,46 @@ def test_the_state_of_the_target_is_that_of_the_domain_asked_for():
 
 
 def test_nothing_to_read_gives_zero_and_zero_gradients():
-  q, k, v = jnp.ones((1, 2, 1, 3)), jnp.ones((1, 2, 4, 1, 3)), jnp.ones((1, 2, 4, 1, 5))
-  may_read = jnp.array([[[False] * 4, [True, False, True, False]]])
-  out, pull = jax.vjp(lambda *x: read_states(*x, may_read), q, k, v)
-  np.testing.assert_array_equal(out[0, 0], 0)
-  np.testing.assert_allclose(out[0, 1], 1)
-  for gradient in pull(jnp.ones_like(out)):
-    assert np.isfinite(gradient).all()
-    np.testing.assert_array_equal(gradient[0, 0], 0)
+  q, k, v = jnp.ones((2, 1, 3)), jnp.ones((4, 1, 3)), jnp.ones((4, 1, 5))
+  may_read = jnp.array([[False] * 4, [True, False, True, False]])
+  out, pull = jax.vjp(lambda *x: attend_states(*x, may_read), q, k, v)
+  np.testing.assert_array_equal(out[0], 0)
+  np.testing.assert_allclose(out[1], 1)
+  assert all(np.isfinite(gradient).all() for gradient in pull(jnp.ones_like(out)))
+  np.testing.assert_array_equal(pull(jnp.ones_like(out).at[1].set(0))[0], 0)
+
+
+@pytest.mark.parametrize("only_asked", [False, True])
+@pytest.mark.parametrize("num_domains", [2, 5])
+def test_states_read_in_blocks_are_those_of_the_dense_form_with_their_gradients(num_domains, only_asked):
+  """Rows of several blocks and of a part of one; with two domains some events are many blocks back."""
+  shape = (2, 2 * BLOCK + 13)
+  sequence, domain = random_rows(5, num_domains, shape)
+  rare = jnp.where(sequence != 0, jnp.minimum(domain, 2), 0).at[:, : BLOCK + 9].min(1)
+  sequence, domain = (jnp.minimum(sequence, 1), rare) if num_domains == 2 else (sequence, domain)
+  asked = jnp.where(domain > 0, domain % num_domains + 1, 0)
+  batch = batch_of([[]] * 2, length=shape[1]).replace(sequence_id=sequence, domain_id=domain, target_domain=asked)
+  context = intra_domain_context(batch, num_domains)
+  q, k, v, direction = jax.random.normal(jax.random.key(0), (4, *shape, 2, 3))
+  latest = np.asarray(latest_events(sequence, domain, num_domains))
+  may_read = np.zeros((2, shape[1], shape[1]), bool)
+  for b, i, d in np.argwhere(latest >= 0):
+    if d + 1 != domain[b, i] and (not only_asked or d + 1 == asked[b, i]):
+      may_read[b, i, latest[b, i, d]] = True
+  assert may_read.any() and not may_read.all(axis=2).any()
+
+  def in_blocks(q, k, v):
+    return context.order.undo(
+      read_states(DomainStateAttention(num_domains), *(context.order(x) for x in (q, k, v)), context, only_asked)
+    )
+
+  def dense(q, k, v):
+    return attend_states(q, k, v, jnp.asarray(may_read))
+
+  (found, pull), (expected, pull_dense) = jax.vjp(in_blocks, q, k, v), jax.vjp(dense, q, k, v)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  for one, other in zip(pull(direction), pull_dense(direction), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sum", "gate"])

@@ -26,7 +26,7 @@ class AttentionContext:
   next_domain: the domain that a token's prediction is asked for; 0 = not known.
   bottlenecks: how tokens make queries and items are told from bottlenecks; None where there are items only.
   order: the order that everything here is in, where it isn't that of the batch.
-  latest: index of the token that is the latest event of each domain, -1 for none; for domain states.
+  states: which domain states tokens may read.
   place: of the one new token of each row, where earlier ones come from a cache.
   """
 
@@ -41,7 +41,7 @@ class AttentionContext:
   next_domain: Int[Array, "B S"]
   bottlenecks: Bottlenecks | None = None
   order: Permutation | None = None
-  latest: Int[Array, "B S C"] | None = None
+  states: DomainStates | None = None
   place: CachePlace | None = None
 
 
@@ -88,6 +88,23 @@ class Bottlenecks:
     return jnp.concatenate([y[:, :num_items], mean], axis=1)
 
 
+@flax.struct.dataclass
+class DomainStates:
+  """Which states may be read by tokens in the order of the batch, cut into X blocks of T tokens.
+
+  A block has T states of its own, those of its tokens, and C that come from before it.
+
+  carried: column of the latest event of each domain before the block, 0 where there is none; None: those C are all
+    there is, and come from a cache.
+  may_read: whether the state is that of the latest event of its domain, in the same sequence, and of another domain.
+  is_asked: whether its domain is the one that the token's prediction is asked for.
+  """
+
+  carried: Int[Array, "B X C"] | None
+  may_read: Bool[Array, "B X T S"]
+  is_asked: Bool[Array, "B X T S"]
+
+
 def causal_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionContext:
   """Each token reads itself and earlier tokens of its sequence; the query's time is that of the event to be predicted.
 
@@ -124,8 +141,14 @@ def cached_context(
   mask = IntervalMask(zero, end, zero, zero, jnp.zeros(end.shape, bool))
   return AttentionContext(
     mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.domain_id,
-    is_seen.shape[1] + 1, batch.target_domain, latest=jnp.where(is_seen, 0, -1)[:, None], place=place,
+    is_seen.shape[1] + 1, batch.target_domain, place=place, states=_cached_states(batch, is_seen),
   )  # fmt: skip
+
+
+def _cached_states(batch, is_seen):
+  domain = jnp.arange(1, is_seen.shape[1] + 1)
+  may_read = is_seen & (domain != batch.domain_id)  # [B, C]
+  return DomainStates(None, may_read[:, None, None], (domain == batch.target_domain)[:, None, None])
 
 
 def _plain(batch, mask, query_time, num_domains):

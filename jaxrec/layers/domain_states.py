@@ -25,26 +25,51 @@ READS = ("all", "target", "key_value")
 COMBINATIONS = ("sum", "gate")
 
 
-def read_states(
-  q: Float[Array, "B N H D"],
-  k: Float[Array, "B N C H D"],
-  v: Float[Array, "B N C H E"],
-  may_read: Bool[Array, "B N C"],
-) -> Float[Array, "B N H E"]:
+def attend_states(
+  q: Float[Array, "*X T H D"],
+  k: Float[Array, "*X S H D"],
+  v: Float[Array, "*X S H E"],
+  may_read: Bool[Array, "*X T S"],
+) -> Float[Array, "*X T H E"]:
   """Softmax attention of each token over the states that it may read; zero where there are none.
 
-  >>> q, k = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 1, 3, 1, 2))
-  >>> v = jnp.array([2.0, 4.0, 9.0]).reshape(1, 1, 3, 1, 1)
-  >>> read_states(q, k, v, jnp.array([[[True, True, False]]])).item()  # Equal scores: the mean of 2 and 4.
+  >>> q, k = jnp.zeros((1, 1, 2)), jnp.zeros((3, 1, 2))
+  >>> v = jnp.array([2.0, 4.0, 9.0]).reshape(3, 1, 1)
+  >>> attend_states(q, k, v, jnp.array([[True, True, False]])).item()  # Equal scores: the mean of 2 and 4.
   3.0
   """
-  score = jnp.einsum("bnhd,bnchd->bnhc", q, k) * q.shape[-1] ** -0.5  # [B, N, H, C]
-  allowed = may_read[:, :, None]
-  score = jnp.where(allowed, score.astype(jnp.promote_types(score.dtype, jnp.float32)), -jnp.inf)
-  peak = jnp.max(score, axis=-1, keepdims=True, initial=-1e30, where=allowed)
-  weight = jnp.where(allowed, jnp.exp(score - jax.lax.stop_gradient(peak)), 0)
+  score = jnp.einsum("...thd,...shd->...hts", q, k) * q.shape[-1] ** -0.5  # [..., H, T, S]
+  allowed = may_read[..., None, :, :]
+  score = jnp.where(allowed, score.astype(jnp.promote_types(score.dtype, jnp.float32)), -1e30)
+  weight = jnp.where(allowed, jnp.exp(score - jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))), 0)
   weight /= jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
-  return jnp.einsum("bnhc,bnche->bnhe", weight.astype(v.dtype), v)  # [B, N, H, E]
+  return jnp.einsum("...hts,...she->...the", weight.astype(v.dtype), v)  # [..., T, H, E]
+
+
+def read_states(
+  module: nn.Module,
+  q: Float[Array, "B N H D"],
+  k: Float[Array, "B N H D"],
+  v: Float[Array, "B N H E"],
+  context: AttentionContext,
+  only_asked: bool = False,
+) -> Float[Array, "B N H E"]:
+  """What each token reads where tokens have these queries, and states of these keys and values.
+
+  Args:
+    module: the calling layer; keeps the states where the context has a `place`.
+    only_asked: read no state but that of the domain that is asked for.
+  """
+  states = context.states
+  may_read = states.may_read & states.is_asked if only_asked else states.may_read
+  if context.place is not None:
+    k, v = (with_latest(module, name, x, context.place) for name, x in (("key_state", k), ("value_state", v)))
+    return attend_states(q[:, None], k, v, may_read)[:, 0]  # [B, 1, H, E]
+  q, k, v = (context.order.undo(x) for x in (q, k, v))
+  q = _blocks(q, may_read.shape[2])
+  k, v = (_with_carried(x, states.carried, may_read.shape[2]) for x in (k, v))
+  out = attend_states(q, k, v, may_read)  # [B, X, T, H, E]
+  return context.order(out.reshape(out.shape[0], -1, *out.shape[3:])[:, : context.group.shape[1]])
 
 
 class DomainStateAttention(nn.Module):
@@ -75,17 +100,16 @@ class DomainStateAttention(nn.Module):
     if width % self.num_heads:
       raise ValueError(f"{width=} must be divisible by {self.num_heads=}")
     z = layer_norm(z)
-    may_read = readable(context)
     v = self._project("value", z)
     if self.read == "target":
-      return _of_target(latest(self, "value_state", v, context), may_read, context.next_domain)
+      nothing = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # One state at most is read, whatever its score.
+      return read_states(self, nothing, nothing, v[:, :, None], context, only_asked=True)[:, :, 0]
     init = nn.initializers.normal(0.02)
     asked = self.param("asked_table", init, (self.num_domains + 1, width)).astype(self.dtype)
-    of_domain = self.param("domain_table", init, (self.num_domains, width)).astype(self.dtype)
+    of_domain = self.param("domain_table", init, (self.num_domains + 1, width)).astype(self.dtype)
     q = self._project("query", z) + asked[context.next_domain]
-    k = latest(self, "key_state", self._project("key", z), context) + of_domain
-    v = latest(self, "value_state", v, context)  # [B, N, C, W]
-    return read_states(*(self._split(x) for x in (q, k, v)), may_read).reshape(z.shape)
+    k = self._project("key", z) + of_domain[context.group]
+    return read_states(self, *(self._split(x) for x in (q, k, v)), context).reshape(z.shape)
 
   def _project(self, name, x):
     return nn.Dense(
@@ -116,19 +140,13 @@ class Combination(nn.Module):
     return own + jax.nn.sigmoid(gate(jnp.concatenate([own, other], axis=-1))) * other
 
 
-def readable(context: AttentionContext) -> Bool[Array, "B N C"]:
-  """Which states each token may read: those of other domains that have an event."""
-  domain = jnp.arange(1, context.latest.shape[-1] + 1)
-  return (context.latest >= 0) & (context.group[..., None] != domain)
+def _blocks(x, size):
+  """`[B, N, ...]` -> `[B, X, T, ...]`."""
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
+  return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
-def latest(module: nn.Module, name: str, x: Float[Array, "B N ..."], context: AttentionContext) -> Array:
-  """`x` at the latest event of each domain, `[B, N, C, ...]`; arbitrary where there is none."""
-  if context.place is not None:
-    return with_latest(module, name, x, context.place)
-  return jax.vmap(lambda row, index: row.at[jnp.maximum(index, 0)].get(mode="promise_in_bounds"))(x, context.latest)
-
-
-def _of_target(v, may_read, next_domain):
-  is_asked = jax.nn.one_hot(next_domain - 1, v.shape[2], dtype=v.dtype) * may_read  # [B, N, C]
-  return jnp.einsum("bnc,bnc...->bn...", is_asked, v)
+def _with_carried(x, carried, size):
+  """`[B, N, ...]` -> `[B, X, T + C, ...]`: the tokens of each block, and the C that stand for what is before it."""
+  before = jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, carried)  # [B, X, C, ...]
+  return jnp.concatenate([_blocks(x, size), before], axis=2)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxrec.layers.context import AttentionContext, Permutation
+from jaxrec.layers.context import AttentionContext, DomainStates, Permutation
 from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask, sort_by_segment
+
+BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.
 
 
 def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionContext:
@@ -21,9 +23,8 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
   """
   batch = jax.tree.map(jnp.asarray, batch)
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
-  column = latest_events(batch.sequence_id, batch.domain_id, num_domains)  # [B, N, C]
-  place = jax.vmap(lambda inverse, index: inverse[jnp.maximum(index, 0)])(order.inverse, column)
-  batch, latest = jax.tree.map(order, (batch, jnp.where(column >= 0, place, -1)))
+  states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains)
+  batch = jax.tree.map(order, batch)
   return AttentionContext(
     mask=IntervalMask.intra_domain(batch.sequence_id, batch.domain_id),
     query_position=batch.position,
@@ -35,7 +36,40 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
     num_groups=num_domains + 1,
     next_domain=batch.target_domain,
     order=order,
-    latest=latest,
+    states=states,
+  )
+
+
+def domain_states(
+  sequence_id: Int[Array, "B N"],
+  domain_id: Int[Array, "B N"],
+  next_domain: Int[Array, "B N"],
+  num_domains: int,
+  block: int = BLOCK,
+) -> DomainStates:
+  """Which token's state stands for each domain at each token, see `DomainStates`.
+
+  Looked up one by one, the C states of N tokens would be N C rows; of the C states at the start of a block and the T in
+  it there are only (C / T + 1) N.
+  """
+  padding = ((0, 0), (0, -sequence_id.shape[1] % block))
+  sequence_id, domain_id, next_domain = (jnp.pad(x, padding) for x in (sequence_id, domain_id, next_domain))
+  blocks = lambda x: x.reshape(x.shape[0], -1, block, *x.shape[2:])  # noqa: E731  # [B, X, T, ...]
+  latest = blocks(latest_events(sequence_id, domain_id, num_domains))  # [B, X, T, C]
+  index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)
+  domains = jnp.arange(1, num_domains + 1)
+  last = jax.lax.cummax(jnp.where(domain_id[..., None] == domains, index[:, None], -1), axis=1)  # Of any sequence.
+  before = jnp.pad(last, ((0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :-1:block]  # [B, X, C]
+  own = blocks(domain_id)  # [B, X, T]
+  place = jnp.broadcast_to(jnp.maximum(own - 1, 0)[:, :, None], (*own.shape, block))  # [B, X, T, T] of each key
+  is_latest = jnp.take_along_axis(latest, place, axis=3) == index.reshape(1, -1, 1, block)
+  is_carried = (latest == before[:, :, None]) & (latest >= 0)
+  may_read = jnp.concatenate([is_latest & (own != 0)[:, :, None], is_carried], axis=3)  # [B, X, T, T + C]
+  key_domain = jnp.concatenate([own, jnp.broadcast_to(domains, before.shape)], axis=2)[:, :, None]  # [B, X, 1, T + C]
+  return DomainStates(
+    carried=jnp.maximum(before, 0),
+    may_read=may_read & (key_domain != own[..., None]),
+    is_asked=key_domain == blocks(next_domain)[..., None],
   )
 
 

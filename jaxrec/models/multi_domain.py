@@ -6,7 +6,7 @@ Source: Loureiro et al. 2025, arXiv 2508.20945. See `jaxrec.layers.transitions` 
 
 from __future__ import annotations
 
-from jaxrec.layers.domain_states import READS, Combination, DomainStateAttention, latest, read_states, readable
+from jaxrec.layers.domain_states import READS, Combination, DomainStateAttention, read_states
 from jaxrec.layers.hstu import HSTULayer
 from jaxrec.layers.intra_domain import intra_domain_context
 from jaxrec.layers.norm import layer_norm
@@ -33,8 +33,7 @@ class MultiDomainHSTULayer(HSTULayer):
     if not self.read:
       return normalized
     if self.read == "key_value":
-      k, v = latest(self, "key_state", k, context), latest(self, "value_state", v, context)
-      other = layer_norm(read_states(q, k, v, readable(context)).reshape(normalized.shape))
+      other = layer_norm(read_states(self, q, k, v, context).reshape(normalized.shape))
     else:
       states = DomainStateAttention(self.num_domains, self.num_heads, self.read, self.dtype, name="domain_states")
       other = states(normalized, context)
