@@ -199,8 +199,10 @@ def _normalized(shares):
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program; not on import, as other programs have flags of the same names."""
   flags.DEFINE_enum("config_file", "abxi", list(CONFIGS), "Whose settings and sizes.", flag_values=values)
-  for name, every in (("encoders", _cross_domain.ENCODERS), ("variants", ("base", *_cross_domain.AUTOCDSR))):
-    flags.DEFINE_multi_enum(name, list(every), every, "Which; may be repeated.", flag_values=values)
+  encoders, variants = _cross_domain.ENCODERS, _cross_domain.VARIANTS
+  flags.DEFINE_multi_enum("encoders", list(encoders), encoders, "Which; may be repeated.", flag_values=values)
+  default = ["base", *_cross_domain.AUTOCDSR]
+  flags.DEFINE_multi_enum("variants", default, variants, "Which; may be repeated.", flag_values=values)
   steps_help = "Rounds, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)
   flags.DEFINE_bool("smoke", False, "Small sizes, to see that it runs.", flag_values=values)
