@@ -29,7 +29,7 @@ def test_a_small_run_prints_a_line_for_each_variant_and_width_and_a_table(tmp_pa
 
 def test_a_wrong_result_gets_no_time(monkeypatch):
   monkeypatch.setattr(
-    search.search, "exact_top_k", lambda scores, k: (scores[:, :k], search.jnp.argsort(scores)[:, :k])
+    search.search, "exact_top_k", lambda scores, count, k: (scores[:, :k], search.jnp.argsort(scores)[:, :k])
   )
   records = list(search.measure([8], [3], 640, 5, 1, 0.95))
   wrong = {r["variant"]: r["wrong"] for r in records if "wrong" in r}

@@ -13,47 +13,51 @@ RNG = np.random.default_rng(5)
 
 
 def random_history(length, width=4, num_padding=0):
-  keys = jnp.asarray(RNG.normal(size=(length, width)), jnp.float32)
-  return search.cached(keys, jnp.arange(length) >= num_padding)
+  """Random keys, padded on the left, and the history that is searched."""
+  keys = RNG.normal(size=(length, width)).astype(np.float32)
+  return keys, search.cached(jnp.asarray(keys), jnp.arange(length) >= num_padding)
 
 
-def sorted_by_hand(queries, history, k):
-  scores = np.where(history.is_real, np.asarray(queries, np.float64) @ np.asarray(history.keys, np.float64), -np.inf)
+def sorted_by_hand(queries, keys, k, num_padding=0):
+  scores = np.asarray(queries, np.float64) @ keys.T
+  scores[:, :num_padding] = -np.inf
   places = np.argsort(-scores, axis=1)[:, :k]
   return np.take_along_axis(scores, places, axis=1), places
 
 
 @pytest.mark.parametrize(
-  "length, num_candidates, k",
-  [(1000, 130, 20), (1000, 3, 1), (333, 64, 20), (40, 65, 20), (64, 2, 64), (1000, 5, 63)],
+  "length, num_padding, num_candidates, k",
+  [(1000, 0, 130, 20), (1000, 7, 3, 1), (333, 0, 128, 20), (40, 0, 129, 20), (1000, 937, 2, 63), (640, 300, 5, 20)],
 )
-def test_an_exact_search_finds_what_sorting_finds(length, num_candidates, k):
-  history, queries = random_history(length), RNG.normal(size=(num_candidates, 4)).astype(np.float32)
+def test_an_exact_search_finds_what_sorting_finds(length, num_padding, num_candidates, k):
+  keys, history = random_history(length, num_padding=num_padding)
+  queries = RNG.normal(size=(num_candidates, 4)).astype(np.float32)
   scores, places = search.search(queries, history, k)
-  expected_scores, expected_places = sorted_by_hand(queries, history, k)
-  real = expected_scores > -np.inf
-  np.testing.assert_allclose(np.asarray(scores)[real], expected_scores[real], atol=1e-5)
-  np.testing.assert_array_equal(places, np.where(real, expected_places, -1))
+  expected_scores, expected_places = sorted_by_hand(queries, keys, k, num_padding)
+  np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+  np.testing.assert_array_equal(places, expected_places)
 
 
 @pytest.mark.parametrize("recall", [1.0, 0.9])
-def test_padding_is_never_found(recall):
-  history = random_history(200, num_padding=197)
-  scores, places = search.search(np.ones((2, 4), np.float32), history, 5, recall)
-  assert (np.asarray(places) == -1).sum(axis=1).tolist() == [2, 2]
-  assert (np.asarray(places)[:, :3] >= 197).all() and np.isfinite(np.asarray(scores)[:, :3]).all()
-  assert (np.asarray(scores)[:, 3:] == -np.inf).all()
+@pytest.mark.parametrize("num_real", [0, 1, 3, 17])
+def test_padding_is_never_found(recall, num_real):
+  _, history = random_history(200, num_padding=200 - num_real)
+  scores, places = (np.asarray(x) for x in search.search(-np.ones((2, 4), np.float32), history, 5, recall))
+  found = places >= 0
+  assert (found.sum(axis=1) == min(num_real, 5)).all() or (recall < 1 and found.any())
+  assert (places[found] >= 200 - num_real).all()
+  np.testing.assert_array_equal(found, np.isfinite(scores))
 
 
 def test_an_approximate_search_finds_the_share_that_was_asked_for():
-  history, queries = random_history(6400, width=8), RNG.normal(size=(64, 8)).astype(np.float32)
+  keys, history = random_history(6400, width=8)
+  queries = RNG.normal(size=(64, 8)).astype(np.float32)
   exact = np.asarray(search.search(queries, history, 20)[1])
   for recall in (0.9, 0.97):
     scores, found = (np.asarray(x) for x in search.search(queries, history, 20, recall))
     share = np.mean([len(np.intersect1d(a, b)) / 20 for a, b in zip(exact, found, strict=True)])
     assert recall - 0.02 < share < 1
-    all_scores = queries @ np.asarray(history.keys)
-    np.testing.assert_allclose(scores, np.take_along_axis(all_scores, found, axis=1), atol=1e-5)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ keys.T, found, axis=1), atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
@@ -81,12 +85,12 @@ def test_a_served_search_finds_what_the_model_keeps():
 @pytest.mark.parametrize("k, recall, text", [(0, 1.0, "k=0 must be"), (65, 1.0, "the 64 places"), (5, 0.0, "recall=")])
 def test_what_cannot_be_searched_for_is_refused(k, recall, text):
   with pytest.raises(ValueError, match=text):
-    search.search(np.ones((1, 4), np.float32), random_history(64), k, recall)
+    search.search(np.ones((1, 4), np.float32), random_history(64)[1], k, recall)
 
 
 def test_no_candidate_is_refused():
   with pytest.raises(ValueError, match="has no candidate"):
-    search.search(np.ones((0, 4), np.float32), random_history(64), 5)
+    search.search(np.ones((0, 4), np.float32), random_history(64)[1], 5)
 
 
 def test_a_model_without_dot_products_has_nothing_to_cache():
