@@ -1,8 +1,8 @@
-"""The one structure that models read: a batch of user sequences.
+"""The structures that models read: a batch of user sequences, and a batch of candidates with histories.
 
-All arrays are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of several users
-packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and evaluation
-differ only in how the `target_*` fields are filled in.
+The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of
+several users packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and
+evaluation differ only in how the `target_*` fields are filled in.
 """
 
 from __future__ import annotations
@@ -37,3 +37,25 @@ class SequenceBatch:
   target_time: Int[Array, "B N"]
   target_weight: Float[Array, "B N"]
   action: Int[Array, "B N"] | None = None
+
+
+@flax.struct.dataclass
+class CandidateBatch:
+  """A batch of candidates, each with its user's history, for click-through prediction (a pytree).
+
+  Histories are padded on the left: the last column is the latest event. id 0 is padding everywhere.
+
+  history_item, history_category: ids of the events, 0 on padding.
+  history_age: how many events before the request, 1 for the latest; 0 on padding.
+  item, category: ids of the candidate.
+  label: 1 for a click, else 0.
+  user_id: for metrics by user; from 0.
+  """
+
+  history_item: Int[Array, "B N"]
+  history_category: Int[Array, "B N"]
+  history_age: Int[Array, "B N"]
+  item: Int[Array, " B"]
+  category: Int[Array, " B"]
+  label: Float[Array, " B"]
+  user_id: Int[Array, " B"]

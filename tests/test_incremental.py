@@ -19,7 +19,7 @@ MODELS = {
   "hstu_told_the_domain": {"name": "hstu", **HSTU, "target_domain": True},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
-  "tape_and_states": {"name": "multi_domain_hstu", **HSTU},
+  "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},
   "states_of_the_target": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
   "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
   "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},

@@ -28,6 +28,7 @@ class AttentionContext:
   order: the order that everything here is in, where it isn't that of the batch.
   states: which domain states tokens may read.
   place: of the one new token of each row, where earlier ones come from a cache.
+  attention_input: of what queries and keys are made; None: of the tokens that the layer is given, as values are.
   """
 
   mask: IntervalMask
@@ -43,6 +44,7 @@ class AttentionContext:
   order: Permutation | None = None
   states: DomainStates | None = None
   place: CachePlace | None = None
+  attention_input: Float[Array, "B S A"] | None = None
 
 
 @flax.struct.dataclass

@@ -30,6 +30,8 @@ class SequentialModel(nn.Module):
   target_domain: whether an embedding of the domain that is asked for joins each event: `batch.target_domain`.
   num_bottlenecks: T of AutoCDSR+, bottleneck tokens after every `bottleneck_stride` events; 0 = attention among all
     events. See `jaxrec.layers.bottleneck`.
+  attention_width: of a second item table, of which all layers make their queries and keys (DARE, arXiv 2410.02604), so
+    that attention and representation don't pull at the same rows. 0: there is one table.
   output_norm: "l2" (query and scoring vectors of unit length, scores are cosines), "layer_norm" or "none".
   """
 
@@ -43,6 +45,7 @@ class SequentialModel(nn.Module):
   target_domain: bool = False
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
+  attention_width: int = 0
   dtype: jnp.dtype = jnp.float32
 
   causal: ClassVar[bool] = True
@@ -55,6 +58,11 @@ class SequentialModel(nn.Module):
     self.embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     if self.target_domain:
       self.asked = TargetDomainEmbedding(self.num_domains, self.width, self.dtype)
+    if self.attention_width:
+      if self.num_bottlenecks:
+        raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
+      self.attention_items = ItemEmbedding(rows, self.attention_width, False, self.dtype)
+      self.attention_embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     self.layers = self.build_layers()
     if self.num_bottlenecks:
       self.bottlenecks = BottleneckTokens(self.num_bottlenecks, self.width)
@@ -73,7 +81,7 @@ class SequentialModel(nn.Module):
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic, self.of_domains(batch))
     x, context = self.in_context(x, batch)
-    x = self.encode(x, context, deterministic)
+    x = self.encode(x, self.with_attention_input(context, batch, deterministic), deterministic)
     return self.outputs(x[:, : item.shape[1]], batch)  # Without bottleneck tokens.
 
   def next_event(
@@ -96,8 +104,18 @@ class SequentialModel(nn.Module):
     x = self.embedding(
       self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.of_domains(batch)
     )  # [B, 1, M]
-    x = self.encode(x, cached_context(batch, place, key_position, key_time, is_seen), True)
-    return self.outputs(x, batch)
+    context = cached_context(batch, place, key_position, key_time, is_seen)
+    return self.outputs(self.encode(x, self.with_attention_input(context, batch, True), True), batch)
+
+  def with_attention_input(
+    self, context: AttentionContext, batch: SequenceBatch, deterministic: bool
+  ) -> AttentionContext:
+    """The context with what queries and keys are made of, where they have an item table of their own."""
+    if not self.attention_width:
+      return context
+    item = self.attention_items(batch.item_id)
+    x = self.attention_embedding(item, batch.item_id, batch.position, deterministic)  # [B, N, A]
+    return context.replace(attention_input=x if context.order is None else context.order(x))
 
   def outputs(self, x: Float[Array, "B N M"], batch: SequenceBatch) -> Float[Array, "B N M"]:
     """Query vectors of what the encoder returned."""
