@@ -10,7 +10,9 @@ from jaxrec.data.prepared import TEST, TRAIN
 from jaxrec.metrics import auc
 from jaxrec.types import CandidateBatch
 
-SMALL = {"num_users": 150, "num_categories": 12, "items_per_category": 20, "mean_events": 60.0, "memory": 6.0, "seed": 3}
+SMALL = {
+  "num_users": 150, "num_categories": 12, "items_per_category": 20, "mean_events": 60.0, "memory": 6.0, "seed": 3,
+}  # fmt: skip
 
 
 def one_row(history_category, history_age, category):
