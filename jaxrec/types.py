@@ -1,8 +1,8 @@
 """The structures that models read: a batch of user sequences, and a batch of candidates with histories.
 
-The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold several users
-sequences packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and evaluation
-differ only in how the `target_*` fields are filled in.
+The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of
+several users packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and
+evaluation differ only in how the `target_*` fields are filled in.
 """
 
 from __future__ import annotations

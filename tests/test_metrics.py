@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from golden_checks.metrics import missing_half_step
 
 from jaxrec.metrics import RankingMetrics, auc, grouped_auc, hit_rate, log_loss, mrr, ndcg
 
@@ -116,6 +117,13 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_one_half():
 
 def test_auc_of_equal_scores_is_one_half():
   assert auc(np.zeros(7), np.array([0, 1, 0, 0, 1, 1, 1])) == 0.5
+
+
+def test_auc_with_one_negative_is_not_halved():
+  """The published AUC of DARE's scripts halves the step at the last negative: .5 here, and low in all small groups."""
+  scores, labels = np.array([0.9, 0.1]), np.array([1, 0])
+  assert auc(scores, labels) == 1.0
+  assert auc(scores, labels) - missing_half_step(scores, labels) == 0.5
 
 
 def test_auc_equals_a_count_of_all_pairs():

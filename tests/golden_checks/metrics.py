@@ -1,6 +1,7 @@
 """Ranks and metrics.
 
 `metrics_hstu_*`: over the full catalogue, with best items. `metrics_autocdsr_*`: also among given negatives.
+`metrics_dare_*`: AUC, over all rows and by category.
 """
 
 from __future__ import annotations
@@ -21,6 +22,44 @@ def check() -> Check:
 
 def autocdsr_check() -> Check:
   return Check(_autocdsr)
+
+
+def dare_check() -> Check:
+  excused = {
+    "out/accuracy": "not a metric of ours: the share of probabilities on the right side of one half",
+    "out/loss": "the mean of numbers that the file itself holds",
+  }
+  return Check(_dare, excused)
+
+
+def _dare(golden: GoldenFile, dtype: type) -> dict:
+  del dtype  # AUC is computed in float64 from the float32 scores that the file has
+  score = golden.arrays["in/probability"][..., 0].reshape(-1)
+  label, category = (golden.arrays[f"in/{name}"].reshape(len(score), -1)[:, 0] for name in ("target", "cid"))
+  groups = [category == c for c in np.unique(category) if 0 < label[category == c].sum() < (category == c).sum()]
+  by_category = metrics.grouped_auc(in_input_order(score), label, category)
+  missing = sum(in_group.sum() * missing_half_step(score[in_group], label[in_group]) for in_group in groups)
+  used = by_category.num_rows - by_category.num_rows_skipped
+  overall = metrics.auc(in_input_order(score), label) - missing_half_step(score, label)
+  return {
+    "out/auc": np.array(overall),
+    "out/calc_auc_direct": np.array(overall),
+    "out/category_average_auc": np.array(by_category.value - missing / used),
+    "out/total_val_num": np.array(by_category.num_rows),
+    "out/valid_val_num": np.array(used),
+  }
+
+
+def in_input_order(score):
+  """Scores without ties: of equal ones the first is the highest, as in the reference; ours counts ties one half."""
+  return np.argsort(np.argsort(-score, kind="stable")).astype(np.float64) * -1
+
+
+def missing_half_step(score, label):
+  """How far the reference's AUC lies below: it halves the step of the curve at its last negative."""
+  order = np.argsort(-score, kind="stable")
+  last_negative = np.flatnonzero(label[order] == 0)[-1]
+  return label[order][:last_negative].sum() / label.sum() / (2 * (label == 0).sum())
 
 
 def _autocdsr(golden: GoldenFile, dtype: type) -> dict:

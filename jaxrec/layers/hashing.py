@@ -1,0 +1,85 @@
+"""Attention by hashes: bits from random hyperplanes in place of dot products.
+
+Vectors that point the same way are on the same side of most hyperplanes. ETA keeps the K events that differ from the
+candidate in the fewest bits. SDIM keeps, for each group of bits, the events that agree with it in all of these, and
+needs no scores at all.
+
+Source: ETA, arXiv 2108.04468, section 3; SDIM, arXiv 2205.10249, section 4. Hyperplanes: Charikar 2002.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.layers.norm import l2_normalize
+
+
+def hyperplanes(width: int, num_bits: int, seed: int = 0) -> Float[np.ndarray, "M K"]:
+  """Normals of random hyperplanes through 0, the same for the same seed: they are not trained."""
+  return np.random.default_rng(seed).standard_normal((width, num_bits)).astype(np.float32)
+
+
+def hash_bits(x: Float[Array, "... M"], normals: Float[Array | np.ndarray, "M K"]) -> Bool[Array, "... K"]:
+  """On which side of each hyperplane a vector is; no gradient passes.
+
+  >>> hash_bits(jnp.array([[3.0, -1.0]]), jnp.eye(2)).tolist()
+  [[True, False]]
+  """
+  return x @ jnp.asarray(normals, x.dtype) > 0  # [..., K]
+
+
+def hamming_distance(target: Bool[Array, "B K"], history: Bool[Array, "B N K"]) -> Int[Array, "B N"]:
+  """In how many bits each event differs from the candidate.
+
+  >>> hamming_distance(jnp.array([[True, True]]), jnp.array([[[True, True], [False, False]]])).tolist()
+  [[0, 2]]
+  """
+  return (target[:, None] != history).sum(axis=-1, dtype=jnp.int32)  # [B, N]
+
+
+def nearness(distance: Int[Array, "B N"]) -> Float[Array, "B N"]:
+  """Scores that fall with the distance; of events at the same distance the later one has the higher score.
+
+  Choice: distances are small integers and tie all the time. ETA says nothing of ties.
+
+  >>> nearness(jnp.array([[3, 0, 0]])).argsort(axis=1).tolist()
+  [[0, 1, 2]]
+  """
+  num_events = distance.shape[-1]
+  return -distance.astype(jnp.float32) + jnp.arange(num_events, dtype=jnp.float32) / num_events
+
+
+def same_bucket(
+  target: Bool[Array, "B K"], history: Bool[Array, "B N K"], bits_per_bucket: int
+) -> Bool[Array, "B G N"]:
+  """Which events agree with the candidate in every bit of a group; G is the number of groups.
+
+  Raises:
+    ValueError: groups that don't divide the bits.
+
+  >>> history = jnp.array([[[True, False, True, True]]])
+  >>> same_bucket(jnp.array([[True, True, True, True]]), history, 2).tolist()
+  [[[False], [True]]]
+  """
+  num_bits = target.shape[-1]
+  if bits_per_bucket < 1 or num_bits % bits_per_bucket:
+    raise ValueError(f"{bits_per_bucket=} must divide the number of bits {num_bits}")
+  agrees = (target[:, None] == history).reshape(*history.shape[:2], -1, bits_per_bucket)  # [B, N, G, bits]
+  return agrees.all(axis=-1).swapaxes(1, 2)  # [B, G, N]
+
+
+def aggregate_buckets(values: Float[Array, "B N M"], in_bucket: Bool[Array, "B G N"]) -> Float[Array, "B M"]:
+  """The mean over the groups of the unit vector that the events of the candidate's bucket add up to.
+
+  An empty bucket adds 0.
+
+  Source: SDIM, arXiv 2205.10249, equation 11.
+
+  >>> values, in_bucket = jnp.array([[[3.0, 4.0], [1.0, 0.0]]]), jnp.array([[[True, False], [False, False]]])
+  >>> [f"{x:.2f}" for x in aggregate_buckets(values, in_bucket)[0].tolist()]
+  ['0.30', '0.40']
+  """
+  sums = jnp.einsum("bgn,bnm->bgm", in_bucket.astype(values.dtype), values)  # [B, G, M]
+  return l2_normalize(sums).mean(axis=1)  # [B, M]

@@ -1,0 +1,249 @@
+"""Click-through ranking of candidates over long histories, in two stages: search for K events, then aggregate them.
+
+`ClickThroughRanker` is all the models; `VARIANTS` says what each name sets. Where they differ:
+
+| name | tables | score | search |
+|---|---|---|---|
+| dare | attention apart from representation | dot product | K best |
+| twin | one for both | dot product | K best |
+| twin_projection | one, and linear maps for each role and side | dot product | K best |
+| twin_4e | four: each role and side | dot product | K best |
+| twin_without_tr | one; the head reads no target-aware representation | dot product | K best |
+| twin_hard | one | dot product | the latest K of the candidate's category |
+| din | one, no ages | small network | K best |
+| eta | one | dot product | the K nearest by Hamming distance |
+| sdim | one | none | hash buckets |
+
+Source: DARE, arXiv 2410.02604; its public code for what the head reads, the auxiliary head and DIN's form; ETA, arXiv
+  2108.04468; SDIM, arXiv 2205.10249.
+Choice: one logit, the log-odds of a click, for two whose difference it is. Tables start from N(0, .01^2) as published;
+  other parameters as in Flax, the batch norm's scale at 1 and PReLU's slope at .1 (published: all N(0, .01^2)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.layers import hashing
+from jaxrec.layers import target_attention as attention
+from jaxrec.layers.batch_norm import BatchNorm
+from jaxrec.layers.decoupled import DecoupledEmbedding, FieldWidths
+from jaxrec.types import CandidateBatch
+
+AnyArray = Array | np.ndarray
+
+SEARCHES = ("top_k", "category", "hamming", "buckets")
+SCORES = ("dot", "network")
+
+# Name -> fields of `ClickThroughRanker` that it sets.
+VARIANTS: dict[str, dict] = {
+  "dare": {"tables": "decoupled"},
+  "twin": {"tables": "shared"},
+  "twin_projection": {"tables": "shared", "projection": "per_field"},
+  "twin_4e": {"tables": "four"},
+  "twin_without_tr": {"tables": "shared", "features": "pair"},
+  "twin_hard": {"tables": "shared", "search": "category"},
+  "din": {"tables": "shared", "score": "network", "use_age": False},
+  "eta": {"tables": "shared", "search": "hamming"},
+  "sdim": {"tables": "shared", "search": "buckets", "auxiliary": False},
+}
+
+
+def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThroughRanker:
+  """The ranker `config["name"]`, with the other entries of `config` as its fields.
+
+  Args:
+    config: "name" and fields of `ClickThroughRanker`.
+    num_items: V.
+    num_categories: C.
+
+  Raises:
+    ValueError: for an unknown name or field, with the known ones, and for a field that the name itself sets.
+
+  >>> build({"name": "twin", "width": 8}, num_items=9, num_categories=3).tables
+  'shared'
+  """
+  options = dict(config)
+  name = options.pop("name")
+  if name not in VARIANTS:
+    raise ValueError(f"model {name!r} is not one of {sorted(VARIANTS)}")
+  known = {field.name for field in dataclasses.fields(ClickThroughRanker)} - {"parent", "name", *VARIANTS[name]}
+  if unknown := sorted(set(options) - known):
+    raise ValueError(f"model {name!r} has no free field {unknown}; it has {sorted(known)}")
+  return ClickThroughRanker(num_items=num_items, num_categories=num_categories, **VARIANTS[name], **options)
+
+
+@flax.struct.dataclass
+class CandidateOutput:
+  """What a ranker says of a batch of candidates.
+
+  logit: log-odds of a click.
+  auxiliary_logit: the same from the aggregation of the whole history, an extra objective in training; or None.
+  score: of each event, that of padding included; None where the model has no scores.
+  kept: the events that the search found.
+  features: what the head reads.
+  """
+
+  logit: Float[Array, " B"]
+  auxiliary_logit: Float[Array, " B"] | None
+  score: Float[Array, "B N"] | None = None
+  kept: Bool[Array, "B N"] | None = None
+  features: Float[Array, "B F"] | None = None
+
+
+class ClickThroughRanker(nn.Module):
+  """Log-odds that a candidate is clicked, given its user's history.
+
+  num_items, num_categories: ids are 1..V and 1..C; 0 is padding.
+  width: of each field (item, category, age), or of the three.
+  attention_width: the same for attention; None: as `width`. Only where attention has its own tables.
+  max_age: events that are older have the age `max_age`.
+  use_age: False: events have no age.
+  tables, projection: see `DecoupledEmbedding`.
+  score: "dot" or "network" (DIN).
+  search: "top_k": the K best scores; "category": the latest K of the candidate's category; "hamming": the K nearest by
+    hashes (ETA); "buckets": those that share a hash with the candidate (SDIM).
+  top_k: K.
+  features: what the head reads; see `target_aware_features`.
+  auxiliary: whether there is an auxiliary head, on the whole history instead of what the search found.
+  hidden, auxiliary_hidden: widths of the hidden layers of the heads.
+  num_bits, bits_per_bucket, hash_seed: hashes of "hamming" and "buckets".
+  evaluation_norm: "running" or "batch"; see `BatchNorm`.
+  init_scale: standard deviation of the tables at the start.
+  """
+
+  num_items: int
+  num_categories: int
+  width: int | tuple[int, int, int] = 16
+  attention_width: int | tuple[int, int, int] | None = None
+  max_age: int = 200
+  use_age: bool = True
+  tables: str = "decoupled"
+  projection: str = "none"
+  score: str = "dot"
+  search: str = "top_k"
+  top_k: int = 20
+  features: str = "all"
+  auxiliary: bool = True
+  hidden: tuple[int, ...] = (200, 80)
+  auxiliary_hidden: tuple[int, ...] = (200,)
+  num_bits: int = 48
+  bits_per_bucket: int = 3
+  hash_seed: int = 0
+  evaluation_norm: str = "running"
+  init_scale: float = 0.01
+
+  def setup(self):
+    if self.search not in SEARCHES or self.score not in SCORES:
+      raise ValueError(f"{self.search=} must be one of {SEARCHES} and {self.score=} one of {SCORES}")
+    if self.search == "buckets" and self.auxiliary:
+      raise ValueError("search='buckets' has no scores for an auxiliary head: set auxiliary=False")
+    self.embedding = DecoupledEmbedding(
+      self.num_items, self.num_categories, self._widths(self.width),
+      None if self.attention_width is None else self._widths(self.attention_width),
+      self.tables, self.projection, self.max_age, self.init_scale,
+    )  # fmt: skip
+    self.head = ClickHead(tuple(self.hidden), self.evaluation_norm)
+    if self.auxiliary:
+      self.auxiliary_head = ClickHead(tuple(self.auxiliary_hidden), self.evaluation_norm)
+    if self.score == "network":
+      self.attention_unit = attention.AttentionUnit()
+
+  def __call__(self, batch: CandidateBatch, deterministic: bool = True) -> CandidateOutput:
+    """Scores the candidates.
+
+    Args:
+      batch: candidates with their histories.
+      deterministic: False in training: batch norm reads the batch and changes "batch_stats", which must be mutable.
+    """
+    batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+    q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, M]
+    k, v = self.embedding(batch.history_item, batch.history_category, batch.history_age)  # [B, N, M]
+    is_real = batch.history_item != 0
+    if self.search == "buckets":
+      score, in_bucket = None, self._in_bucket(q, k) & is_real[:, None]  # [B, G, N]
+      kept, pooled = in_bucket.any(axis=1), hashing.aggregate_buckets(v, in_bucket)
+    else:
+      score = self.scores(q, k)
+      kept = self.find(q, k, score, batch)
+      pooled = attention.aggregate(attention.masked_softmax(score, kept), v)
+    features = attention.target_aware_features(u, pooled, self.features)
+    auxiliary_logit = None
+    if self.auxiliary:
+      whole = attention.aggregate(attention.masked_softmax(score, is_real), v)
+      auxiliary_logit = self.auxiliary_head(attention.target_aware_features(u, whole, self.features), deterministic)
+    return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
+
+  def scores(self, q: Float[Array, "B M"], k: Float[Array, "B N M"]) -> Float[Array, "B N"]:
+    """The score of each event for its candidate, that of padding included."""
+    if self.score == "network":
+      return self.attention_unit(q, k)
+    return attention.target_scores(q, k, self._attention_widths.age)
+
+  def find(
+    self, q: Float[Array, "B M"], k: Float[Array, "B N M"], score: Float[Array, "B N"], batch: CandidateBatch
+  ) -> Bool[Array, "B N"]:
+    """Which events the search keeps; never padding."""
+    may_keep = batch.history_item != 0
+    if self.search == "category":
+      may_keep &= batch.history_category == batch.category[:, None]
+      score = jnp.broadcast_to(jnp.arange(score.shape[1], dtype=score.dtype), score.shape)  # The latest is the last.
+    if self.search == "hamming":
+      score = hashing.nearness(hashing.hamming_distance(*self._hashes(q, k)))
+    return attention.top_k_mask(jax.lax.stop_gradient(score), may_keep, self.top_k)
+
+  def search_queries(self, item: Int[AnyArray, " B"], category: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
+    """Vectors of candidates whose dot products with `search_keys` are the scores; see `jaxrec.inference.search`.
+
+    Raises:
+      ValueError: a model whose scores are no dot products.
+    """
+    if self.score != "dot" or self.search == "buckets":
+      raise ValueError(f"{self.score=} with {self.search=} has no scores that are dot products of cached vectors")
+    item, category = jnp.asarray(item), jnp.asarray(category)
+    q = self.embedding.attention_vectors(item, category, jnp.zeros_like(item), side="target")
+    return attention.scaled_query(q, self._attention_widths.age)
+
+  def search_keys(
+    self, item: Int[AnyArray, " N"], category: Int[AnyArray, " N"], age: Int[AnyArray, " N"]
+  ) -> Float[Array, "N M"]:
+    """The vectors of a history that a search reads; they depend on no candidate and can be kept."""
+    return self.embedding.attention_vectors(*(jnp.asarray(x) for x in (item, category, age)))
+
+  @property
+  def _attention_widths(self) -> FieldWidths:
+    return self._widths(self.width if self.attention_width is None else self.attention_width)
+
+  def _widths(self, width) -> FieldWidths:
+    item, category, age = (width,) * 3 if isinstance(width, int) else width
+    return FieldWidths(item, category, age if self.use_age else 0)
+
+  def _hashes(self, q, k):
+    normals = hashing.hyperplanes(q.shape[-1], self.num_bits, self.hash_seed)
+    return hashing.hash_bits(q, normals), hashing.hash_bits(k, normals)
+
+  def _in_bucket(self, q, k):
+    return hashing.same_bucket(*self._hashes(q, k), self.bits_per_bucket)
+
+
+class ClickHead(nn.Module):
+  """Batch norm, then hidden layers with PReLU (one slope a layer), then the log-odds of a click."""
+
+  hidden: tuple[int, ...]
+  evaluation_norm: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B F"], deterministic: bool) -> Float[Array, " B"]:
+    x = BatchNorm(self.evaluation_norm, name="norm")(x, deterministic)
+    for i, width in enumerate(self.hidden):
+      x = nn.Dense(width, name=f"hidden_{i}")(x)
+      x = nn.PReLU(negative_slope_init=0.1, name=f"activation_{i}")(x)
+    return nn.Dense(1, name="output")(x)[:, 0]
