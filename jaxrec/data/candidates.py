@@ -158,7 +158,7 @@ class TrainingCandidates:
     Raises:
       ValueError: there are fewer examples than a batch holds.
     """
-    self._examples, self._batch_size, self._num_epochs, self._seed = examples, batch_size, num_epochs, seed
+    self._examples, self.batch_size, self._num_epochs, self._seed = examples, batch_size, num_epochs, seed
     total = examples.num_examples(TRAIN)
     self.batches_per_epoch, self.examples_left_out = divmod(total, batch_size)
     if not self.batches_per_epoch:
@@ -170,8 +170,12 @@ class TrainingCandidates:
 
   def __getitem__(self, step: int) -> CandidateBatch:
     epoch, batch = divmod(int(step), self.batches_per_epoch)
-    chosen = self._order(epoch)[batch * self._batch_size : (batch + 1) * self._batch_size]
+    chosen = self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
     return self._examples.batch(TRAIN, chosen)
+
+  def epoch(self, step: int) -> int:
+    """Returns the epoch, from 1, that a step, from 1, belongs to."""
+    return -(-step // self.batches_per_epoch)
 
   def _new_order(self, epoch):
     numbers = np.arange(self._examples.num_examples(TRAIN), dtype=np.int32)

@@ -23,13 +23,12 @@ class InterestOptions:
   """The process behind the events; `planted_interest` explains it.
 
   num_users: users.
-  num_categories: C, at least 3.
+  num_categories: C, at least 2.
   items_per_category: items of each.
   mean_events: mean number of events of a user; each has between half and one and a half times as many.
-  satiating_share: 0..1, share of the categories in which a behaviour lowers the interest in another one.
-  num_related: other categories to which a category is related.
-  own_affinity: how much a behaviour raises the interest in its own category, or lowers it in a satiating one.
-  related_affinity: how much it raises the interest in related categories.
+  group_size: categories that belong together: behaviours in one matter for the others and for itself, all alike.
+  lowering_share: 0..1, share of the pairs inside groups in which they lower the interest; in the own category they
+    always do.
   memory: events after which the effect of a behaviour has fallen to 1/e.
   strength: the most that the log-odds of a category rise or fall by interest.
   explore: 0..1, probability that an event ignores the history.
@@ -38,16 +37,14 @@ class InterestOptions:
   """
 
   num_users: int = 3000
-  num_categories: int = 100
-  items_per_category: int = 80
+  num_categories: int = 120
+  items_per_category: int = 60
   mean_events: float = 160.0
-  satiating_share: float = 0.6
-  num_related: int = 2
-  own_affinity: float = 1.0
-  related_affinity: float = 1.0
-  memory: float = 20.0
+  group_size: int = 4
+  lowering_share: float = 0.5
+  memory: float = 40.0
   strength: float = 6.0
-  explore: float = 0.1
+  explore: float = 0.2
   popularity: float = 0.4
   seed: int = 0
 
@@ -57,7 +54,7 @@ class InterestTruth:
   """The rule by which `planted_interest` made its events.
 
   affinity: [C + 1, C + 1] what a behaviour in the row's category does to the interest in the column's; row and column 0
-    are padding. Negative on the diagonal of a satiating category.
+    are padding. 1 or -1 inside a group, else 0.
   weight: [C + 1] share of each category among events without a history; 0 of padding.
   memory, strength, explore: as in `InterestOptions`.
   """
@@ -102,15 +99,16 @@ def planted_interest(**options) -> PreparedData:
 
   1. The interest of the user in category c is the sum, over the behaviours so far, of the affinity of their category to
      c, times exp((1 - age) / memory), where the latest behaviour has age 1.
-  2. Affinity is `own_affinity` from a category to itself, negative for the satiating ones; `related_affinity` to its
-     related categories; 0 to all others. Being related goes both ways.
+  2. Affinity is 0 between groups and -1 from a category to itself. For two categories of a group it is 1 or, with
+     `lowering_share`, -1, the same both ways.
   3. With probability `explore` the category is drawn by its weight (a power law). Otherwise in proportion to weight
      times exp(strength * tanh(interest / 2)).
   4. The item is drawn from the category by popularity, none twice before all have been had.
 
-  So which behaviours matter for a candidate depends on its category and theirs and on how long ago they were, not on
-  the items, and some of those that matter count against it. `planted_interest_truth` returns the rule. Item ids are
-  shuffled: they say nothing about the category.
+  So how much a behaviour matters depends on whether its category is in the candidate's group and on how long ago it
+  was, not on the items; and what it says depends on the pair of categories. Attention has to find categories of a group
+  alike, and representations have to tell them apart. `planted_interest_truth` returns the rule. Item ids are shuffled:
+  they say nothing about the category.
 
   Args:
     **options: the fields of `InterestOptions`.
@@ -118,7 +116,7 @@ def planted_interest(**options) -> PreparedData:
   Raises:
     ValueError: a field out of its range. TypeError: an unknown field.
 
-  >>> data = planted_interest(num_users=3, num_categories=4, items_per_category=5, mean_events=10, num_related=1)
+  >>> data = planted_interest(num_users=3, num_categories=4, items_per_category=5, mean_events=10)
   >>> data.num_users, data.num_items, data.domain_names
   (3, 20, ('category 1', 'category 2', 'category 3', 'category 4'))
   """
@@ -157,9 +155,9 @@ def planted_interest_truth(data: PreparedData) -> InterestTruth:
   Raises:
     ValueError: the data are from elsewhere.
 
-  >>> data = planted_interest(num_users=3, num_categories=4, mean_events=10, num_related=1, satiating_share=0.5)
-  >>> np.diag(planted_interest_truth(data).affinity).tolist().count(-1.0)
-  2
+  >>> data = planted_interest(num_users=3, num_categories=4, mean_events=10, group_size=1, lowering_share=0.0)
+  >>> np.diag(planted_interest_truth(data).affinity).tolist()
+  [0.0, -1.0, -1.0, -1.0, -1.0]
   """
   if data.meta["source"] != "planted_interest":
     raise ValueError(f"the data come from {data.meta['source']!r}; the rule of source 'planted_interest' only is known")
@@ -170,14 +168,11 @@ def planted_interest_truth(data: PreparedData) -> InterestTruth:
 def _truth(rng, settings) -> InterestTruth:
   """The first draws of the generator, so that the same seed gives the same rule."""
   count = settings.num_categories
-  own = np.full(count, settings.own_affinity)
-  own[rng.permutation(count)[: round(settings.satiating_share * count)]] *= -1
+  sign = np.triu(np.where(rng.random((count, count)) < settings.lowering_share, -1.0, 1.0))
+  np.fill_diagonal(sign, -1.0)
+  group = rng.permutation(count) // settings.group_size
   affinity = np.zeros((count + 1, count + 1))
-  for step in range(1, settings.num_related + 1):  # Rings in random order: each round relates everyone to one more.
-    ring = rng.permutation(count) + 1
-    pairs = ring, np.roll(ring, step)
-    affinity[pairs] = affinity[pairs[::-1]] = settings.related_affinity
-  affinity[np.arange(1, count + 1), np.arange(1, count + 1)] = own
+  affinity[1:, 1:] = np.where(group[:, None] == group, sign + np.triu(sign, 1).T, 0.0)
   weight = np.concatenate([[0.0], rng.permutation(_power_law(count, settings.popularity))])
   return InterestTruth(affinity, weight, settings.memory, settings.strength, settings.explore)
 
@@ -219,12 +214,10 @@ def _power_law(count, exponent) -> Float[np.ndarray, " count"]:
 
 
 def _check(settings):
-  for name, least in (("num_users", 1), ("num_categories", 3), ("items_per_category", 1), ("num_related", 0)):
+  for name, least in (("num_users", 1), ("num_categories", 2), ("items_per_category", 1), ("group_size", 1)):
     if getattr(settings, name) < least:
       raise ValueError(f"{name}={getattr(settings, name)} must be at least {least}")
-  if settings.num_related >= settings.num_categories / 2:
-    raise ValueError(f"num_related={settings.num_related} must be below half of {settings.num_categories=}")
-  for name in ("satiating_share", "explore"):
+  for name in ("lowering_share", "explore"):
     if not 0 <= getattr(settings, name) <= 1:
       raise ValueError(f"{name}={getattr(settings, name)} must lie between 0 and 1")
   if settings.mean_events < 6 or settings.memory <= 0:
