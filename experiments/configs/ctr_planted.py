@@ -22,5 +22,6 @@ def get_config(choice: str = "") -> ConfigDict:
   config.data.history_length = 100
   config.data.min_events = 100
   config.train.batch_size = 512
-  config.train.evaluate_every_steps = 100
+  config.train.evaluate_every_steps = 50
+  config.train.patience = 4
   return config

@@ -28,4 +28,5 @@ def get_config(choice: str = "") -> ConfigDict:
     config.data.min_history = 10
     config.train.batch_size = 256
     config.train.evaluate_every_steps = 20
+    config.train.patience = 5
   return config

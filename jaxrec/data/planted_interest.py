@@ -36,15 +36,15 @@ class InterestOptions:
   seed: the same seed gives the same data.
   """
 
-  num_users: int = 3000
+  num_users: int = 1500
   num_categories: int = 120
   items_per_category: int = 60
   mean_events: float = 160.0
-  group_size: int = 4
+  group_size: int = 6
   lowering_share: float = 0.5
-  memory: float = 40.0
+  memory: float = 20.0
   strength: float = 6.0
-  explore: float = 0.2
+  explore: float = 0.1
   popularity: float = 0.4
   seed: int = 0
 

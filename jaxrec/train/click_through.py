@@ -143,7 +143,7 @@ def make_train_step(pieces: ClickThrough) -> Callable[..., tuple[TrainState, dic
     gradients, (scalars, updated) = jax.grad(loss_of, has_aux=True)(state.params["params"], rest, batch)
     changes, opt_state = optimizer.update(gradients, state.opt_state)
     variables = {**rest, **updated, "params": optax.apply_updates(state.params["params"], changes)}
-    scalars["grad_norm"] = optax.global_norm(gradients)
+    scalars["grad_norm"] = optax.tree.norm(gradients)
     return TrainState(state.step + 1, variables, opt_state), scalars
 
   return jax.jit(step, donate_argnums=0)
