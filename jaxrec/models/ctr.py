@@ -206,8 +206,7 @@ class ClickThroughRanker(nn.Module):
     Raises:
       ValueError: a model whose scores are no dot products.
     """
-    if self.score != "dot" or self.search == "buckets":
-      raise ValueError(f"{self.score=} with {self.search=} has no scores that are dot products of cached vectors")
+    self._check_scores()
     item, category = jnp.asarray(item), jnp.asarray(category)
     q = self.embedding.attention_vectors(item, category, jnp.zeros_like(item), side="target")
     return attention.scaled_query(q, self._attention_widths.age)
@@ -215,7 +214,12 @@ class ClickThroughRanker(nn.Module):
   def search_keys(
     self, item: Int[AnyArray, " N"], category: Int[AnyArray, " N"], age: Int[AnyArray, " N"]
   ) -> Float[Array, "N M"]:
-    """The vectors of a history that a search reads; they depend on no candidate and can be kept."""
+    """The vectors of a history that a search reads; they depend on no candidate and can be kept.
+
+    Raises:
+      ValueError: a model whose scores are no dot products.
+    """
+    self._check_scores()
     return self.embedding.attention_vectors(*(jnp.asarray(x) for x in (item, category, age)))
 
   @property
@@ -225,6 +229,10 @@ class ClickThroughRanker(nn.Module):
   def _widths(self, width) -> FieldWidths:
     item, category, age = (width,) * 3 if isinstance(width, int) else width
     return FieldWidths(item, category, age if self.use_age else 0)
+
+  def _check_scores(self):
+    if self.score != "dot" or self.search == "buckets":
+      raise ValueError(f"{self.score=} with {self.search=} has no scores that are dot products of cached vectors")
 
   def _hashes(self, q, k):
     normals = hashing.hyperplanes(q.shape[-1], self.num_bits, self.hash_seed)
