@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from experiments import sweep, train_ctr
+from experiments import analyze_click_through, sweep, train_ctr
 from experiments.configs import _click_through
 from jaxrec.data.prepared import TEST, TRAIN
 from jaxrec.metrics import auc
@@ -165,3 +165,15 @@ def test_the_sweep_runs_this_program(tmp_path):
   assert failed == []
   table = sweep.write_table(jobs, str(tmp_path), ["AUC"])
   assert "test/AUC" in table and "model.name=twin" in table
+
+
+def test_finished_runs_can_be_looked_into(tmp_path):
+  summary = train_ctr.run(tiny_config(num_epochs=1), str(tmp_path / "dare"))
+  numbers = analyze_click_through.analyze([["DARE", str(tmp_path / "dare")]], str(tmp_path / "look"), [2, 4], 3)
+  assert numbers["convergence"]["DARE"][summary["best_step"]] == summary["validation"]["AUC"]
+  ndcg = numbers["search_ndcg"]["DARE"][0]
+  assert min(ndcg["clicked"], ndcg["not clicked"]) <= ndcg["all"] <= max(ndcg["clicked"], ndcg["not clicked"])
+  assert 0 <= numbers["discriminability"]["DARE"][0]["2"] <= np.log(2)
+  assert numbers["gradients"]["steps"] == 3 and numbers["gradients"]["norm_attention"] > 0
+  assert len(numbers["mutual_information"]) == len(numbers["attention"]["DARE"][0]) == 8
+  assert json.loads((tmp_path / "look/numbers.json").read_text())["search_ndcg"]["DARE"] == [ndcg]

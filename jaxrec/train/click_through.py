@@ -99,7 +99,12 @@ class ClickThrough:
     options = CandidateOptions(**{name: config.data[name] for name in fields}, seed=config.seed)
     examples = CandidateData(data, options)
     sizes = {"num_items": examples.num_items, "num_categories": examples.num_categories}
-    return cls(config, data, examples, ctr.build(config.model.to_dict(), **sizes))
+    return cls(config, data, examples, ctr.build(model_settings(config), **sizes))
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+  """Returns `config.model` for `jaxrec.models.ctr.build`; sequences that JSON made lists are tuples again."""
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in config.model.to_dict().items()}
 
 
 def initial_state(pieces: ClickThrough) -> TrainState:
