@@ -27,8 +27,8 @@ class InterestOptions:
   items_per_category: items of each.
   mean_events: mean number of events of a user; each has between half and one and a half times as many.
   group_size: categories that belong together: behaviours in one matter for the others and for itself, all alike.
-  lowering_share: 0..1, share of the pairs inside groups in which they lower the interest; in the own category they
-    always do.
+  own_affinity: what a behaviour does to the interest in its own category; negative: lowers it.
+  lowering_share: 0..1, share of the pairs of different categories inside groups in which they lower the interest.
   memory: events after which the effect of a behaviour has fallen to 1/e.
   strength: the most that the log-odds of a category rise or fall by interest.
   explore: 0..1, probability that an event ignores the history.
@@ -41,6 +41,7 @@ class InterestOptions:
   items_per_category: int = 60
   mean_events: float = 160.0
   group_size: int = 6
+  own_affinity: float = -1.0
   lowering_share: float = 0.5
   memory: float = 20.0
   strength: float = 6.0
@@ -54,7 +55,7 @@ class InterestTruth:
   """The rule by which `planted_interest` made its events.
 
   affinity: [C + 1, C + 1] what a behaviour in the row's category does to the interest in the column's; row and column 0
-    are padding. 1 or -1 inside a group, else 0.
+    are padding.
   weight: [C + 1] share of each category among events without a history; 0 of padding.
   memory, strength, explore: as in `InterestOptions`.
   """
@@ -99,8 +100,8 @@ def planted_interest(**options) -> PreparedData:
 
   1. The interest of the user in category c is the sum, over the behaviours so far, of the affinity of their category to
      c, times exp((1 - age) / memory), where the latest behaviour has age 1.
-  2. Affinity is 0 between groups and -1 from a category to itself. For two categories of a group it is 1 or, with
-     `lowering_share`, -1, the same both ways.
+  2. Affinity is 0 between groups and `own_affinity` from a category to itself. For two categories of a group it is 1
+     or, with `lowering_share`, -1, the same both ways.
   3. With probability `explore` the category is drawn by its weight (a power law). Otherwise in proportion to weight
      times exp(strength * tanh(interest / 2)).
   4. The item is drawn from the category by popularity, none twice before all have been had.
@@ -169,7 +170,7 @@ def _truth(rng, settings) -> InterestTruth:
   """The first draws of the generator, so that the same seed gives the same rule."""
   count = settings.num_categories
   sign = np.triu(np.where(rng.random((count, count)) < settings.lowering_share, -1.0, 1.0))
-  np.fill_diagonal(sign, -1.0)
+  np.fill_diagonal(sign, settings.own_affinity)
   group = rng.permutation(count) // settings.group_size
   affinity = np.zeros((count + 1, count + 1))
   affinity[1:, 1:] = np.where(group[:, None] == group, sign + np.triu(sign, 1).T, 0.0)
