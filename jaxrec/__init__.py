@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
   "SequenceBatch": "jaxrec.types",
+  "CandidateBatch": "jaxrec.types",
   "PreparedData": "jaxrec.data.prepared",
   "prepare": "jaxrec.data.prepare",
   "synthetic_data": "jaxrec.data.synthetic",
@@ -24,6 +25,8 @@ _HOMES = {
   "HSTU": "jaxrec.models",
   "SASRec": "jaxrec.models",
   "BERT4Rec": "jaxrec.models",
+  "ClickThroughRanker": "jaxrec.models.ctr",
+  "DecoupledEmbedding": "jaxrec.layers.decoupled",
   "HSTULayer": "jaxrec.layers.hstu",
   "SASRecLayer": "jaxrec.layers.transformer",
   "BERT4RecLayer": "jaxrec.layers.transformer",
@@ -37,6 +40,7 @@ _HOMES = {
 }
 _MODULES = (
   "baselines",
+  "click_through",
   "data",
   "layers",
   "losses",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
+from jaxrec.layers.attention import MASS, masses_by_layer
 from jaxrec.models import MODELS, build
 
 SIZES = {"width": 8, "num_layers": 1, "max_positions": 9}
@@ -28,11 +29,23 @@ CONTRACT = {
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
+  "hstu_decoupled": (
+    {**HSTU, "attention_width": 6},
+    EMBEDDINGS + (11 + 9) * 6 + 2 * (UVQK - 2 * 8 * 2 * 3 + 2 * 6 * 2 * 3 + OUTPUT + TABLES),
+  ),
+  "sasrec_decoupled": (
+    {**SASREC, "attention_width": 6},
+    EMBEDDINGS + (11 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD),
+  ),
+  "bert4rec_decoupled": (
+    {**BERT4REC, "attention_width": 6},
+    EMBEDDINGS + 8 + (12 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
+  ),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
   # One more item (the mask), two norms a layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
 }
-BIDIRECTIONAL = {"bert4rec"}
+BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled"}
 CAUSAL = sorted(set(CONTRACT) - BIDIRECTIONAL)
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -122,6 +135,25 @@ def test_query_vectors_have_unit_length_and_padding_is_zero(name):
   np.testing.assert_allclose(np.linalg.norm(out, axis=-1), is_real, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["hstu_decoupled", "sasrec_decoupled", "bert4rec_decoupled"])
+def test_with_a_second_table_attention_reads_it_and_not_the_first(name):
+  model = model_of(name, num_domains=2)
+  batch = BATCH.replace(domain_id=jnp.where(BATCH.item_id == 0, 0, 1 + BATCH.item_id % 2))
+
+  @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
+  def mass(params):
+    state = model.apply({"params": params}, batch, True, mutable=[MASS])[1]
+    return masses_by_layer(state[MASS])[0]
+
+  def with_other(part):
+    params = params_of(name)
+    return {**params, part: {"table": -params[part]["table"]}}
+
+  before = mass(params_of(name))
+  np.testing.assert_array_equal(mass(with_other("items")), before)
+  assert np.abs(mass(with_other("attention_items")) - before).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", CONTRACT)
 def test_the_number_of_parameters_is_the_one_of_the_equations(name):
   params = jax.tree.leaves(shapes_of(name, num_layers=2))
@@ -193,6 +225,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
     ("hstu", {"output_norm": "l1"}, "output_norm='l1' is not one of"),
     ("hstu", {"linear_activation": "relu"}, "linear_activation='relu' is not one of"),
     ("hstu", {"activation": "relu"}, "activation='relu' is not one of"),
+    ("hstu", {"attention_width": 4, "num_bottlenecks": 1}, "bottleneck tokens have one table only"),
     ("sasrec", {"num_heads": 3}, "width=8 must be divisible by self.num_heads=3"),
     ("sasrec", {"feed_forward_activation": "silu"}, "activation='silu' is not one of"),
   ],

@@ -97,3 +97,14 @@ def test_a_model_without_dot_products_has_nothing_to_cache():
   model = build({"name": "din"}, num_items=NUM_ITEMS, num_categories=NUM_CATEGORIES)
   with pytest.raises(ValueError, match="has no scores that are dot products"):
     search.history_keys(model, {}, np.ones(2, np.int32), np.ones(2, np.int32), np.ones(2, np.int32))
+
+
+def test_only_on_tpus_an_approximate_search_is_that_of_jax():
+  _, history = random_history(640)
+  find = jax.jit(lambda queries, history: search.search(queries, history, 5, recall=0.9))
+  shapes = (
+    jax.ShapeDtypeStruct((3, 4), jnp.float32),
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), history),
+  )
+  lowered = {name: jax.export.export(find, platforms=[name])(*shapes).mlir_module() for name in ("tpu", "cpu")}
+  assert "ApproxTopK" in lowered["tpu"] and "ApproxTopK" not in lowered["cpu"]

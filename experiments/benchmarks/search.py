@@ -9,7 +9,7 @@ program exits with status 1.
 
 scores: the product of candidates and cached keys, alone. exact, approximate: `jaxrec.inference.search.search` with a
 recall of 1 and of --recall. sorted: scores, then `jax.lax.top_k` of them. "ratio" in the table is the time of the first
-width divided by this one's.
+width divided by this one's, by the clock and by processor time, which other programs on the same core disturb less.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ def measure(
         if problem:
           yield record | {"wrong": problem} | about
           continue
-        each = [1e6 * seconds / number for seconds in times[width]]
+        each, processor = (1e6 * np.array(times[width]) / number).T
         measured = {"median_us": statistics.median(each), "least_us": min(each), "most_us": max(each)}
-        rounded = {name: round(value, 2) for name, value in measured.items()}
+        measured |= {"median_processor_us": statistics.median(processor)}
+        rounded = {name: round(float(value), 2) for name, value in measured.items()}
         yield record | found | rounded | {"per": "candidate", "repetitions": repetitions} | about
 
 
@@ -105,10 +106,10 @@ def _times(programs, inputs, repetitions):
   times = {width: [] for width in programs}
   for repetition in range(repetitions + 1):  # The first warms up.
     for width, program in programs.items():
-      start = time.perf_counter()
+      start = time.perf_counter(), time.process_time()
       jax.block_until_ready(program(*inputs[width]))
       if repetition:
-        times[width].append(time.perf_counter() - start)
+        times[width].append((time.perf_counter() - start[0], time.process_time() - start[1]))
   return times
 
 
@@ -136,16 +137,21 @@ def _check(variant, result, inputs, k, recall) -> tuple[str | None, dict[str, fl
 
 def table(records: list[dict[str, Any]]) -> str:
   """Returns the records as a Markdown table; times are those of a candidate."""
-  lines = ["| candidates | variant | width | us (least-most) | ratio | recall |", "|---" * 6 + "|"]
+  lines = [
+    "| candidates | variant | width | us (least-most) | ratio | processor us | ratio | recall |",
+    "|---" * 8 + "|",
+  ]
   first = {}
   for r in records:
     start = f"| {r['candidates']} | {r['variant']} | {r['width']} |"
     if "wrong" in r:
-      lines.append(f"{start} {r['wrong']} | | |")
+      lines.append(f"{start} {r['wrong']} | | | | |")
       continue
-    ratio = first.setdefault((r["candidates"], r["variant"]), r["median_us"]) / r["median_us"]
+    base = first.setdefault((r["candidates"], r["variant"]), r)
+    ratio, of_processor = (base[name] / r[name] for name in ("median_us", "median_processor_us"))
     spread = f"{r['median_us']:.1f} ({r['least_us']:.1f}-{r['most_us']:.1f})"
-    lines.append(f"{start} {spread} | {ratio:.2f} | {r.get('recall', '')} |")
+    processor = f"{r['median_processor_us']:.1f} | {of_processor:.2f}"
+    lines.append(f"{start} {spread} | {ratio:.2f} | {processor} | {r.get('recall', '')} |")
   return "\n".join(lines)
 
 

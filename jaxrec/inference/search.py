@@ -4,7 +4,7 @@ The vectors of a history that attention reads depend on no candidate. They are c
 every candidate of every request until the user does something new. A search costs what these vectors are wide: this is
 what a model with its own, narrower tables for attention (`attention_width` of DARE) saves.
 
-Source: DARE, arXiv 2410.02604, section 4.5; approximate search: Chern et al. 2022, arXiv 2206.14286.
+Source: DARE, arXiv 2410.02604; approximate search: Chern et al. 2022, arXiv 2206.14286.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class AttentionContext:
   group: what kind of key a token is: its domain 1..C, C + 1 for a bottleneck token, 0 for one whose domain is hidden.
   num_groups: C + 1, or C + 2 with bottlenecks.
   bottlenecks: how tokens make queries and items are told from bottlenecks; None where there are items only.
+  attention_input: of what queries and keys are made; None: of the tokens that the layer is given, as values are.
   """
 
   mask: IntervalMask
@@ -34,6 +35,7 @@ class AttentionContext:
   group: Int[Array, "B S"]
   num_groups: int = flax.struct.field(pytree_node=False)
   bottlenecks: Bottlenecks | None = None
+  attention_input: Float[Array, "B S A"] | None = None
 
 
 @flax.struct.dataclass

@@ -4,7 +4,7 @@ One table that serves both is pulled two ways: attention wants events near each 
 wants events apart that mean different things; and the second pull is the stronger one. `DecoupledEmbedding` has the
 tables apart, and, to compare with, together or split further.
 
-Source: DARE, arXiv 2410.02604; sections 2 and 3.
+Source: DARE, arXiv 2410.02604.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DecoupledEmbedding(nn.Module):
     bias, each field by itself, which the published scripts run as "TWIN w/ proj."; "joint": with a bias, all fields
     together.
 
-  Source: DARE, arXiv 2410.02604, section 3, and its baselines of table 1.
+  Source: DARE, arXiv 2410.02604, and its baselines.
   """
 
   num_items: int

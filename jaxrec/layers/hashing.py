@@ -4,7 +4,7 @@ Vectors that point the same way are on the same side of most hyperplanes. ETA ke
 candidate in the fewest bits. SDIM keeps, for each group of bits, the events that agree with it in all of these, and
 needs no scores at all.
 
-Source: ETA, arXiv 2108.04468, section 3; SDIM, arXiv 2205.10249, section 4. Hyperplanes: Charikar 2002.
+Source: ETA, arXiv 2108.04468; SDIM, arXiv 2205.10249; random hyperplanes: Charikar 2002.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def aggregate_buckets(values: Float[Array, "B N M"], in_bucket: Bool[Array, "B G
 
   An empty bucket adds 0.
 
-  Source: SDIM, arXiv 2205.10249, equation 11.
+  Source: SDIM, arXiv 2205.10249.
 
   >>> values, in_bucket = jnp.array([[[3.0, 4.0], [1.0, 0.0]]]), jnp.array([[[True, False], [False, False]]])
   >>> [f"{x:.2f}" for x in aggregate_buckets(values, in_bucket)[0].tolist()]

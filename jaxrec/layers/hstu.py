@@ -49,6 +49,8 @@ class HSTULayer(nn.Module):
   activation: "silu", or "softmax" for the ablation, over the keys that may be attended.
     Choice: the released "softmax_rel_bias" merges heads and lets future keys into the denominator; ours does neither.
   linear_activation: "silu" or "none" around the input projection.
+
+  Queries and keys are made of `context.attention_input` where there is one, by a projection of their own.
   """
 
   num_heads: int
@@ -70,11 +72,7 @@ class HSTULayer(nn.Module):
   ) -> Float[Array, "B N M"]:
     if self.linear_activation not in ("silu", "none"):
       raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
-    inner = self.num_heads * (2 * self.value_width + 2 * self.head_width)
-    projection = nn.Dense(
-      inner, use_bias=False, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name="uvqk"
-    )
-    projected = projection(layer_norm(x))  # [B, N, H * (2E + 2D)]
+    projected = self.project(x, context.attention_input)  # [B, N, H * (2E + 2D)]
     if self.linear_activation == "silu":
       projected = jax.nn.silu(projected)
     u, v, q, k = split_uvqk(projected, self.num_heads, self.head_width, self.value_width)
@@ -93,6 +91,18 @@ class HSTULayer(nn.Module):
       name="output",
     )
     return x + output(y)
+
+  def project(self, x: Float[Array, "B N M"], attention_input: Float[Array, "B N A"] | None) -> Float[Array, "B N P"]:
+    """u, v, q and k side by side, from one projection, or u and v from one and q and k from another."""
+
+    def dense(name, width, x):
+      init = nn.initializers.normal(0.02)
+      return nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(layer_norm(x))
+
+    wide, narrow = 2 * self.num_heads * self.value_width, 2 * self.num_heads * self.head_width
+    if attention_input is None:
+      return dense("uvqk", wide + narrow, x)
+    return jnp.concatenate([dense("uv", wide, x), dense("qk", narrow, attention_input)], axis=-1)
 
   def relative_bias(self, context: AttentionContext) -> RelativeBias | None:
     """This layer's rab^{p,t} tables with the batch's times and positions."""

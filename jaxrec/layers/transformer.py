@@ -16,7 +16,7 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate
 
 
 class MultiHeadAttention(nn.Module):
-  """Softmax attention with biases in all projections; queries and keys/values may come from different vectors.
+  """Softmax attention with biases in all projections; queries, keys and values may come from different vectors.
 
   Choice: dropout acts on the attention's output, not on its weights, which no kernel here ever holds.
   """
@@ -29,12 +29,13 @@ class MultiHeadAttention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    query: Float[Array, "B N M"],
-    memory: Float[Array, "B N M"],
+    query: Float[Array, "B N A"],
+    key: Float[Array, "B N A"],
+    value: Float[Array, "B N M"],
     context: AttentionContext,
     deterministic: bool = True,
   ) -> Float[Array, "B N M"]:
-    width = query.shape[-1]
+    width = value.shape[-1]
     if width % self.num_heads:
       raise ValueError(f"{width=} must be divisible by {self.num_heads=}")
 
@@ -42,12 +43,12 @@ class MultiHeadAttention(nn.Module):
       x = nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name=name)(x)
       return x.reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)  # [B, N, H, D]
 
-    q, k, v = project("query", query), project("key", memory), project("value", memory)
+    q, k, v = project("query", query), project("key", key), project("value", value)
     scale = (width // self.num_heads) ** -0.5
     y = attend(
       self, q, k, v, context, activation="softmax", scale=scale, implementation=self.implementation
     )  # [B, N, H, D]
-    y = dropout(self, y.reshape(query.shape), self.dropout, deterministic)
+    y = dropout(self, y.reshape(value.shape), self.dropout, deterministic)
     return nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name="output")(y)
 
 
@@ -74,7 +75,7 @@ class SASRecLayer(nn.Module):
   """SASRec's block as in the released HSTU baseline: only the query is normalised, residuals start from normalised
   vectors.
 
-  `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`.
+  `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`. With an attention input `a` it is `MHA(LN(a), a, x)`.
 
   Source: Kang and McAuley 2018, arXiv 1808.09781, section III-B; released code of arXiv 2402.17152.
   """
@@ -90,15 +91,16 @@ class SASRecLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
   ) -> Float[Array, "B N M"]:
-    query = layer_norm(x, 1e-8)
+    a = x if context.attention_input is None else context.attention_input
+    residual = layer_norm(x, 1e-8)
     attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
-    z = layer_norm(query + attention(query, x, context, deterministic), 1e-8)
+    z = layer_norm(residual + attention(layer_norm(a, 1e-8), a, x, context, deterministic), 1e-8)
     feed_forward = FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")
     return z + feed_forward(z, deterministic)
 
 
 class BERT4RecLayer(nn.Module):
-  """A bidirectional transformer block.
+  """A bidirectional transformer block; queries and keys are made of `context.attention_input` where there is one.
 
   Source: Sun et al. 2019, arXiv 1904.06690, section 3.3.
   Choice: layer norms stand before the two sub-layers (pre-norm), which trains without warm-up; the paper has them
@@ -118,7 +120,8 @@ class BERT4RecLayer(nn.Module):
   ) -> Float[Array, "B N M"]:
     y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
     attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
-    x = x + dropout(self, attention(y, y, context, deterministic), self.dropout, deterministic)
+    a = y if context.attention_input is None else layer_norm(context.attention_input)
+    x = x + dropout(self, attention(a, a, y, context, deterministic), self.dropout, deterministic)
     y = nn.LayerNorm(dtype=self.dtype, name="feed_forward_norm")(x)
     return x + FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")(
       y, deterministic

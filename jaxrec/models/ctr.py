@@ -16,6 +16,8 @@
 
 Source: DARE, arXiv 2410.02604; its public code for what the head reads, the auxiliary head and DIN's form; ETA, arXiv
   2108.04468; SDIM, arXiv 2205.10249.
+Choice: DARE's public code is without its ETA and SDIM. Here ETA has the auxiliary head of the others, on the softmax
+  over the whole history; SDIM has no scores, and so no such head.
 Choice: one logit, the log-odds of a click, for two whose difference it is. Tables start from N(0, .01^2) as published;
   other parameters as in Flax, the batch norm's scale at 1 and PReLU's slope at .1 (published: all N(0, .01^2)).
 """

@@ -27,6 +27,8 @@ class SequentialModel(nn.Module):
   num_domains: C; only the analysis of attention and the bottlenecks read domains.
   num_bottlenecks: T of AutoCDSR+, bottleneck tokens after every `bottleneck_stride` events; 0 = attention among all
     events. See `jaxrec.layers.bottleneck`.
+  attention_width: of a second item table, of which all layers make their queries and keys (DARE, arXiv 2410.02604), so
+    that attention and representation don't pull at the same rows. 0: there is one table.
   output_norm: "l2" (query and scoring vectors of unit length, scores are cosines), "layer_norm" or "none".
   """
 
@@ -39,6 +41,7 @@ class SequentialModel(nn.Module):
   num_domains: int = 1
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
+  attention_width: int = 0
   dtype: jnp.dtype = jnp.float32
 
   causal: ClassVar[bool] = True
@@ -49,6 +52,11 @@ class SequentialModel(nn.Module):
     rows = self.num_items + 1 + self.num_special
     self.items = ItemEmbedding(rows, self.width, self.output_norm == "l2", self.dtype)
     self.embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
+    if self.attention_width:
+      if self.num_bottlenecks:
+        raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
+      self.attention_items = ItemEmbedding(rows, self.attention_width, False, self.dtype)
+      self.attention_embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     self.layers = self.build_layers()
     if self.num_bottlenecks:
       self.bottlenecks = BottleneckTokens(self.num_bottlenecks, self.width)
@@ -67,6 +75,10 @@ class SequentialModel(nn.Module):
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic)
     x, context = self.in_context(x, batch)
+    if self.attention_width:
+      other = self.attention_items(batch.item_id)
+      other = self.attention_embedding(other, batch.item_id, batch.position, deterministic)
+      context = context.replace(attention_input=other)
     x = self.encode(x, context, deterministic)
     x = x[:, : item.shape[1]]  # Without bottleneck tokens.
     x = jnp.where((batch.sequence_id != 0)[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,37 @@
+"""Decoupled tables (DARE, arXiv 2410.02604) in encoders of whole sequences: do they help there?
+
+    python -m experiments.train --config=experiments/configs/decoupled.py:planted-hstu-decoupled --workdir=runs/hstu
+
+The argument is the data (planted, ml1m), an encoder (hstu, sasrec) and the tables (shared, decoupled). "decoupled":
+all layers make their queries and keys of a second item table of the same width. All else is as in the configs
+`planted` (base), `ml1m_hstu` or `ml1m_sasrec`.
+
+Not measured.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import ml1m_hstu, ml1m_sasrec, planted
+
+DATA = ("planted", "ml1m")
+ENCODERS = ("hstu", "sasrec")
+TABLES = ("shared", "decoupled")
+
+
+def get_config(choice: str = "planted-hstu-decoupled") -> ConfigDict:
+  """Returns the settings of a data set, an encoder and its tables; see the module.
+
+  Raises:
+    ValueError: a choice that is not made of these.
+  """
+  data, encoder, tables = (choice.split("-") + 3 * [""])[:3]
+  if choice.count("-") != 2 or data not in DATA or encoder not in ENCODERS or tables not in TABLES:
+    raise ValueError(f"{choice=} must be <data>-<encoder>-<tables> of {DATA}, {ENCODERS} and {TABLES}")
+  if data == "planted":
+    config = planted.get_config(f"{encoder}-base")
+  else:
+    config = (ml1m_hstu if encoder == "hstu" else ml1m_sasrec).get_config()
+  config.name = "decoupled"
+  if tables == "decoupled":
+    config.model.attention_width = config.model.width
+  return config
