@@ -54,7 +54,8 @@ def draw_attention(
   if (figure := new_figure(3.5 * len(panels), 3.5)) is None:
     return False
   for axes, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-    axes.imshow(_from_0_to_1(values), aspect="auto", cmap="viridis")
+    corners = (0.5, values.shape[1] + 0.5, values.shape[0] + 0.5, 0.5)  # Both axes count from 1.
+    axes.imshow(_from_0_to_1(values), aspect="auto", cmap="viridis", extent=corners)
     axes.set(title=name, xlabel="age", ylabel="category")
   figure.savefig(path, dpi=120)
   return True
