@@ -7,13 +7,17 @@ trains 2 configs x 2 x 2 overrides x 3 seeds. The same command again goes on whe
 complete in <out>/results.jsonl are skipped, one that was cut off resumes from its own checkpoint. A run is known by a
 hash of its whole resolved config, so an edited config file is a new run. --dry_run shows what there is to do.
 
+--program=train_ctr sweeps click-through configs, with --metrics=AUC,GAUC.
+
 Writes <out>/results.jsonl (a line a run), <out>/table.md, <out>/table.png (with matplotlib) and <out>/runs/<run>.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -74,9 +78,10 @@ def main(argv: list[str]) -> None:
   try:
     jobs = make_jobs(FLAGS.configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
     if FLAGS.dry_run:
-      print(plan(jobs, FLAGS.out))
+      print(plan(jobs, FLAGS.out, FLAGS.program))
       return
-    failed = run_jobs(jobs, FLAGS.out, train_here if FLAGS.in_process else train_in_subprocess)
+    train = train_here if FLAGS.in_process else train_in_subprocess
+    failed = run_jobs(jobs, FLAGS.out, functools.partial(train, program=FLAGS.program))
   except ValueError as error:
     sys.exit(f"ValueError: {error}")
   except Stopped as stop:
@@ -157,14 +162,14 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
   return failed
 
 
-def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
-  """Trains with `python -m experiments.train`, its output in <workdir>/output.log, and returns its summary.
+def train_in_subprocess(job: Job, workdir: str, program: str = "train") -> dict[str, Any]:
+  """Trains with `python -m experiments.<program>`, its output in <workdir>/output.log, and returns its summary.
 
   Raises:
     RuntimeError: the run failed; with the end of its output.
     Stopped: this process or the run was asked to stop; the run has saved a checkpoint by then.
   """
-  command = [sys.executable, "-m", "experiments.train", *job.flags, f"--workdir={workdir}"]
+  command = [sys.executable, "-m", f"experiments.{program}", *job.flags, f"--workdir={workdir}"]
   log = os.path.join(workdir, "output.log")
   with open(log, "ab") as output:
     child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -178,18 +183,17 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
   return _read_summary(workdir)
 
 
-def train_here(job: Job, workdir: str) -> dict[str, Any]:
+def train_here(job: Job, workdir: str, program: str = "train") -> dict[str, Any]:
   """Trains inside this process and returns the summary.
 
   Raises:
     RuntimeError: the run failed.
     Stopped: the run was asked to stop; it has saved a checkpoint by then.
   """
-  from experiments import train
   from jaxrec.train import monitor
 
   try:
-    train.run(_parsed_config(job), workdir)
+    importlib.import_module(f"experiments.{program}").run(_parsed_config(job), workdir)
   except monitor.Interrupted as stop:
     raise Stopped(str(stop)) from stop
   except (ValueError, monitor.NonFiniteLossError) as error:
@@ -197,7 +201,7 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
   return _read_summary(workdir)
 
 
-def plan(jobs: Sequence[Job], out: str) -> str:
+def plan(jobs: Sequence[Job], out: str, program: str = "train") -> str:
   """Returns a line for each run: whether it is complete, begun or still to do, and its command."""
   done = read_results(out)
 
@@ -207,7 +211,8 @@ def plan(jobs: Sequence[Job], out: str) -> str:
     return "begun" if os.path.exists(os.path.join(out, "runs", job.name, "config.json")) else "to do"
 
   lines = [
-    f"{state(job):8}  python -m experiments.train {' '.join(job.flags)} --workdir={os.path.join(out, 'runs', job.name)}"
+    f"{state(job):8}  python -m experiments.{program} {' '.join(job.flags)}"
+    f" --workdir={os.path.join(out, 'runs', job.name)}"
     for job in jobs
   ]
   return "\n".join([*lines, f"{len(jobs)} runs, {sum(job.key in done for job in jobs)} complete"])
@@ -323,6 +328,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string("out", None, "Folder of results and runs.", flag_values=values)
   flags.DEFINE_list(
     "metrics", ["HR@10", "NDCG@10"], "Columns of the table, from every split a run reports.", flag_values=values
+  )
+  flags.DEFINE_enum(
+    "program", "train", ["train", "train_ctr"], "What trains: experiments.<program>.", flag_values=values
   )
   flags.DEFINE_bool("dry_run", False, "Say what would be run, and run nothing.", flag_values=values)
   flags.DEFINE_bool(

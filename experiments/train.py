@@ -217,8 +217,8 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
-def _parse_flags(argv):
-  """As absl does, but with a sentence instead of a traceback for an override that the config doesn't have."""
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses as absl does, but with a sentence instead of a traceback for an override that the config doesn't have."""
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError) as error:
@@ -228,4 +228,4 @@ def _parse_flags(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=parse_flags)

@@ -23,7 +23,7 @@ def draw_strata(
     path: of the PNG.
     ylabel: what the means are of.
   """
-  if (figure := _figure(7, 4)) is None:
+  if (figure := new_figure(7, 4)) is None:
     return False
   axes = figure.subplots()
   counts = next(iter(strata.values()))
@@ -43,7 +43,7 @@ def draw_weights(trajectories: Mapping[str, Mapping[str, Any]], path: str) -> bo
 
   Returns whether matplotlib was there.
   """
-  if (figure := _figure(9, 6)) is None:
+  if (figure := new_figure(9, 6)) is None:
     return False
   for axes, name in zip(figure.subplots(2, 2, sharex=True).flat, TRAJECTORY, strict=True):
     for run, values in trajectories.items():
@@ -65,7 +65,7 @@ def draw_sweep(fixed: Mapping[float, Spread], automatic: Mapping[str, Spread], m
 
   Returns whether matplotlib was there.
   """
-  if (figure := _figure(6, 4)) is None:
+  if (figure := new_figure(6, 4)) is None:
     return False
   axes = figure.subplots()
   if fixed:
@@ -91,7 +91,7 @@ def draw_usefulness(usefulness: Mapping[str, Mapping[str, Mapping[str, Mean]]], 
 
   Returns whether matplotlib was there.
   """
-  if (figure := _figure(12, 4)) is None:
+  if (figure := new_figure(12, 4)) is None:
     return False
   parts = list(next(iter(usefulness.values())))
   for axes, part in zip(figure.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts, strict=True):
@@ -123,7 +123,8 @@ def _legend_below(figure):
   figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
-def _figure(width, height):
+def new_figure(width: float, height: float) -> Any:
+  """Returns a figure that belongs to no window, or None where matplotlib is not installed."""
   try:
     from matplotlib.figure import Figure
   except ImportError:

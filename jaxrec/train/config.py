@@ -112,7 +112,7 @@ def check_config(config: ConfigDict) -> None:
   Traceback (most recent call last):
   ValueError: config.train.batchsize is unknown; did you mean config.train.batch_size?
   """
-  _check_keys(config.to_dict(), default_config().to_dict(), "config")
+  check_keys(config.to_dict(), default_config().to_dict(), "config")
   _check_choices(config)
   _check_ranges(config)
   if not config.data.source and not config.data.prepared:
@@ -160,7 +160,12 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
   return lines
 
 
-def _check_keys(given, expected, prefix):
+def check_keys(given: dict[str, Any], expected: dict[str, Any], prefix: str = "config") -> None:
+  """Raises unless `given` has the keys of `expected`, with values of their types; open groups may hold anything.
+
+  Raises:
+    ValueError: names the key.
+  """
   for key in given.keys() - expected.keys():
     near = difflib.get_close_matches(key, list(expected), n=1, cutoff=0.5)
     hint = f"did you mean {prefix}.{near[0]}?" if near else f"there are {', '.join(sorted(expected))}"
@@ -177,7 +182,7 @@ def _check_type(name, value, default):
     if not isinstance(value, dict):
       raise ValueError(f"{name}={value!r} must be a group of settings")
     if name.removeprefix("config.") not in _OPEN:
-      _check_keys(value, default, name)
+      check_keys(value, default, name)
     return
   wanted = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
   if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):

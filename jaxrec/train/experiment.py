@@ -26,10 +26,11 @@ from jaxrec.data.sources import GENERATED
 from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
 from jaxrec.train.config import check_config, saved_config
 
-# Names under which the official archives unpack, looked for in $JAXREC_DATA.
+# Folders looked for in $JAXREC_DATA: the names under which the official archives unpack, and an excerpt of Taobao.
 _RAW_FOLDERS = {
   "movielens-100k": "ml-100k", "movielens-1m": "ml-1m", "movielens-20m": "ml-20m", "movielens-25m": "ml-25m",
   "movielens-32m": "ml-32m", "kuairand-1k": "kuairand-1k", "amazon-5core": "amazon-5core", "abxi": "abxi-food-kitchen",
+  "taobao": "taobao-sample",
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ SOURCES: Mapping[str, str] = {
 GENERATED: Mapping[str, str] = {
   "synthetic": "jaxrec.data.synthetic:synthetic_data",
   "planted": "jaxrec.data.planted:planted_transfer",
+  "planted_interest": "jaxrec.data.planted_interest:planted_interest",
 }
 """Source name -> module:function that needs no raw data and returns `PreparedData`."""
 

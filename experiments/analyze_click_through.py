@@ -1,0 +1,188 @@
+"""Looks inside finished runs of `experiments.train_ctr`: numbers.json and pictures.
+
+    python -m experiments.analyze_click_through --run=DARE=runs/ctr_dare --run=TWIN=runs/ctr_twin --out=runs/look
+
+For each run the discriminability of what its head reads and its convergence; for DARE and TWIN what attention learned
+about the most frequent category of the candidates, beside the mutual information in the data; on planted interest the
+NDCG of the search. Several runs of one name are seeds. The gradients of the two roles come from training a shared table
+anew with the settings of the first run (--gradient_steps=0: not at all).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from jaxrec.analysis import click_through as analysis
+from jaxrec.analysis import click_through_plots as plots
+from jaxrec.data.candidates import TrainingCandidates, held_out_candidates
+from jaxrec.data.planted_interest import planted_interest_truth
+from jaxrec.data.prepared import TEST
+from jaxrec.models import ctr
+from jaxrec.train import click_through, writers
+from jaxrec.train.checkpoint import load_params
+from jaxrec.train.click_through import ClickThrough
+
+FLAGS = flags.FLAGS
+SEARCH = 20  # Events that the search is judged by.
+NUM_CATEGORIES, NUM_AGES = 10, 10  # Shown of attention.
+
+
+def main(_) -> None:
+  """Looks at the runs that the flags name."""
+  clusters = [int(number) for number in FLAGS.clusters]
+  numbers = analyze([run.split("=", 1) for run in FLAGS.run], FLAGS.out, clusters, FLAGS.gradient_steps)
+  print(json.dumps({name: numbers[name] for name in ("search_ndcg", "gradients") if name in numbers}, indent=2))
+
+
+def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps: int) -> dict[str, Any]:
+  """Returns all numbers, and writes them and their pictures to the folder `out`.
+
+  Args:
+    runs: pairs of name and workdir.
+    out: folder.
+    clusters: numbers of clusters for discriminability.
+    gradient_steps: steps of training a shared table; 0: none.
+  """
+  os.makedirs(out, exist_ok=True)
+  numbers: dict[str, Any] = {key: defaultdict(list) for key in ("search_ndcg", "discriminability", "attention")}
+  numbers["convergence"] = {}
+  for name, workdir in runs:
+    logging.info("%s: %s", name, workdir)
+    pieces, variables = load(workdir)
+    for key, value in look(pieces, variables, clusters).items():
+      numbers[key][name].append(value)
+    numbers["convergence"].setdefault(name, _validations(workdir))
+  first = load(runs[0][1])[0]
+  numbers["mutual_information"] = attention_truth(first)
+  if gradient_steps:
+    gradients = role_gradients(first, gradient_steps)
+    plots.draw_role_gradients(gradients, os.path.join(out, "gradients.png"))
+    numbers["gradients"] = _summary(gradients)
+  writers.write_json(os.path.join(out, "numbers.json"), numbers)
+  _draw(numbers, out)
+  return numbers
+
+
+def load(workdir: str) -> tuple[ClickThrough, Mapping[str, Any]]:
+  """Returns data and model of a run, and its best variables."""
+  pieces = ClickThrough.from_config(ConfigDict(writers.read_json(os.path.join(workdir, "config.json"))))
+  variables, _ = load_params(os.path.join(workdir, "checkpoints"), click_through.initial_state(pieces))
+  return pieces, variables
+
+
+def look(pieces: ClickThrough, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
+  """Returns what can be said of one run on its test candidates.
+
+  "search_ndcg": on planted interest, of clicked candidates, of the others, and of all.
+  """
+  apply = jax.jit(lambda batch: pieces.model.apply(variables, batch, deterministic=True))
+  is_planted = pieces.data.meta["source"] == "planted_interest"
+  truth = planted_interest_truth(pieces.data) if is_planted else None
+  columns = []
+  for batch in held_out_candidates(pieces.examples, TEST, pieces.config.eval.batch_size):
+    output, is_real = apply(batch), batch.history_item > 0
+    relevance = truth.relevance(batch) if truth else np.zeros(is_real.shape)
+    score = np.zeros(is_real.shape) if output.score is None else np.asarray(output.score)
+    columns.append((np.asarray(output.features), batch.label, score, relevance, is_real))
+  features, label, score, relevance, is_real = (np.concatenate(column) for column in zip(*columns, strict=True))
+  seen: dict[str, Any] = {
+    "discriminability": {str(number): analysis.discriminability(features, label, number) for number in clusters}
+  }
+  if truth:
+    rows = {"clicked": label > 0, "not clicked": label == 0, "all": label >= 0}
+    of = {name: analysis.search_ndcg(score[r], relevance[r], is_real[r], SEARCH) for name, r in rows.items()}
+    seen["search_ndcg"] = of
+  if pieces.config.model.name in ("dare", "twin"):
+    target, categories = shown_categories(pieces)
+    tables = analysis.attention_tables(variables)
+    seen["attention"] = analysis.learned_attention(tables, target, categories, range(1, NUM_AGES + 1)).tolist()
+  return seen
+
+
+def shown_categories(pieces: ClickThrough) -> tuple[int, list[int]]:
+  """Returns the most frequent category of the test candidates, and those most frequent in the histories, it first."""
+  counts = np.zeros((2, pieces.examples.num_categories + 1))
+  for batch in held_out_candidates(pieces.examples, TEST, pieces.config.eval.batch_size):
+    for row, values in enumerate((batch.category, batch.history_category)):
+      counts[row] += np.bincount(values.ravel(), minlength=counts.shape[1])
+  counts[:, 0] = -1  # Padding.
+  target = int(np.argmax(counts[0]))
+  others = [int(category) for category in np.argsort(-counts[1], kind="stable")[:-1] if category != target]
+  return target, [target, *others[: NUM_CATEGORIES - 1]]
+
+
+def attention_truth(pieces: ClickThrough) -> list[list[float]]:
+  """Returns the mutual information of clicks with category and age, over the training examples in order."""
+  plan = TrainingCandidates(pieces.examples, pieces.config.train.batch_size, 1, pieces.config.seed)
+  target, categories = shown_categories(pieces)
+  batches = (plan[step] for step in range(len(plan)))
+  return analysis.mutual_information(batches, target, categories, range(1, NUM_AGES + 1)).tolist()
+
+
+def role_gradients(pieces: ClickThrough, steps: int) -> analysis.RoleGradients:
+  """Returns the gradients of both roles over the first steps of training a shared table."""
+  config = {**click_through.model_settings(pieces.config), "name": "dare"}
+  sizes = {"num_items": pieces.examples.num_items, "num_categories": pieces.examples.num_categories}
+  tied = dataclasses.replace(pieces, model=ctr.build(config, **sizes))
+  settings = pieces.config.train
+  plan = TrainingCandidates(pieces.examples, settings.batch_size, settings.num_epochs, pieces.config.seed)
+  batches = (plan[step] for step in range(min(steps, len(plan))))
+  options = pieces.config.optimizer
+  start = click_through.initial_state(tied).params
+  return analysis.role_gradients(tied.model, start, batches, learning_rate=options.learning_rate, l2=options.l2)
+
+
+def _summary(gradients):
+  return {
+    "steps": len(gradients.norm),
+    "norm_attention": float(gradients.norm[:, 0].mean()),
+    "norm_representation": float(gradients.norm[:, 1].mean()),
+    "ratio": gradients.ratio,
+    "steps_with_mean_cosine_below_0": gradients.share_of_steps,
+    "rows_in_conflict_in_most_steps": float((gradients.conflict[~np.isnan(gradients.conflict)] > 0.5).mean()),
+    "mean_conflict_of_rows": float(np.nanmean(gradients.conflict)),
+  }
+
+
+def _validations(workdir):
+  records = writers.read_records(os.path.join(workdir, "metrics.jsonl"))
+  return {record["step"]: record["AUC"] for record in records if record["kind"] == "validation"}
+
+
+def _draw(numbers, out):
+  plots.draw_convergence(numbers["convergence"], "validation AUC", os.path.join(out, "convergence.png"))
+  lines = {
+    name: {int(number): float(np.mean([seed[number] for seed in seeds])) for number in seeds[0]}
+    for name, seeds in numbers["discriminability"].items()
+  }
+  plots.draw_discriminability(lines, os.path.join(out, "discriminability.png"))
+  learned = {name: np.mean(seeds, axis=0) for name, seeds in numbers["attention"].items()}
+  plots.draw_attention(np.array(numbers["mutual_information"]), learned, os.path.join(out, "attention.png"))
+  for which in ("clicked", "all"):
+    values = {name: [seed[which] for seed in seeds] for name, seeds in numbers["search_ndcg"].items()}
+    if values:
+      plots.draw_bars(values, f"NDCG@{SEARCH}, candidates: {which}", os.path.join(out, f"search_ndcg_{which}.png"))
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_multi_string("run", None, "NAME=WORKDIR of a finished run; several times.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of the numbers and pictures.", flag_values=values)
+  flags.DEFINE_list("clusters", ["2", "5", "10", "20", "50", "100"], "For discriminability.", flag_values=values)
+  flags.DEFINE_integer("gradient_steps", 100, "Steps of training a shared table; 0: none.", flag_values=values)
+  flags.mark_flags_as_required(["run", "out"], flag_values=values)
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main)

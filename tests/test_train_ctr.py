@@ -1,0 +1,179 @@
+"""Training of click-through models: loop, resuming, best parameters, configs, and a tiny model of its own."""
+
+import json
+import signal
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+
+from experiments import analyze_click_through, sweep, train_ctr
+from experiments.configs import _click_through
+from jaxrec.data.prepared import TEST, TRAIN
+from jaxrec.metrics import auc
+from jaxrec.train import click_through, writers
+from jaxrec.train.click_through import ClickThrough, default_config
+from jaxrec.train.monitor import Interrupted
+
+OPTIONS = {"num_users": 60, "num_categories": 8, "items_per_category": 12, "mean_events": 40.0, "group_size": 2}
+
+
+def tiny_config(**train):
+  """A few dozen users with planted interest; seconds."""
+  config = default_config()
+  config.name = "tiny"
+  config.data.source = "planted_interest"
+  config.data.options = OPTIONS
+  config.data.history_length = 12
+  config.data.min_events = 20
+  config.data.targets_per_user = 4
+  config.model = {"name": "dare", "width": 4, "top_k": 5, "hidden": (8,), "auxiliary_hidden": (8,)}
+  config.train.update({"batch_size": 64, "evaluate_every_steps": 4, "log_every_steps": 2, **train})
+  return config
+
+
+@flax.struct.dataclass
+class Output:
+  logit: Float[Array, " B"]
+  auxiliary_logit: None = None
+
+
+class Popularity(nn.Module):
+  """A learned number for each item: a model need not be one of ours."""
+
+  num_items: int
+
+  @nn.compact
+  def __call__(self, batch, deterministic=True):
+    seen = self.variable("batch_stats", "batches", jnp.zeros, ())
+    if not deterministic:
+      seen.value += 1
+    return Output(nn.Embed(self.num_items + 1, 1)(jnp.asarray(batch.item))[:, 0])
+
+
+def popularity_pieces(config):
+  pieces = ClickThrough.from_config(config)
+  return ClickThrough(config, pieces.data, pieces.examples, Popularity(pieces.data.num_items))
+
+
+def test_a_run_keeps_its_best_parameters_and_scores_the_test_candidates_with_them(tmp_path):
+  summary = train_ctr.run(tiny_config(num_epochs=4), str(tmp_path), make_pieces=popularity_pieces)
+  records = writers.read_records(str(tmp_path / "metrics.jsonl"))
+  validation = {r["step"]: r["AUC"] for r in records if r["kind"] == "validation"}
+  assert summary["best_step"] == max(validation, key=validation.get)
+  assert summary["validation"]["AUC"] == max(validation.values())
+  assert set(summary["test"]) == {"AUC", "GAUC", "GAUC_category", "log_loss", "count"}
+  assert summary["test"] == {k: v for k, v in records[-1].items() if k in summary["test"]}
+  assert train_ctr.run(tiny_config(num_epochs=4), str(tmp_path)) == summary
+
+
+def test_training_lowers_the_loss_and_beats_chance(tmp_path):
+  train_ctr.run(tiny_config(num_epochs=8), str(tmp_path))
+  losses = [r["main"] for r in writers.read_records(str(tmp_path / "metrics.jsonl")) if r["kind"] == "train"]
+  assert losses[-1] < losses[0] - 0.03
+
+
+def test_a_resumed_run_writes_the_numbers_of_an_uninterrupted_one(tmp_path, monkeypatch):
+  whole = train_ctr.run(tiny_config(), str(tmp_path / "whole"), make_pieces=popularity_pieces)
+  steps = []
+
+  def stop_after_five(self, step):
+    steps.append(step)
+    self.number = signal.SIGTERM if step == 5 else 0
+    return bool(self.number)
+
+  with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped after step 5 of"):
+    patch.setattr(train_ctr.StopSignal, "requested", stop_after_five)
+    train_ctr.run(tiny_config(), str(tmp_path / "cut"), make_pieces=popularity_pieces)
+  resumed = train_ctr.run(tiny_config(), str(tmp_path / "cut"), make_pieces=popularity_pieces)
+  assert steps == [1, 2, 3, 4, 5]
+  assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+  assert (tmp_path / "cut/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def test_training_stops_early(tmp_path):
+  config = tiny_config(num_epochs=50, patience=2, evaluate_every_steps=1)
+  config.optimizer.learning_rate = 0.0
+  summary = train_ctr.run(config, str(tmp_path), make_pieces=popularity_pieces)
+  assert (summary["steps"], summary["best_step"]) == (3, 1)
+
+
+def test_the_running_statistics_are_kept_with_the_parameters():
+  pieces = popularity_pieces(tiny_config())
+  state, step = click_through.initial_state(pieces), click_through.make_train_step(pieces)
+  for start in (0, 8):
+    state, scalars = step(state, pieces.examples.batch(TRAIN, np.arange(start, start + 8)))
+  assert float(state.params["batch_stats"]["batches"]) == 2
+  assert int(state.step) == 2 and float(scalars["auxiliary"]) == 0
+
+
+def test_scores_do_not_depend_on_the_size_of_the_batches():
+  config = tiny_config()
+  pieces = ClickThrough.from_config(config)
+  variables = click_through.initial_state(pieces).params
+  whole = click_through.make_scorer(pieces)(variables, TEST)
+  config.eval.batch_size = 7
+  assert click_through.make_scorer(pieces)(variables, TEST) == pytest.approx(whole, rel=1e-5)
+  batch = pieces.examples.batch(TEST, np.arange(whole["count"]))
+  logit = pieces.model.apply(variables, batch, deterministic=True).logit
+  assert whole["AUC"] == pytest.approx(auc(np.asarray(logit), batch.label), abs=1e-6)
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+  writers.write_json(str(tmp_path / "config.json"), json.loads(json.dumps(tiny_config().to_dict())))
+  with pytest.raises(ValueError, match="config.train.num_epochs was 2, is 3"):
+    train_ctr.run(tiny_config(num_epochs=3), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"train.batch_size": 0}, "config.train.batch_size=0 must be at least 1"),
+    ({"train.batchsize": 1}, "did you mean config.train.batch_size"),
+    ({"eval.metric": "MRR"}, "must be one of"),
+    ({"data.source": ""}, "config.data.source is empty"),
+  ],
+)
+def test_wrong_settings_are_errors(change, message):
+  config = tiny_config()
+  for name, value in change.items():
+    group, key = name.split(".")
+    config[group][key] = value
+  with pytest.raises(ValueError, match=message):
+    click_through.check_config(config)
+
+
+def test_a_choice_of_a_config_is_a_variant_and_perhaps_a_width():
+  config = _click_through.config("ctr", "twin_hard-4", width=16)
+  assert (config.name, config.model.to_dict()) == ("ctr_twin_hard_4", {"name": "twin_hard", "width": 4})
+  with pytest.raises(ValueError, match="choice='bert' must be one of"):
+    _click_through.config("ctr", "bert", width=16)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_sweep_runs_this_program(tmp_path):
+  config = tmp_path / "tiny.py"
+  config.write_text(
+    "from test_train_ctr import tiny_config\n\n\ndef get_config():\n  return tiny_config(num_epochs=1)\n"
+  )
+  jobs = sweep.make_jobs([str(config)], ["model.name=twin"], [1])
+  assert "python -m experiments.train_ctr --config=" in sweep.plan(jobs, str(tmp_path), "train_ctr")
+  failed = sweep.run_jobs(jobs, str(tmp_path), lambda job, out: sweep.train_here(job, out, program="train_ctr"))
+  assert failed == []
+  table = sweep.write_table(jobs, str(tmp_path), ["AUC"])
+  assert "test/AUC" in table and "model.name=twin" in table
+
+
+def test_finished_runs_can_be_looked_into(tmp_path):
+  summary = train_ctr.run(tiny_config(num_epochs=1), str(tmp_path / "dare"))
+  numbers = analyze_click_through.analyze([["DARE", str(tmp_path / "dare")]], str(tmp_path / "look"), [2, 4], 3)
+  assert numbers["convergence"]["DARE"][summary["best_step"]] == summary["validation"]["AUC"]
+  ndcg = numbers["search_ndcg"]["DARE"][0]
+  assert min(ndcg["clicked"], ndcg["not clicked"]) <= ndcg["all"] <= max(ndcg["clicked"], ndcg["not clicked"])
+  assert 0 <= numbers["discriminability"]["DARE"][0]["2"] <= np.log(2)
+  assert numbers["gradients"]["steps"] == 3 and numbers["gradients"]["norm_attention"] > 0
+  assert len(numbers["mutual_information"]) == len(numbers["attention"]["DARE"][0]) == 8
+  assert json.loads((tmp_path / "look/numbers.json").read_text())["search_ndcg"]["DARE"] == [ndcg]
