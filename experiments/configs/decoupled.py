@@ -6,7 +6,15 @@ The argument is the data (planted, ml1m), an encoder (hstu, sasrec) and the tabl
 all layers make their queries and keys of a second item table of the same width. All else is as in the configs
 `planted` (base), `ml1m_hstu` or `ml1m_sasrec`.
 
-Not measured.
+| planted, HR@10 / NDCG@10 | validation | test, the same parameters |
+|---|---|---|
+| SASRec, shared | .2615 / .1577 | .1070 / .0547 |
+| SASRec, decoupled | .3130 / .2192 | .1085 / .0611 |
+| HSTU, shared | .2590 / .1708 | .0610 / .0266 |
+| HSTU, decoupled | .2055 / .1308 | .0500 / .0231 |
+
+One seed (42) each, 50 epochs in 3 to 8 minutes on one shared CPU core: it helped SASRec and hurt HSTU, and whether that
+is more than chance is not known. MovieLens-1M: not measured.
 """
 
 from ml_collections import ConfigDict
