@@ -36,12 +36,15 @@ _HOMES = {
   "grouped_auc": "jaxrec.metrics",
   "target_ranks": "jaxrec.retrieval",
   "top_k_items": "jaxrec.retrieval",
+  "Table": "jaxrec.embedding",
+  "Tables": "jaxrec.embedding",
   "default_config": "jaxrec.train.config",
 }
 _MODULES = (
   "baselines",
   "click_through",
   "data",
+  "embedding",
   "layers",
   "losses",
   "metrics",

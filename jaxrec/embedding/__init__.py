@@ -1,0 +1,19 @@
+"""Embedding tables that may be larger than a device: spread by row, looked up by exchange, updated row by row.
+
+tables = Tables({"item": Table(num_rows=10_000_000, width=64)}, mesh)
+state = tables.init(jax.random.key(0))
+rows, plan = tables.lookup(state, {"item": item_id})  # inside jit
+gradient = jax.grad(lambda rows: loss(tables.vectors(rows, plan)["item"]))(rows)
+state = tables.update(state, plan, gradient)
+"""
+
+from jaxrec.embedding.hashing import fold_id, two_rows
+from jaxrec.embedding.optimizers import RowAdagrad, RowAdamW, RowSGD
+from jaxrec.embedding.shard import Plan, RowGradient
+from jaxrec.embedding.tables import Tables, TableState
+from jaxrec.embedding.types import Placement, Table
+
+__all__ = [
+  "Placement", "Plan", "RowAdagrad", "RowAdamW", "RowGradient", "RowSGD", "Table", "TableState", "Tables", "fold_id",
+  "two_rows",
+]  # fmt: skip

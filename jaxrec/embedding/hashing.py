@@ -1,0 +1,50 @@
+"""Rows for ids without bound: user ids, URLs, crossed features. Two hashes a row keep most ids apart.
+
+An id whose vector is the sum of the rows `h1(id)` and `h2(id)` shares both with another id in one of V^2 cases, while
+either row alone would collide in one of V.
+
+Source: "Hash Embeddings for Efficient Word Representations", arXiv 1709.03933; "double hashing" of arXiv 2007.14523.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Integer, UInt32
+
+from jaxrec.embedding.rounding import mix
+
+
+def fold_id(wide: Integer[np.ndarray, "..."]) -> UInt32[np.ndarray, "... 2"]:
+  """64-bit ids as two 32-bit words, which JAX can hold without its 64-bit mode; done by the data pipeline.
+
+  >>> fold_id(np.array([1, 2**40 + 5])).tolist()
+  [[1, 0], [5, 256]]
+  """
+  bits = np.asarray(wide).astype(np.uint64)
+  return np.stack([bits & np.uint64(0xFFFFFFFF), bits >> np.uint64(32)], axis=-1).astype(np.uint32)
+
+
+def two_rows(words: UInt32[Array | np.ndarray, "... 2"], num_rows: int, seed: int = 0) -> Integer[Array, "... 2"]:
+  """Two rows of a table for each id; their sum is the id's vector. The id 0 gets rows 0 and 0: padding.
+
+  Args:
+    words: of `fold_id`.
+    num_rows: of the table; the results are 1..num_rows - 1.
+    seed: another one hashes differently: give each table its own.
+
+  >>> rows = two_rows(fold_id(np.array([0, 7, 2**40])), 1000)
+  >>> rows.shape, rows[0].tolist(), bool((rows[1:] > 0).all() & (rows < 1000).all())
+  ((3, 2), [0, 0], True)
+  """
+  if num_rows < 3:
+    raise ValueError(f"{num_rows=} must be at least 3: one for padding and two to choose from")
+  words = jnp.asarray(words, jnp.uint32)
+  low, high = words[..., 0], words[..., 1]
+  salts = jnp.asarray([2 * seed, 2 * seed + 1], jnp.uint32)
+  hashed = mix(
+    mix(low[..., None] ^ mix(salts)) ^ mix(high[..., None] + jnp.uint32(0x9E3779B9) * (salts + 1))
+  )  # [..., 2]
+  rows = hashed % jnp.uint32(num_rows - 1) + 1
+  is_padding = ((low | high) == 0)[..., None]
+  return jnp.where(is_padding, 0, rows).astype(jnp.int32 if num_rows <= 2**31 else jnp.uint32)
