@@ -29,7 +29,7 @@ from jaxrec.data.planted_interest import planted_interest_truth
 from jaxrec.data.prepared import TEST
 from jaxrec.models import ctr
 from jaxrec.train import click_through, writers
-from jaxrec.train.checkpoint import load_params
+from jaxrec.train.checkpoint import load_state
 from jaxrec.train.click_through import ClickThrough
 
 FLAGS = flags.FLAGS
@@ -76,8 +76,8 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
 def load(workdir: str) -> tuple[ClickThrough, Mapping[str, Any]]:
   """Returns data and model of a run, and its best variables."""
   pieces = ClickThrough.from_config(ConfigDict(writers.read_json(os.path.join(workdir, "config.json"))))
-  variables, _ = load_params(os.path.join(workdir, "checkpoints"), click_through.initial_state(pieces))
-  return pieces, variables
+  state, _ = load_state(os.path.join(workdir, "checkpoints"), click_through.initial_state(pieces))
+  return pieces, state.evaluated
 
 
 def look(pieces: ClickThrough, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:

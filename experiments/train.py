@@ -167,7 +167,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == "final":
       return result | {"test": log.evaluation("test", step, score(state.evaluated, split=2))}
-    best = checkpoints.params_of(stopping.best_step, state)
+    best = checkpoints.state_of(stopping.best_step, state).evaluated
     test = log.evaluation("test", stopping.best_step, score(best, split=2))
     return result | stopping.best() | {"test_of_selected": test}
 

@@ -122,7 +122,7 @@ def train(pieces: ClickThrough, workdir: str) -> dict[str, Any]:
         if must_stop:
           raise Interrupted(stop.number, f"stopped after step {step} of {num_steps}; the same command goes on")
 
-      best = checkpoints.params_of(stopping.best_step, state)
+      best = checkpoints.state_of(stopping.best_step, state).evaluated
       test = log.scores("test", stopping.best_step, score(best, TEST))
       return {"steps": int(state.step), **stopping.best(), "test": test}
 

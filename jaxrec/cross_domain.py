@@ -10,7 +10,6 @@ Source: "Revisiting Self-attention for Cross-domain Sequential Recommendation", 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxrec import losses
 from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
 from jaxrec.multi_objective import task_gradients
-from jaxrec.objectives import ItemObjective, item_vectors
+from jaxrec.objectives import TABLE, ItemObjective, Items, ParameterItems
 from jaxrec.types import SequenceBatch
 
-TABLE, INPUT = "items", "input vectors"
+INPUT = "input vectors"
 OWN = ("query", "target")
 
 
@@ -83,7 +82,13 @@ class CrossDomainObjective:
     return self.recommendation(model, params, batch, rng, deterministic)
 
   def gradients(
-    self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    deterministic: bool = False,
+    items: Items | None = None,
   ) -> tuple[Float[Array, "K"], Float[Array, "K"], tuple[Any, ...], Callable[[Any], Any]]:
     """Returns the losses, the weights of their means, their gradients, and what makes a gradient of the parameters.
 
@@ -97,6 +102,7 @@ class CrossDomainObjective:
       batch: sequences and targets.
       rng: of dropout and negatives; consumed.
       deterministic: no dropout.
+      items: as of `ItemObjective`.
 
     Raises:
       ValueError: the model knows one domain only.
@@ -105,11 +111,8 @@ class CrossDomainObjective:
       raise ValueError(f"{model.num_domains=}: attention across domains needs at least two")
     dropout_key, sample_key = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
-
-    def input_vectors(table):
-      return model.apply({"params": {TABLE: table}}, batch.item_id, method="input_vectors")
-
-    item, pull_item = jax.vjp(input_vectors, params[TABLE])
+    items = items or self._parameter_items(model, batch, sample_key)
+    item, pull_item = jax.vjp(items.input, params[TABLE])
 
     def trunk(parts):
       rest = {name: value for name, value in parts.items() if name not in (TABLE, INPUT)}
@@ -119,8 +122,8 @@ class CrossDomainObjective:
       return query, masses_by_layer(state[MASS])
 
     def recommend(outputs, parts):
-      vectors = functools.partial(item_vectors, model, {TABLE: parts[TABLE]})
-      return self.recommendation.of_queries(outputs[0], vectors, batch, sample_key, model.num_items)
+      vectors = items.scoring(parts[TABLE])
+      return self.recommendation.of_queries(outputs[0], vectors, items.ids, batch, model.num_items)
 
     def cross(outputs, _):  # Its aux is the number of queries.
       return cross_domain_attention(outputs[1], batch, self.own)
@@ -143,6 +146,7 @@ class CrossDomainObjective:
     rng: PRNGKeyArray,
     weights: Float[Array, "K"],
     deterministic: bool = False,
+    items: Items | None = None,
   ) -> tuple[Float[Array, "K"], Any]:
     """Returns the losses and one gradient, of their sum with these weights: a single backward pass.
 
@@ -150,18 +154,28 @@ class CrossDomainObjective:
     """
     dropout_key, sample_key = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
+    items = items or self._parameter_items(model, batch, sample_key)
 
     def total(params):
+      rest = {name: value for name, value in params.items() if name != TABLE}
       query, state = model.apply(
-        {"params": params}, batch, deterministic, rngs={"dropout": dropout_key}, mutable=[MASS]
+        {"params": rest},
+        batch,
+        deterministic,
+        items.input(params[TABLE]),
+        rngs={"dropout": dropout_key},
+        mutable=[MASS],
       )  # [B, N, M]
-      vectors = functools.partial(item_vectors, model, params)
-      recommendation = self.recommendation.of_queries(query, vectors, batch, sample_key, model.num_items)
+      vectors = items.scoring(params[TABLE])
+      recommendation = self.recommendation.of_queries(query, vectors, items.ids, batch, model.num_items)
       losses = jnp.stack([recommendation, cross_domain_attention(masses_by_layer(state[MASS]), batch, self.own)[0]])
       return weights @ losses, losses
 
     grad, losses = jax.grad(total, has_aux=True)(params)
     return losses, grad
+
+  def _parameter_items(self, model, batch, rng):
+    return ParameterItems(model, batch, self.recommendation.ids(batch, rng, model.num_items))
 
 
 def shared_parameters(grad: Any) -> Any:

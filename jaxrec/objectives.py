@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -17,6 +16,7 @@ from jaxrec.types import SequenceBatch
 Objective = Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
 SHARING = ("position", "row", "batch")
+TABLE = "items"  # The item table among the parameters of a model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,45 +52,78 @@ class ItemObjective:
       raise ValueError(f"log_q has no meaning for sampler={self.sampler!r} with loss={self.loss!r}")
 
   def __call__(
-    self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    deterministic: bool = False,
+    items: Items | None = None,
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean loss over the target positions, and `{"loss", "weight"}` with the sum of their weights.
 
     The key is consumed.
+
+    Args:
+      model: a `jaxrec.models.SequentialModel`.
+      params: its parameters.
+      batch: sequences and targets.
+      rng: of dropout and negatives.
+      deterministic: no dropout.
+      items: vectors of the items, where the item table is not among the parameters; see `Items`.
     """
     dropout_key, sample_key = jax.random.split(rng)
-    variables = {"params": params}
-    query = model.apply(variables, batch, deterministic=deterministic, rngs={"dropout": dropout_key})  # [B, N, M]
-    loss = self.of_queries(query, functools.partial(item_vectors, model, params), batch, sample_key, model.num_items)
+    rngs = {"dropout": dropout_key}
+    if items is None:
+      ids = self.ids(batch, sample_key, model.num_items)
+      query = model.apply({"params": params}, batch, deterministic=deterministic, rngs=rngs)  # [B, N, M]
+      vectors = scoring_vectors(model, params, ids)
+    else:
+      ids, vectors = items.ids, items.scoring(params[TABLE])
+      rest = {name: value for name, value in params.items() if name != TABLE}
+      query = model.apply({"params": rest}, batch, deterministic, items.input(params[TABLE]), rngs=rngs)  # [B, N, M]
+    loss = self.of_queries(query, vectors, ids, batch, model.num_items)
     return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
+
+  def ids(self, batch: SequenceBatch, rng: PRNGKeyArray, num_items: int) -> dict[str, Int[Array, "..."]]:
+    """The items that the loss scores: "target" and "negative"; of "full_softmax" none, as it scores all.
+
+    Args:
+      batch: names the targets.
+      rng: of the negatives; consumed.
+      num_items: V.
+    """
+    if self.loss == "full_softmax":
+      return {}
+    return {"target": batch.target_item, "negative": self.draw(rng, batch, num_items)}
 
   def of_queries(
     self,
     query: Float[Array, "B N M"],
-    vectors: Callable[..., Float[Array, "... M"]],
+    vectors: dict[str, Float[Array, "... M"]],
+    ids: dict[str, Int[Array, "..."]],
     batch: SequenceBatch,
-    rng: PRNGKeyArray,
     num_items: int,
   ) -> Float[Array, ""]:
     """The mean loss of query vectors that a model has computed.
 
     Args:
       query: a model's output.
-      vectors: ids to their scoring vectors; without ids, of all items.
+      vectors: scoring vectors of `ids`; for "full_softmax" those of all items under "all".
+      ids: of the method `ids`.
       batch: names the targets.
-      rng: of the negatives; consumed.
       num_items: V.
     """
-    value = self.at_positions(query, vectors, batch, rng, num_items)  # [B, N]
+    value = self.at_positions(query, vectors, ids, batch, num_items)  # [B, N]
     return losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
 
-  def at_positions(self, query, vectors, batch, key, num_items) -> Float[Array, "B N"]:
+  def at_positions(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
     """The loss of each position."""
     if self.loss == "full_softmax":
-      return losses.full_softmax(query, vectors(), batch.target_item, self.temperature, self.chunk_size)
-    negative_id = self.draw(key, batch, num_items)
+      return losses.full_softmax(query, vectors["all"], batch.target_item, self.temperature, self.chunk_size)
+    negative_id = ids["negative"]
     positive_logit, negative_logit = losses.sampled_logits(
-      query, vectors(batch.target_item), vectors(negative_id), batch.target_item, negative_id, self.temperature
+      query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
     )
     if self.log_q:
       positive_logit -= negatives.log_probability(self.sampler, batch.target_item, num_items)
@@ -111,9 +144,47 @@ class ItemObjective:
     return negatives.sample_items(key, self.sampler, shape, num_items)
 
 
-def item_vectors(model: nn.Module, params: Any, item_id: Int[Array, "..."] | None = None) -> Float[Array, "... M"]:
-  """Scoring vectors of items under `params`; of all items 0..V where no ids are given."""
-  return model.apply({"params": params}, item_id, method="item_vectors")
+@runtime_checkable
+class Items(Protocol):
+  """Where an objective has the vectors of a batch's items from, as functions of what they are differentiated in.
+
+  ids: of `ItemObjective.ids`.
+  """
+
+  ids: dict[str, Int[Array, "..."]]
+
+  def input(self, table: Any) -> Float[Array, "B N M"]:
+    """Rows of the batch's items, as the encoder reads them."""
+    ...
+
+  def scoring(self, table: Any) -> dict[str, Float[Array, "... M"]]:
+    """Scoring vectors of `ids`; without ids of all items, under "all"."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterItems:
+  """Items whose table is a parameter of the model, `params["items"]`."""
+
+  model: nn.Module
+  batch: SequenceBatch
+  ids: dict[str, Int[Array, "..."]]
+
+  def input(self, table: Any) -> Float[Array, "B N M"]:
+    """See `Items`."""
+    return self.model.apply({"params": {TABLE: table}}, self.batch.item_id, method="input_vectors")
+
+  def scoring(self, table: Any) -> dict[str, Float[Array, "... M"]]:
+    """See `Items`."""
+    return scoring_vectors(self.model, {TABLE: table}, self.ids)
+
+
+def scoring_vectors(
+  model: nn.Module, params: Any, ids: dict[str, Int[Array, "..."]]
+) -> dict[str, Float[Array, "... M"]]:
+  """Scoring vectors of `ids` under `params`; without ids of all items 0..V, under "all"."""
+  variables = {"params": params}
+  return {name: model.apply(variables, x, method="item_vectors") for name, x in (ids or {"all": None}).items()}
 
 
 def build(config: Mapping) -> ItemObjective:

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxrec.train import devices
-from jaxrec.train.checkpoint import Checkpoints, load_params
+from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
@@ -129,8 +129,8 @@ def test_only_the_latest_and_the_best_checkpoint_are_kept(tmp_path):
       state, _ = step(state, some_batch())
       checkpoints.save(state, {}, best_step)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
-  assert load_params(str(tmp_path), state, "best")[1] == 2
-  assert load_params(str(tmp_path), state, "latest")[1] == 4
+  assert load_state(str(tmp_path), state, "best")[1] == 2
+  assert load_state(str(tmp_path), state, "latest")[1] == 4
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_differences(tmp_path):
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_differences(tmp_path)
     checkpoints.save(state, {}, None)
   other, _ = fresh(TinyModel(width=4), optax.adam(0.1))
   with pytest.raises(ValueError, match="is of another model or optimizer") as error:
-    load_params(str(tmp_path), other)
+    load_state(str(tmp_path), other)
   text = str(error.value)
   assert "params/Embed_0/embedding: float32[6, 3] in the checkpoint, float32[6, 4] in this model" in text
   assert "opt_state/0/count: only in this model, int32[]" in text
@@ -148,9 +148,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_differences(tmp_path)
 def test_a_folder_without_checkpoints_is_named(tmp_path):
   state, _ = fresh()
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    load_params(str(tmp_path / "nowhere"), state)
+    load_state(str(tmp_path / "nowhere"), state)
   with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
-    load_params(str(tmp_path), state)
+    load_state(str(tmp_path), state)
 
 
 def test_the_state_stays_on_every_device_of_the_mesh():

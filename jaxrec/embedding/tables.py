@@ -176,11 +176,34 @@ class Tables:
 
   def to_logical(self, state: TableState) -> dict[str, Any]:
     """The state for a checkpoint: by table, arrays in the order of ids, rounded up to fill the devices."""
-    return {"step": state.step, "tables": self.layout.to_logical(state.stacks)}
+    if self.num_shards == 1:
+      return self._to_logical(state)  # As it is, without a copy.
+    return jax.jit(self._to_logical, out_shardings=self._logical_shardings())(state)
 
   def from_logical(self, saved: Mapping[str, Any]) -> TableState:
     """Undoes `to_logical`; arrays of another number of devices must first be cut or filled up to our shapes."""
+    if self.num_shards == 1:
+      return self._from_logical(saved)
+    return jax.jit(self._from_logical, out_shardings=self.shardings())(saved)
+
+  def abstract_logical(self) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of `to_logical`."""
+    shapes = jax.eval_shape(self._to_logical, self.abstract_state())
+    if self.mesh is None:
+      return shapes
+    shardings = self._logical_shardings()
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+  def _to_logical(self, state):
+    return {"step": state.step, "tables": self.layout.to_logical(state.stacks)}
+
+  def _from_logical(self, saved):
     return TableState(saved["step"], self.layout.from_logical(saved["tables"]))
+
+  def _logical_shardings(self):
+    specs = {name: self.layout.specs[place.stack] for name, place in self.places.items()}
+    specs = {"step": _WHOLE, "tables": specs}
+    return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=_is_spec)
 
   @property
   def _spread(self):

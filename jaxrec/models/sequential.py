@@ -53,7 +53,7 @@ class SequentialModel(nn.Module):
   def setup(self):
     if self.output_norm not in OUTPUT_NORMS:
       raise ValueError(f"{self.output_norm=} is not one of {OUTPUT_NORMS}")
-    rows = self.num_items + 1 + self.num_special
+    rows = self.num_rows
     self.items = ItemEmbedding(rows, self.width, self.output_norm == "l2", self.dtype)
     self.embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     if self.target_domain:
@@ -147,6 +147,15 @@ class SequentialModel(nn.Module):
     if item_id is None:
       return self.items.vectors()[: self.num_items + 1]
     return self.items.vectors(item_id)
+
+  def scoring(self, row: Float[Array, "... M"]) -> Float[Array, "... M"]:
+    """Scoring vectors of rows that were taken from an item table outside of the parameters."""
+    return l2_normalize(row) if self.output_norm == "l2" else row
+
+  @property
+  def num_rows(self) -> int:
+    """Rows of the item table: padding, items and special ids."""
+    return self.num_items + 1 + self.num_special
 
   def build_layers(self) -> list[nn.Module]:
     """The encoder's layers."""

@@ -14,15 +14,21 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jaxrec.train.state import Params, TrainState
+from jaxrec.embedding import Tables
+from jaxrec.train.state import TrainState
 
 
 class Checkpoints:
   """The checkpoints in one folder. Close it (or use `with`) to wait for what is still being written."""
 
-  def __init__(self, folder: str):
-    """Opens or creates the folder."""
-    self._keep = _LatestAndBest()
+  def __init__(self, folder: str, tables: Tables | None = None):
+    """Opens or creates the folder.
+
+    Args:
+      folder: of the checkpoints.
+      tables: where the states have `tables`; they are saved in the order of ids, for any number of devices.
+    """
+    self._keep, self._tables = _LatestAndBest(), tables
     options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True, create=True)
     self._manager = _open(folder, options)
 
@@ -37,7 +43,9 @@ class Checkpoints:
     """
     self._keep.best_step = best_step
     position = {"best_step": best_step, **position}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), position=ocp.args.JsonSave(position))
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(_to_dict(state, self._tables)), position=ocp.args.JsonSave(position)
+    )
     self._manager.save(int(state.step), args=args, force=True)
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -55,12 +63,12 @@ class Checkpoints:
       return None
     position = _restore_position(self._manager, step)
     self._keep.best_step = position["best_step"]
-    return _restore_state(self._manager, step, like), position
+    return _restore_state(self._manager, step, like, self._tables), position
 
-  def params_of(self, step: int, like: TrainState) -> Params:
-    """Returns the parameters that were evaluated at a step whose checkpoint is kept (the latest or the best)."""
+  def state_of(self, step: int, like: TrainState) -> TrainState:
+    """Returns the state after a step whose checkpoint is kept (the latest or the best)."""
     self.wait()
-    return _restore_state(self._manager, step, like).evaluated
+    return _restore_state(self._manager, step, like, self._tables)
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
@@ -77,13 +85,16 @@ class Checkpoints:
     self.close()
 
 
-def load_params(folder: str, like: TrainState, which: str = "best") -> tuple[Params, int]:
-  """Returns the parameters that were evaluated (their average, if one was kept) and their step.
+def load_state(
+  folder: str, like: TrainState, which: str = "best", tables: Tables | None = None
+) -> tuple[TrainState, int]:
+  """Returns the state of a checkpoint and its step.
 
   Args:
     folder: of the checkpoints.
     like: a state of the same model and optimizer.
     which: "best" on validation (the latest where nothing was validated) or "latest".
+    tables: where the state has `tables`.
 
   Raises:
     FileNotFoundError: no checkpoint there.
@@ -99,7 +110,7 @@ def load_params(folder: str, like: TrainState, which: str = "best") -> tuple[Par
       raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")
     if which == "best":
       step = _restore_position(manager, step)["best_step"] or step
-    return _restore_state(manager, step, like).evaluated, step
+    return _restore_state(manager, step, like, tables), step
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
@@ -121,25 +132,37 @@ def _open(folder, options):
   return ocp.CheckpointManager(os.path.abspath(folder), options=options, item_handlers=handlers)
 
 
-def _restore_state(manager, step, like):
-  wanted = _to_dict(like)
+def _restore_state(manager, step, like, tables):
+  wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_dict(like, None)) | _abstract_rows(tables)
   found = manager.item_metadata(step)["state"]
   _check_same(_shapes(found), _shapes(wanted), f"{manager.directory}/{step}")
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-  restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
-  return flax.serialization.from_state_dict(like, restored)
+  # Not strict: a table has rows beyond its last id that fill up the devices, which may be more or fewer now.
+  args = ocp.args.StandardRestore(wanted, strict=tables is None)
+  restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+  rows = restored.pop("tables")
+  restored = flax.serialization.from_state_dict(like.replace(tables=None), {**restored, "tables": None})
+  return restored if tables is None else restored.replace(tables=tables.from_logical(rows))
 
 
-def _to_dict(state):
+def _to_dict(state, tables):
   """Nested dicts of arrays, readable without our classes or those of optax; empty branches left out."""
-  return flax.serialization.to_state_dict(state)
+  named = flax.serialization.to_state_dict(state.replace(tables=None))
+  return named if tables is None else {**named, "tables": tables.to_logical(state.tables)}
+
+
+def _abstract_rows(tables):
+  return {"tables": None if tables is None else tables.abstract_logical()}
 
 
 def _shapes(tree):
-  """{"params/params/embedding": "float32[10, 4]", ...}"""
+  """{"params/params/embedding": "float32[10, 4]", ...}; of tables without the number of rows."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-  return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, (_, leaf) in zip(names, leaves, strict=True)}
+  shapes = [
+    ["rows", *x.shape[1:]] if n.startswith("tables/tables/") else list(x.shape)
+    for n, (_, x) in zip(names, leaves, strict=True)
+  ]
+  return {name: f"{leaf.dtype}{shape}" for name, shape, (_, leaf) in zip(names, shapes, leaves, strict=True)}
 
 
 def _check_same(found, wanted, where):

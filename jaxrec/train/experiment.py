@@ -79,8 +79,8 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tup
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
   like = initial_state(experiment, total_steps=10**9)
-  params, at_step = checkpoint.load_params(os.path.join(workdir, phase, "checkpoints"), like, which)
-  return experiment, params, at_step
+  found, at_step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which)
+  return experiment, found.evaluated, at_step
 
 
 def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:

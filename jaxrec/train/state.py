@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxrec.embedding import TableState
 from jaxrec.types import SequenceBatch
 
 Params = Any  # A pytree of float32 arrays.
@@ -24,12 +25,14 @@ class TrainState:
   params: the model's, as in `model.apply({"params": params}, ...)`.
   opt_state: of the optimizer.
   average: exponential moving average of the parameters, or None where none is kept.
+  tables: rows of the item table where it is not among the parameters; see `jaxrec.embedding`.
   """
 
   step: Int[Array, ""]
   params: Params
   opt_state: optax.OptState
   average: Params | None = None
+  tables: TableState | None = None
 
   @property
   def evaluated(self) -> Params:
@@ -38,7 +41,12 @@ class TrainState:
 
 
 def create_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, batch: SequenceBatch, seed: int, keep_average: bool = False
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  batch: SequenceBatch,
+  seed: int,
+  keep_average: bool = False,
+  with_items: bool = True,
 ) -> TrainState:
   """Returns the state before the first step.
 
@@ -48,11 +56,13 @@ def create_state(
     batch: any batch; parameters don't depend on its values, nor on its number of rows.
     seed: of the parameters.
     keep_average: whether a moving average is kept; it starts at the initial parameters.
+    with_items: whether the item table is one of the parameters.
   """
 
   @jax.jit
   def init(key, one_row):
-    params = model.init(key, one_row, deterministic=True)["params"]
+    item = {} if with_items else {"item": jnp.zeros((*one_row.item_id.shape, model.width), model.dtype)}
+    params = model.init(key, one_row, deterministic=True, **item)["params"]
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxrec.embedding import Tables
 from jaxrec.train import devices
+from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
 from jaxrec.train.state import TrainState
+from jaxrec.train.table_step import table_updates
 from jaxrec.types import SequenceBatch
 
 # (model, params, batch, rng, deterministic) -> (loss, scalars); scalars["weight"] is the sum of target weights.
@@ -33,6 +35,7 @@ def make_train_step(
   average: float = 0.0,
   mesh: Mesh | None = None,
   solve_every: int = 1,
+  tables: Tables | None = None,
 ) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
@@ -55,21 +58,31 @@ def make_train_step(
     mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
     solve_every: several objectives only: steps from one solution for their weights to the next. Those between reuse the
       weights and need one backward pass instead of K.
+    tables: of items, where the item table is not a parameter; see `jaxrec.train.table_step`. Scalars then have
+      "tables/overflow", "tables/out_of_range" and "tables/rows"; see `jaxrec.embedding.Plan`.
 
   Raises:
-    ValueError: `solve_every` above 1 with one objective, or together with `accumulate`.
+    ValueError: `solve_every` above 1 with one objective, or together with `accumulate`; tables with `solve_every` or
+      `average`.
   """
   several = hasattr(objective, "gradients")
   if solve_every < 1 or (solve_every > 1 and (accumulate > 1 or not several)):
     raise ValueError(f"{solve_every=} must be 1, or more for several objectives with accumulate=1")
+  if tables is not None and (solve_every > 1 or average):
+    raise ValueError(f"{solve_every=} and {average=} must be 1 and 0 where items are in a table of their own")
   updates_of = partial(_several_updates, solve_every) if several else _updates
 
   def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    updates, opt_state, scalars = updates_of(model, objective, optimizer, state, batch, rng, accumulate)
+    arguments = (model, objective, optimizer, state, batch, rng, accumulate)
+    if tables is None:
+      new_tables = None
+      updates, opt_state, scalars = updates_of(*arguments)
+    else:
+      updates, opt_state, new_tables, scalars = table_updates(tables, *arguments)
     params = optax.apply_updates(state.params, updates)
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
-    return TrainState(state.step + 1, params, opt_state, moved), scalars
+    return TrainState(state.step + 1, params, opt_state, moved, new_tables), scalars
 
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   jitted = jax.jit(devices.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=everywhere)
@@ -93,7 +106,8 @@ class TrainStep:
 
 
 def _updates(model, objective, optimizer, state, batch, rng, parts):
-  grads, scalars = _gradient(partial(objective, model, deterministic=False), state.params, batch, rng, parts)
+  pieces = pieces_of(batch, rng, parts)
+  grads, scalars = mean_gradient(partial(objective, model, deterministic=False), state.params, pieces)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   return updates, opt_state, scalars | {"grad_norm": optax.tree.norm(grads)}
 
@@ -107,10 +121,7 @@ def _several_updates(solve_every, model, objective, optimizer, state, batch, rng
     is_due = state.opt_state.count % solve_every == 0
     solve, reuse = partial(_solved, *arguments, parts=parts), partial(_reused, *arguments)
     updates, opt_state, losses = jax.lax.cond(is_due, solve, reuse, state, batch, rng)
-  scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
-  for name, *values in zip(objective.names, losses, opt_state.weights, opt_state.norms, strict=True):
-    scalars |= dict(zip((name, f"weight/{name}", f"norm/{name}"), values, strict=True))
-  return updates, opt_state, scalars
+  return updates, opt_state, scalars_of_several(objective, losses, opt_state)
 
 
 def _reused(model, objective, optimizer, state, batch, rng):
@@ -122,78 +133,7 @@ def _reused(model, objective, optimizer, state, batch, rng):
 
 def _solved(model, objective, optimizer, state, batch, rng, parts):
   """Updates with weights found for this step."""
-  gradients = partial(objective.gradients, model)
-  if parts == 1:
-    losses, _, grads, finish = gradients(state.params, batch, rng)
-  else:
-    losses, grads, finish = _several_in_parts(gradients, len(objective.names), state.params, batch, rng, parts)
+  gradients, pieces = partial(objective.gradients, model), pieces_of(batch, rng, parts)
+  losses, grads, finish = mean_gradients(gradients, len(objective.names), state.params, pieces)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params, losses=losses, finish=finish)
   return updates, opt_state, losses
-
-
-def _several_in_parts(gradients, num_objectives, params, batch, rng, parts):
-  """Losses and gradients of the whole batch; the gradients are like the parameters, as parts read different rows."""
-
-  def add_part(sums, part):
-    losses, weight, grads, finish = gradients(params, *part)
-    grads = tuple(_times(weight[k], finish(grad)) for k, grad in enumerate(grads))
-    return jax.tree.map(jnp.add, sums, (losses * weight, weight, grads)), None
-
-  zero = jnp.zeros(num_objectives, jnp.float32)
-  start = (zero, zero, (jax.tree.map(jnp.zeros_like, params),) * num_objectives)
-  pieces = _split(batch, parts), jax.random.split(rng, parts)
-  (losses, weight, grads), _ = jax.lax.scan(add_part, start, pieces)
-  scale = 1 / jnp.maximum(weight, 1e-6)
-  return losses * scale, tuple(_times(scale[k], grad) for k, grad in enumerate(grads)), None
-
-
-def _times(factor, tree):
-  return jax.tree.map(lambda x: x * factor, tree)
-
-
-def _gradient(objective, params, batch, rng, parts):
-  """Returns the gradient of the mean loss and the mean scalars, over all parts of the batch."""
-  if parts == 1:
-    (loss, scalars), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
-    return grads, _means(loss, scalars)
-
-  def add_part(sums, part):
-    (_, sums_of_part), grads = jax.value_and_grad(_as_sum(objective), has_aux=True)(params, *part)
-    return jax.tree.map(jnp.add, sums, (grads, *sums_of_part)), None
-
-  pieces = _split(batch, parts), jax.random.split(rng, parts)
-  (_, shapes), _ = jax.eval_shape(
-    jax.value_and_grad(_as_sum(objective), has_aux=True), params, *jax.tree.map(lambda x: x[0], pieces)
-  )
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes))
-  (grads, scalars, weight), _ = jax.lax.scan(add_part, zeros, pieces)
-  return jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-6), (grads, scalars))
-
-
-def _as_sum(objective):
-  """The objective and its scalars summed over targets instead of averaged: sums of parts add up, means don't."""
-
-  def total(params, batch, rng):
-    loss, scalars = objective(params, batch, rng)
-    weight = scalars["weight"].astype(jnp.float32)
-    sums = {name: value * weight for name, value in _means(loss, scalars).items()}
-    return loss * weight, (sums, weight)
-
-  return total
-
-
-def _means(loss, scalars):
-  named = {name: value for name, value in scalars.items() if name != "weight"} | {"loss": loss}
-  return {name: value.astype(jnp.float32) for name, value in named.items()}
-
-
-def _split(batch: SequenceBatch, parts: int) -> Any:
-  """Part i takes rows i, i + parts, ...: with rows spread over devices each part is spread over them too."""
-  num_rows = batch.item_id.shape[0]
-  if num_rows % parts:
-    raise ValueError(f"the {num_rows} rows of a batch must be divisible by accumulate={parts}; set data.rows_per_batch")
-
-  def split(array):
-    return array.reshape(num_rows // parts, parts, *array.shape[1:]).swapaxes(0, 1)  # [parts, B, ...]
-
-  return jax.tree.map(split, batch)
