@@ -86,6 +86,8 @@ def default_config() -> ConfigDict:
       "retrain": False,  # Afterwards train anew on training and validation events for the chosen number of epochs.
       "average": 0.0,  # Decay of a moving average of the parameters, to be evaluated in their place; 0: off.
     },
+    # Devices along each axis of the mesh, see jaxrec.parallel.mesh; -1: all that the others leave.
+    "parallel": {"data": -1, "fsdp": 1, "model": 1},
     "eval": {
       "ks": (1, 10, 50, 200),
       "metric": "NDCG@10",  # Chooses the epoch.
@@ -230,6 +232,9 @@ def _check_ranges(config):
   for name in _FRACTIONS:
     if not 0 <= _value(config, name) < 1:
       raise ValueError(f"config.{name}={_value(config, name)} must be at least 0 and below 1")
+  sizes = config.parallel.to_dict()
+  if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"config.parallel={sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
   if not config.eval.ks or min(config.eval.ks) < 1:
     raise ValueError(f"{config.eval.ks=} must be list lengths of at least 1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,13 +18,13 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrec import models, multi_objective, objectives
+from jaxrec import models, multi_objective, objectives, parallel
 from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
 from jaxrec.data import pipeline, single_domain
 from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
-from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
+from jaxrec.train import checkpoint, optimizer, state, step, writers
 from jaxrec.train.config import check_config, saved_config
 
 # Folders looked for in $JAXREC_DATA: the names under which the official archives unpack, and an excerpt of Taobao.
@@ -83,20 +84,33 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tup
   return experiment, params, at_step
 
 
-def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:
-  """Returns the state before the first step, on the default device."""
+def initial_state(experiment: Experiment, total_steps: int, mesh: Mesh | None = None) -> state.TrainState:
+  """Returns the state before the first step, spread over a mesh as `jaxrec.parallel.PARAMETER_AXES` says.
+
+  Args:
+    experiment: model, optimizer and seed.
+    total_steps: of the learning rate's schedule.
+    mesh: see `jaxrec.parallel.make_mesh`; None: the default device.
+  """
   config = experiment.config
   tiny = pipeline.TrainingOptions(
     max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
   )
   batch = pipeline.TrainingBatches(experiment.data, tiny)[0]
   return state.create_state(
-    experiment.model, _optimizer(config, total_steps), batch, config.seed, keep_average=config.train.average > 0
+    experiment.model,
+    _optimizer(config, total_steps),
+    batch,
+    config.seed,
+    keep_average=config.train.average > 0,
+    shardings_of=None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh),
   )
 
 
-def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable[..., Any]:
-  """Returns the jitted training step of an experiment; see `jaxrec.train.step`."""
+def train_step(
+  experiment: Experiment, total_steps: int, mesh: Mesh, like: state.TrainState | None = None
+) -> Callable[..., Any]:
+  """Returns the jitted training step of an experiment; `mesh` and `like` as in `jaxrec.train.step.make_train_step`."""
   config = experiment.config
   return step.make_train_step(
     experiment.model,
@@ -106,6 +120,7 @@ def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable
     accumulate=config.train.accumulate,
     average=config.train.average,
     mesh=mesh,
+    like=like,
     solve_every=config.multi_objective.solve_every,
   )
 
@@ -139,14 +154,16 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     seed=config.seed,
     only_users=train_users(config, data, last_split),
   )
-  unit = mesh.size * config.train.accumulate
+  parts = parallel.num_row_parts(mesh)
+  unit = parts * config.train.accumulate
   rows = config.data.rows_per_batch or pipeline.rows_for(data, options, config.train.batch_size, multiple_of=unit)
   if rows % unit:
     raise ValueError(
-      f"data.rows_per_batch={rows} must be divisible by {mesh.size} devices x {config.train.accumulate=} = {unit}"
+      f"data.rows_per_batch={rows} must be divisible by {parts} devices along data and fsdp x"
+      f" {config.train.accumulate=} = {unit}"
     )
-  shards = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
-  return dataclasses.replace(options, rows_per_batch=rows, **shards)
+  shard = parallel.host_shard(mesh)
+  return dataclasses.replace(options, rows_per_batch=rows, shard_index=shard.index, shard_count=shard.count)
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
@@ -204,10 +221,9 @@ def _whole_data(settings):
     return generate(settings.source, options)
   raw = settings.raw or _raw_folder(settings.source)
   out = settings.prepared or _cache_folder(settings.source, raw, options)
-  if not os.path.exists(out):
-    if jax.process_index() == 0:
-      prepare(settings.source, raw, out, report=logging.info, **options)
-    devices.wait_for_all_hosts("prepare data")
+  if not os.path.exists(out) and jax.process_index() == 0:
+    prepare(settings.source, raw, out, report=logging.info, **options)
+  parallel.wait_for_all_hosts("prepare data")  # Those as well that came when the data was there.
   logging.info("data: %s", out)
   return PreparedData.load(out)
 
