@@ -57,8 +57,7 @@ def default_config() -> ConfigDict:
       "mask_last_probability": 0.0,
       "reveal_domain": False,
     },
-    "model": {"name": "hstu"},
-    "objective": {"name": "sampled_softmax"},
+    "model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"},
     "multi_objective": {
       "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
       "own_domain": "query",  # Which attention should not leave: of the event that asks, or of the "target".
@@ -86,8 +85,7 @@ def default_config() -> ConfigDict:
       "retrain": False,  # Afterwards train anew on training and validation events for the chosen number of epochs.
       "average": 0.0,  # Decay of a moving average of the parameters, to be evaluated in their place; 0: off.
     },
-    # Devices along each axis of the mesh, see jaxrec.parallel.mesh; -1: all that the others leave.
-    "parallel": {"data": -1, "fsdp": 1, "model": 1},
+    "parallel": {"data": -1, "fsdp": 1, "model": 1},  # Devices along each axis of the mesh; -1: all that are left.
     "eval": {
       "ks": (1, 10, 50, 200),
       "metric": "NDCG@10",  # Chooses the epoch.
