@@ -24,10 +24,11 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.sweep import read_results
+from jaxrec import parallel
 from jaxrec.analysis import cross_domain, cross_domain_plots
 from jaxrec.data.planted import planted_truth
 from jaxrec.ranking import PROTOCOLS, UserRanks
-from jaxrec.train import devices, evaluation
+from jaxrec.train import evaluation
 from jaxrec.train.experiment import Experiment, load_run
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.writers import read_json, read_records, write_json
@@ -101,7 +102,7 @@ def load(workdir: str, single: bool = False) -> Run:
   ranks = evaluation.user_ranks(model, params, data, config, split)
   if single:
     return Run(workdir, experiment, ranks, None)
-  batches = evaluation.evaluation_batches(data, config, split, devices.data_mesh())
+  batches = evaluation.evaluation_batches(data, config, split, parallel.make_mesh())
   return Run(workdir, experiment, ranks, cross_domain.query_attention(model, params, batches))
 
 

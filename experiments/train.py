@@ -27,6 +27,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -34,14 +35,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from jaxrec import parallel
 from jaxrec.data import pipeline
-from jaxrec.train import curves, devices, experiment, writers
+from jaxrec.train import curves, experiment, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import check_config, config_differences, saved_config
 from jaxrec.train.evaluation import evaluate
 from jaxrec.train.experiment import Experiment
+from jaxrec.train.item_table import evaluated_params
 from jaxrec.train.log import HideOrbaxDetails, RunLog
-from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal
+from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal, TableError
 from jaxrec.train.timetable import Timetable
 
 FLAGS = flags.FLAGS
@@ -50,6 +53,7 @@ FLAGS = flags.FLAGS
 _MAY_CHANGE = (
   "config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared",
   "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
+  "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
 )  # fmt: skip
 
 
@@ -58,15 +62,24 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
-  if FLAGS.distributed or FLAGS.coordinator_address:
-    jax.distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
   try:
+    parallel.initialize(
+      FLAGS.coordinator_address,
+      FLAGS.num_processes,
+      FLAGS.process_id,
+      distributed=FLAGS.distributed,
+      heartbeat_timeout_seconds=FLAGS.heartbeat_timeout_seconds,
+    )
     summary = run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
-  except (ValueError, NonFiniteLossError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+  except (ValueError, NonFiniteLossError, TableError) as error:
+    parallel.leave(f"{type(error).__name__}: {error}")
+  except Exception:
+    if jax.process_count() == 1:
+      raise
+    parallel.leave(traceback.format_exc())
   print(json.dumps(summary, indent=2))
 
 
@@ -88,6 +101,7 @@ def run(
   Raises:
     ValueError: the config is wrong, or the workdir holds a run of another config.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
+    TableError: rows of the item table found no room in a step; the last checkpoint is kept.
     Interrupted: a signal asked to stop; a checkpoint is saved.
   """
   check_config(config)
@@ -116,7 +130,8 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     profile: whether to trace a few steps.
   """
   # Data.
-  config, data, mesh = pieces.config, pieces.data, devices.data_mesh()
+  config, data = pieces.config, pieces.data
+  mesh = parallel.make_mesh(config.parallel.to_dict())
   options = experiment.training_options(config, data, last_split=int(phase == "final"), mesh=mesh)
   plan = pipeline.TrainingBatches(data, options)
   batches = iter(pipeline.training_batches(data, options))
@@ -124,13 +139,15 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
 
   # Model and optimizer. The learning rate falls over config.train.num_epochs, whether or not this phase is as long.
   schedule_steps = config.train.num_epochs * times.steps_per_epoch
-  state = devices.on_every_device(experiment.initial_state(pieces, schedule_steps), mesh)
-  train_step = experiment.train_step(pieces, schedule_steps, mesh)
+  tables = experiment.item_tables(pieces, schedule_steps, mesh)
+  state = experiment.initial_state(pieces, schedule_steps, mesh, tables)
+  train_step = experiment.train_step(pieces, schedule_steps, mesh, state, tables)
+  evaluated = functools.partial(evaluated_params, tables=tables, model=pieces.model)
   score = functools.partial(evaluate, pieces.model, data=data, config=config, mesh=mesh)
   log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
   log.describe(state, plan.users_per_epoch, options, mesh)
 
-  with Checkpoints(os.path.join(workdir, phase, "checkpoints")) as checkpoints, log, StopSignal() as stop:
+  with Checkpoints(os.path.join(workdir, phase, "checkpoints"), tables) as checkpoints, log, StopSignal() as stop:
     # Where the run stopped, if it did.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
@@ -146,12 +163,12 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
         break
       batch = next(batches)
       log.before_step()
-      state, scalars = train_step(state, devices.spread_rows(batch, mesh))
+      state, scalars = train_step(state, parallel.spread_rows(batch, mesh))
       log.after_step(step, batch, scalars)
 
       if times.evaluates(step) and phase == "select":
         log.drain(step)
-        values = log.evaluation("validation", step, score(state.evaluated, split=1))
+        values = log.evaluation("validation", step, score(evaluated(state), split=1))
         stopping.update(times.epoch(step), step, values)
       must_stop = stop.requested(step)
       if times.saves(step) or must_stop:
@@ -166,8 +183,8 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == "final":
-      return result | {"test": log.evaluation("test", step, score(state.evaluated, split=2))}
-    best = checkpoints.state_of(stopping.best_step, state).evaluated
+      return result | {"test": log.evaluation("test", step, score(evaluated(state), split=2))}
+    best = evaluated(checkpoints.state_of(stopping.best_step, state))
     test = log.evaluation("test", stopping.best_step, score(best, split=2))
     return result | stopping.best() | {"test_of_selected": test}
 
@@ -213,6 +230,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool(
     "distributed", False, "This is one host of several; the cluster tells JAX which.", flag_values=values
   )
+  flags.DEFINE_integer(
+    "heartbeat_timeout_seconds", 100, "How long a host may be silent before the others end themselves.",
+    lower_bound=1, flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("profile", False, "Write a trace of a few steps to <workdir>/profile.", flag_values=values)
   flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
 
+HEADS_AXIS = "model"  # The mesh axis along which heads lie, where it divides them; rows lie along all others.
 ACTIVATIONS = ("silu", "softmax")
 IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
 
@@ -97,23 +99,26 @@ def _compiled_once(attention):
 
 
 def _tpu_on_each_device(q, k, v, mask, bias, **options):
-  """The kernel on the rows of each device: the compiler cannot cut kernels itself.
+  """The kernel on the rows and heads of each device: the compiler cannot cut kernels itself.
 
-  The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes.
+  The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes but "model".
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh.manual_axes or q.shape[0] % mesh.size:
+  row_axes = tuple(name for name in mesh.axis_names if name != HEADS_AXIS)
+  if mesh.empty or mesh.size == 1 or mesh.manual_axes or q.shape[0] % math.prod(mesh.shape[name] for name in row_axes):
     return tpu.attention(q, k, v, mask, bias, **options)
-  rows, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
-  specs = jax.tree.map(lambda _: rows, (q, k, v, mask, bias))
+  along_heads = HEADS_AXIS if q.shape[2] % mesh.shape.get(HEADS_AXIS, q.shape[2] + 1) == 0 else None
+  rows, heads = PartitionSpec(row_axes), PartitionSpec(row_axes, None, along_heads)
+  specs = (heads, heads, heads, *jax.tree.map(lambda _: rows, (mask, bias)))
   if bias is not None:
-    tables = {name: everywhere for name in ("time_table", "position_table") if getattr(bias, name) is not None}
-    specs = (*specs[:4], dataclasses.replace(specs[4], **tables))
+    tables = {name: getattr(bias, name) for name in ("time_table", "position_table")}
+    cut = {name: PartitionSpec(along_heads if x.ndim == 2 else None) for name, x in tables.items() if x is not None}
+    specs = (*specs[:4], dataclasses.replace(specs[4], **cut))
 
   def run(*arguments):
     return tpu.attention(*vary(arguments, axes_of(arguments)), **options)
 
-  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows)(q, k, v, mask, bias)
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads)(q, k, v, mask, bias)
 
 
 def _why_not_tpu(q, k, bias) -> str | None:

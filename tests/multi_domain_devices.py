@@ -8,12 +8,11 @@ import json
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from sequences import NUM_ITEMS, batch_of
 
+from jaxrec import parallel
 from jaxrec.models import build
 from jaxrec.objectives import ItemObjective
-from jaxrec.train import devices
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 
@@ -30,10 +29,10 @@ def main():
   batch = batch_of([[[3, 1, 4]], [[2, 6], [5, 3, 5]], [], [[1, 2]], *([[9, 8, 7]],) * 4], length=7, num_domains=3)
   objective, optimizer = ItemObjective(loss="full_softmax"), optax.sgd(0.1)
   results = []
-  for mesh in (Mesh(np.array(jax.devices()[:1]), (devices.AXIS,)), devices.data_mesh()):
-    state = devices.on_every_device(create_state(model, optimizer, batch, seed=1), mesh)
+  for mesh in (parallel.make_mesh(devices=jax.devices()[:1]), parallel.make_mesh()):
+    state = parallel.on_every_device(create_state(model, optimizer, batch, seed=1), mesh)
     step = make_train_step(model, objective, optimizer, seed=1, mesh=mesh)
-    state, _ = step(state, devices.spread_rows(jax.tree.map(np.asarray, batch), mesh))
+    state, _ = step(state, parallel.spread_rows(jax.tree.map(np.asarray, batch), mesh))
     results.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)]).tolist())
   print(json.dumps(results))
 

@@ -6,13 +6,14 @@ import tiny_run
 from ml_collections import ConfigDict
 from raw_files import shards
 
+from jaxrec import parallel
 from jaxrec.baselines import evaluate_baseline, random_order
 from jaxrec.data import pipeline
 from jaxrec.data.evaluation import evaluation_batches
 from jaxrec.data.prepare import prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.ranking import evaluation_negatives, ranking_metrics, ranks_of_users
-from jaxrec.train import devices, experiment
+from jaxrec.train import experiment
 
 NUM_ITEMS = 50
 
@@ -110,7 +111,7 @@ def config_with(train_users: str) -> ConfigDict:
 
 
 def users_of_an_epoch(data, config, last_split):
-  options = experiment.training_options(config, data, last_split, devices.data_mesh())
+  options = experiment.training_options(config, data, last_split, parallel.make_mesh())
   batches = pipeline.TrainingBatches(data, options)
   return sorted(user for step in range(batches.batches_per_epoch) for user in batches.users(step).tolist())
 

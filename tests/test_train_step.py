@@ -10,7 +10,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxrec.train import devices
+from jaxrec import parallel
 from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import create_state
@@ -155,10 +155,10 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 
 def test_the_state_stays_on_every_device_of_the_mesh():
   state, _ = fresh()
-  mesh = devices.data_mesh()
-  state = devices.on_every_device(state, mesh)
+  mesh = parallel.make_mesh()
+  state = parallel.on_every_device(state, mesh)
   step = make_train_step(TinyModel(), softmax_objective, optax.sgd(0.1), seed=1, mesh=mesh)
-  state, _ = step(state, devices.spread_rows(some_batch(), mesh))
+  state, _ = step(state, parallel.spread_rows(some_batch(), mesh))
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
@@ -207,7 +207,7 @@ def test_clipping_scales_the_whole_gradient():
 
 
 def test_each_row_of_a_batch_lies_on_one_device():
-  batch = devices.spread_rows(some_batch(rows=8), devices.data_mesh())
-  assert batch.item_id.sharding.spec == jax.sharding.PartitionSpec("data")
+  batch = parallel.spread_rows(some_batch(rows=8), parallel.make_mesh())
+  assert batch.item_id.sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"))
   np.testing.assert_array_equal(batch.item_id, some_batch(rows=8).item_id)
   assert [field.name for field in dataclasses.fields(batch)][0] == "item_id"

@@ -12,6 +12,7 @@ exit status is 1. What is needed beside this package: see `pallas_kernels.aot`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -23,9 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -45,7 +44,8 @@ def main(argv: list[str]) -> None:
       raise SystemExit(f"compile_check: {reason}")
   failed = False
   with tempfile.TemporaryDirectory() as folder:
-    aot.write_schedules_to(folder)
+    if not FLAGS.config:  # Writing down the schedules of a whole step takes longer than compiling it.
+      aot.write_schedules_to(folder)
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     problems = _training_steps() if FLAGS.config else _attentions()
     for about, compile_it in tqdm(problems, desc="compile", disable=None, file=sys.stderr):
@@ -178,21 +178,27 @@ def _training_steps() -> Iterator[tuple[dict[str, Any], Any]]:
 
 def _compile_training_step(config, target) -> tuple[Any, float]:
   """Compiles the training step of a config, its batch spread over all devices of the target."""
+  from jaxrec import parallel
   from jaxrec.data import pipeline
-  from jaxrec.train import devices, experiment
+  from jaxrec.train import experiment
 
   pieces = experiment.Experiment.from_config(config)
-  mesh = Mesh(np.asarray(aot.target_devices(target)), (devices.AXIS,))
+  mesh = parallel.make_mesh(config.parallel.to_dict(), aot.target_devices(target))
   options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
+  options = dataclasses.replace(options, shard_index=0, shard_count=1)  # The rows of all hosts.
 
-  def spread(tree, spec):
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+  def spread(tree, shardings):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
-  batch = spread(pipeline.TrainingBatches(pieces.data, options)[0], PartitionSpec(devices.AXIS))
-  state = jax.eval_shape(lambda: experiment.initial_state(pieces, total_steps=1000))
-  step = experiment.train_step(pieces, 1000, mesh)
-  return aot.compile_lowered(step.lower(spread(state, PartitionSpec()), batch))
+  batch = pipeline.TrainingBatches(pieces.data, options)[0]
+  tables = experiment.item_tables(pieces, 1000, mesh)
+  state = jax.eval_shape(lambda: experiment.initial_state(pieces, total_steps=1000, tables=tables)).replace(tables=None)
+  state = spread(state, parallel.parameter_shardings(state, mesh))
+  if tables is not None:
+    state = state.replace(tables=tables.abstract_state())
+  step = experiment.train_step(pieces, 1000, mesh, state, tables)
+  rows = jax.tree.map(lambda _: parallel.row_sharding(mesh), batch)
+  return aot.compile_lowered(step.lower(state, spread(batch, rows)))
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

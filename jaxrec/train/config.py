@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrec.cross_domain import OWN
+from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
@@ -26,7 +27,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
   "data.row_length", "data.rows_per_batch", "optimizer.learning_rate", "optimizer.weight_decay",
   "optimizer.warmup_steps", "optimizer.clip_norm", "train.patience", "train.checkpoint_every_steps",
-  "eval.sampled_negatives",
+  "eval.sampled_negatives", "tables.max_parameter_bytes", "tables.num_items", "tables.capacity",
 )  # fmt: skip
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "train.average")
 _OPEN = ("data.options", "model", "objective", "multi_objective.weighting")  # Checked by whoever reads them.
@@ -57,8 +58,7 @@ def default_config() -> ConfigDict:
       "mask_last_probability": 0.0,
       "reveal_domain": False,
     },
-    "model": {"name": "hstu"},
-    "objective": {"name": "sampled_softmax"},
+    "model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"},
     "multi_objective": {
       "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
       "own_domain": "query",  # Which attention should not leave: of the event that asks, or of the "target".
@@ -86,6 +86,7 @@ def default_config() -> ConfigDict:
       "retrain": False,  # Afterwards train anew on training and validation events for the chosen number of epochs.
       "average": 0.0,  # Decay of a moving average of the parameters, to be evaluated in their place; 0: off.
     },
+    **_devices(),
     "eval": {
       "ks": (1, 10, 50, 200),
       "metric": "NDCG@10",  # Chooses the epoch.
@@ -95,6 +96,24 @@ def default_config() -> ConfigDict:
       "sampled_negatives": 0,  # Adds sampled/...: ranks among so many random items. 0: none.
     },
   })  # fmt: skip
+
+
+def _devices():
+  """Settings of what is spread over devices, and how."""
+  return {
+    "tables": {  # Where the item table lies; see jaxrec.embedding.
+      "placement": "auto",  # parameter: on each device; sharded: by row, and only rows that were looked up change.
+      "max_parameter_bytes": 2**30,  # auto: up to this size, with its optimizer state, it is a parameter.
+      "num_items": 0,  # Room for items that the data don't have yet; 0: none.
+      "optimizer": "adamw",  # Of a sharded table: adamw, adagrad, sgd; its settings are those of config.optimizer.
+      "second_moment": "row",  # Of adamw: one a row, or one an element.
+      "moment_dtype": "float32",
+      "dtype": "float32",  # Of the rows.
+      "rounding": "nearest",  # Of updates of bfloat16 rows: nearest, stochastic, or float32, which loses nothing.
+      "capacity": 0,  # Distinct rows that a device may ask of each other one in a step; 0: derived.
+    },
+    "parallel": {"data": -1, "fsdp": 1, "model": 1},  # Devices along each axis of the mesh; -1: all that are left.
+  }
 
 
 def check_config(config: ConfigDict) -> None:
@@ -199,6 +218,12 @@ def _check_choices(config):
     "data.task": ("next_item", "masked_item"),
     "data.train_users": TRAIN_USERS,
     "multi_objective.own_domain": OWN,
+    "tables.placement": ("auto", "parameter", "sharded"),
+    "tables.optimizer": ("adamw", "adagrad", "sgd"),
+    "tables.second_moment": ("row", "element"),
+    "tables.moment_dtype": DTYPES,
+    "tables.dtype": DTYPES,
+    "tables.rounding": ROUNDINGS,
   }
   for name, allowed in choices.items():
     value = _value(config, name)
@@ -230,6 +255,9 @@ def _check_ranges(config):
   for name in _FRACTIONS:
     if not 0 <= _value(config, name) < 1:
       raise ValueError(f"config.{name}={_value(config, name)} must be at least 0 and below 1")
+  sizes = config.parallel.to_dict()
+  if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"config.parallel={sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
   if not config.eval.ks or min(config.eval.ks) < 1:
     raise ValueError(f"{config.eval.ks=} must be list lengths of at least 1")
 

@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from jaxrec import parallel
 from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
 from jaxrec.ranking import UserRanks, ranking_metrics, ranks_of_users
-from jaxrec.train import devices
 from jaxrec.train.state import Params
 from jaxrec.types import SequenceBatch
 
@@ -36,7 +36,7 @@ def evaluate(
     mesh: devices to use; None takes all.
   """
   return ranking_metrics(
-    *_ranker(model, params, data, config, split, mesh or devices.data_mesh()),
+    *_ranker(model, params, data, config, split, mesh or parallel.make_mesh()),
     ks=config.eval.ks,
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
@@ -49,7 +49,7 @@ def user_ranks(
 ) -> UserRanks:
   """Returns the rank of each user's target by full ranking; arguments as of `evaluate`."""
   return ranks_of_users(
-    *_ranker(model, params, data, config, split, mesh or devices.data_mesh()),
+    *_ranker(model, params, data, config, split, mesh or parallel.make_mesh()),
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
   )
@@ -75,7 +75,7 @@ def last_queries(model: nn.Module, params: Params, batch: SequenceBatch) -> Floa
 def _compiled(model, mesh):
   """Jitted queries and item vectors, results on every device so that every host can read them."""
   everywhere = NamedSharding(mesh, PartitionSpec())
-  queries = jax.jit(devices.knows_mesh(functools.partial(last_queries, model), mesh), out_shardings=everywhere)
+  queries = jax.jit(parallel.knows_mesh(functools.partial(last_queries, model), mesh), out_shardings=everywhere)
 
   def item_vectors(params):
     return model.apply({"params": params}, method="item_vectors")  # [V1, M]
@@ -87,8 +87,8 @@ def _ranker(model, params, data, config, split, mesh):
   """What `jaxrec.ranking` needs: queries of a batch, item vectors, data, batches."""
   queries_of, item_vectors_of = _compiled(model, mesh)
   return (
-    lambda batch: _local(queries_of(params, devices.spread_same_rows(batch.batch, mesh))),
-    _local(item_vectors_of(params)),  # [V1, M]
+    lambda batch: _local(queries_of(params, parallel.spread_same_rows(batch.batch, mesh))),
+    _local(item_vectors_of(params))[: data.num_items + 1],  # [V1, M]
     data,
     evaluation_batches(data, config, split, mesh),
   )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,14 +18,16 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrec import models, multi_objective, objectives
+from jaxrec import models, multi_objective, objectives, parallel
 from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
 from jaxrec.data import pipeline, single_domain
 from jaxrec.data.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
-from jaxrec.train import checkpoint, devices, optimizer, state, step, writers
+from jaxrec.embedding import Tables
+from jaxrec.train import checkpoint, item_table, optimizer, state, step, writers
 from jaxrec.train.config import check_config, saved_config
+from jaxrec.train.table_step import beside_rows
 
 # Folders looked for in $JAXREC_DATA: the names under which the official archives unpack, and an excerpt of Taobao.
 _RAW_FOLDERS = {
@@ -52,12 +55,20 @@ class Experiment:
     """
     check_config(config)
     data = load_data(config)
-    sizes = {"num_items": data.num_items, "num_domains": data.num_domains}
+    sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = objectives.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
     return cls(config, data, model, objective)
+
+
+def _num_items(config, data):
+  """Those of the data, and of those that may come."""
+  room = config.tables.num_items
+  if 0 < room < data.num_items:
+    raise ValueError(f"config.tables.num_items={room} is less than the {data.num_items} items of the data")
+  return room or data.num_items
 
 
 def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tuple[Experiment, state.Params, int]:
@@ -78,40 +89,73 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tup
   experiment = Experiment.from_config(saved_config(writers.read_json(path)))
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
-  like = initial_state(experiment, total_steps=10**9)
-  found, at_step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which)
-  return experiment, found.evaluated, at_step
+  tables = item_tables(experiment, total_steps=10**9)
+  like = initial_state(experiment, total_steps=10**9, tables=tables)
+  found, at_step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, tables)
+  return experiment, item_table.evaluated_params(found, tables, experiment.model), at_step
 
 
-def initial_state(experiment: Experiment, total_steps: int) -> state.TrainState:
-  """Returns the state before the first step, on the default device."""
+def item_tables(experiment: Experiment, total_steps: int, mesh: Mesh | None = None) -> Tables | None:
+  """Returns the tables outside of the parameters, if any; see `jaxrec.train.item_table.make_tables`."""
+  return item_table.make_tables(experiment.config, experiment.model, total_steps, mesh)
+
+
+def initial_state(
+  experiment: Experiment, total_steps: int, mesh: Mesh | None = None, tables: Tables | None = None
+) -> state.TrainState:
+  """Returns the state before the first step, spread over a mesh as `jaxrec.parallel.PARAMETER_AXES` says.
+
+  Args:
+    experiment: model, optimizer and seed.
+    total_steps: of the learning rate's schedule.
+    mesh: see `jaxrec.parallel.make_mesh`; None: the default device.
+    tables: of `item_tables`.
+  """
   config = experiment.config
   tiny = pipeline.TrainingOptions(
     max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
   )
   batch = pipeline.TrainingBatches(experiment.data, tiny)[0]
-  return state.create_state(
-    experiment.model, _optimizer(config, total_steps), batch, config.seed, keep_average=config.train.average > 0
+  without_rows = state.create_state(
+    experiment.model,
+    _optimizer(config, total_steps, tables),
+    batch,
+    config.seed,
+    keep_average=config.train.average > 0,
+    with_items=tables is None,
+    shardings_of=None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh),
   )
+  return without_rows if tables is None else without_rows.replace(tables=tables.init(jax.random.key(config.seed)))
 
 
-def train_step(experiment: Experiment, total_steps: int, mesh: Mesh) -> Callable[..., Any]:
-  """Returns the jitted training step of an experiment; see `jaxrec.train.step`."""
+def train_step(
+  experiment: Experiment,
+  total_steps: int,
+  mesh: Mesh,
+  like: state.TrainState | None = None,
+  tables: Tables | None = None,
+) -> Callable[..., Any]:
+  """Returns the jitted training step of an experiment; arguments as of `jaxrec.train.step.make_train_step`."""
   config = experiment.config
   return step.make_train_step(
     experiment.model,
     experiment.objective,
-    _optimizer(config, total_steps),
+    _optimizer(config, total_steps, tables),
     seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
     accumulate=config.train.accumulate,
     average=config.train.average,
     mesh=mesh,
+    like=like,
     solve_every=config.multi_objective.solve_every,
+    tables=tables,
   )
 
 
-def _optimizer(config, total_steps):
+def _optimizer(config, total_steps, tables):
   inner = optimizer.make_optimizer(config.optimizer, total_steps)
+  if tables is not None:
+    unclipped = ConfigDict({**config.optimizer, "clip_norm": 0.0})
+    inner = beside_rows(optimizer.make_optimizer(unclipped, total_steps), config.optimizer.clip_norm)
   if not config.multi_objective.objectives:
     return inner
   weighting = multi_objective.build(config.multi_objective.weighting.to_dict())
@@ -139,14 +183,16 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     seed=config.seed,
     only_users=train_users(config, data, last_split),
   )
-  unit = mesh.size * config.train.accumulate
+  parts = parallel.num_row_parts(mesh)
+  unit = parts * config.train.accumulate
   rows = config.data.rows_per_batch or pipeline.rows_for(data, options, config.train.batch_size, multiple_of=unit)
   if rows % unit:
     raise ValueError(
-      f"data.rows_per_batch={rows} must be divisible by {mesh.size} devices x {config.train.accumulate=} = {unit}"
+      f"data.rows_per_batch={rows} must be divisible by {parts} devices along data and fsdp x"
+      f" {config.train.accumulate=} = {unit}"
     )
-  shards = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
-  return dataclasses.replace(options, rows_per_batch=rows, **shards)
+  shard = parallel.host_shard(mesh)
+  return dataclasses.replace(options, rows_per_batch=rows, shard_index=shard.index, shard_count=shard.count)
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
@@ -204,10 +250,9 @@ def _whole_data(settings):
     return generate(settings.source, options)
   raw = settings.raw or _raw_folder(settings.source)
   out = settings.prepared or _cache_folder(settings.source, raw, options)
-  if not os.path.exists(out):
-    if jax.process_index() == 0:
-      prepare(settings.source, raw, out, report=logging.info, **options)
-    devices.wait_for_all_hosts("prepare data")
+  if not os.path.exists(out) and jax.process_index() == 0:
+    prepare(settings.source, raw, out, report=logging.info, **options)
+  parallel.wait_for_all_hosts("prepare data")  # Those as well that came when the data was there.
   logging.info("data: %s", out)
   return PreparedData.load(out)
 

@@ -58,9 +58,10 @@ class RunLog:
     """Logs how large everything is."""
     logging.info(
       "phase %s: %d parameters; %d users; at most %d epochs of %d steps of %d rows x %d positions; "
-      "%d %s device(s) on %d host(s)",
+      "%d %s device(s) %s on %d host(s)",
       self._phase, num_parameters(state.params), num_users, self._times.num_epochs, self._times.steps_per_epoch,
-      options.rows_per_batch, options.row_length, mesh.size, mesh.devices.flat[0].platform, jax.process_count(),
+      options.rows_per_batch, options.row_length, mesh.size, mesh.devices.flat[0].platform, dict(mesh.shape),
+      jax.process_count(),
     )  # fmt: skip
 
   def start(self, first_step: int, position: dict[str, Any] | None) -> None:

@@ -16,6 +16,10 @@ class NonFiniteLossError(FloatingPointError):
   """The loss or the gradient of a step is NaN or infinite."""
 
 
+class TableError(RuntimeError):
+  """Rows of a step found no room in the exchange of a table, or ids have no row: part of the batch was not trained."""
+
+
 class Interrupted(Exception):  # Not an error: the run can go on.
   """A signal asked the run to stop, and its checkpoint is saved."""
 
@@ -68,6 +72,7 @@ class LossMonitor:
   def _read(self, step, scalars):
     values = {name: float(value) for name, value in jax.device_get(scalars).items()}
     self._check_finite(step, values)
+    _check_tables(step, values)
     self.last_loss = values["loss"]
     self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
     self._count += 1
@@ -86,6 +91,17 @@ class LossMonitor:
         " optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; look at these users' times and ids;"
         " JAX_DEBUG_NANS=True shows the operation."
       )
+
+
+def _check_tables(step, values):
+  if values.get("tables/overflow"):
+    raise TableError(
+      f"step {step}: {values['tables/overflow']:.0f} distinct rows found no room in the exchange of the item table, and"
+      " were read as zeros; the last checkpoint is from before this step. Set config.tables.capacity to more rows than"
+      " a device asks of another one"
+    )
+  if values.get("tables/out_of_range"):
+    raise TableError(f"step {step}: {values['tables/out_of_range']:.0f} ids are beyond the item table: check the data")
 
 
 class EarlyStopping:

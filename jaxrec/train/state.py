@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -47,6 +48,7 @@ def create_state(
   seed: int,
   keep_average: bool = False,
   with_items: bool = True,
+  shardings_of: Callable[[TrainState], Any] | None = None,
 ) -> TrainState:
   """Returns the state before the first step.
 
@@ -57,16 +59,21 @@ def create_state(
     seed: of the parameters.
     keep_average: whether a moving average is kept; it starts at the initial parameters.
     with_items: whether the item table is one of the parameters.
+    shardings_of: shapes of the state to where they lie, on the devices of all hosts: no device then ever holds more
+      than its share. None: the default device.
   """
 
-  @jax.jit
-  def init(key, one_row):
+  def init(key_data, one_row):
+    key = jax.random.wrap_key_data(key_data)
     item = {} if with_items else {"item": jnp.zeros((*one_row.item_id.shape, model.width), model.dtype)}
     params = model.init(key, one_row, deterministic=True, **item)["params"]
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
-  return init(jax.random.key(seed), jax.tree.map(lambda x: x[:1], batch))
+  # NumPy arrays, which several hosts may give to one program.
+  arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
+  layout = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
+  return jax.jit(init, out_shardings=layout)(*arguments)
 
 
 def num_parameters(params: Params) -> int:

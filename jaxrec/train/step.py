@@ -14,8 +14,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxrec import parallel
 from jaxrec.embedding import Tables
-from jaxrec.train import devices
 from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
 from jaxrec.train.state import TrainState
 from jaxrec.train.table_step import table_updates
@@ -34,6 +34,7 @@ def make_train_step(
   accumulate: int = 1,
   average: float = 0.0,
   mesh: Mesh | None = None,
+  like: TrainState | None = None,
   solve_every: int = 1,
   tables: Tables | None = None,
 ) -> TrainStep:
@@ -55,7 +56,9 @@ def make_train_step(
       result is that of the whole batch up to rounding, except for what is drawn at random, and for objectives that take
       negatives from the batch.
     average: decay of `state.average`; 0 where the state has none.
-    mesh: devices over which the rows of a batch are spread, and that all keep the state; None follows the arguments.
+    mesh: devices over which the rows of a batch are spread; None follows the arguments.
+    like: a state, or its shapes with their shardings, that lies on the mesh as updated ones shall lie; None: each
+      device keeps all of it.
     solve_every: several objectives only: steps from one solution for their weights to the next. Those between reuse the
       weights and need one backward pass instead of K.
     tables: of items, where the item table is not a parameter; see `jaxrec.train.table_step`. Scalars then have
@@ -84,9 +87,16 @@ def make_train_step(
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved, new_tables), scalars
 
-  everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  jitted = jax.jit(devices.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=everywhere)
+  jitted = jax.jit(parallel.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=_layout(mesh, like))
   return TrainStep(jitted, np.uint32(seed))
+
+
+def _layout(mesh, like):
+  """Where the new state and the scalars lie."""
+  if mesh is None:
+    return None
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return everywhere if like is None else (jax.tree.map(lambda x: x.sharding, like), everywhere)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,173 @@
+"""A mesh of all devices of all hosts with the axes "data", "fsdp" and "model", and arrays laid out on it.
+
+The rows of a batch are spread over "data" and "fsdp" together. Parameters are cut along "fsdp" (in whole rows or
+columns, to need less memory) and "model" (heads, hidden units, items); see `jaxrec.parallel.rules`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+AXES = ("data", "fsdp", "model")
+ROW_AXES = ("data", "fsdp")
+
+
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+  """Returns the mesh of all devices of all hosts, ordered so that neighbours on TPUs are neighbours in the mesh.
+
+  Several TPU slices lie along "data": the network between them is the slowest.
+
+  Args:
+    axes: size of some of "data", "fsdp" and "model"; -1 for one of them takes the devices that the others leave. Axes
+      that are not given have size 1. None: all devices along "data".
+    devices: to be used; None takes `jax.devices()`.
+
+  Raises:
+    ValueError: an unknown axis, or sizes that don't multiply to the number of devices.
+
+  >>> make_mesh({"data": 1}).shape_tuple
+  (('data', 1), ('fsdp', 1), ('model', 1))
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  shape = _mesh_shape({"data": -1} if axes is None else axes, len(devices))
+  slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+  if slices > 1:
+    return Mesh(_hybrid(shape, devices, slices), AXES)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _mesh_shape(axes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
+  """Sizes of all axes, the -1 filled in.
+
+  >>> _mesh_shape({"data": -1, "model": 2}, 8)
+  (4, 1, 2)
+  """
+  if unknown := sorted(axes.keys() - set(AXES)):
+    raise ValueError(f"{unknown=} are no axes of the mesh; there are {AXES}")
+  sizes = {name: int(axes.get(name, 1)) for name in AXES}
+  if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"mesh axes {sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
+  known = math.prod(size for size in sizes.values() if size != -1)
+  if num_devices % known:
+    raise ValueError(f"mesh axes {sizes}: {known} does not divide the {num_devices} devices")
+  shape = tuple(num_devices // known if size == -1 else size for size in sizes.values())
+  if math.prod(shape) != num_devices:
+    raise ValueError(f"mesh axes {sizes} use {known} of the {num_devices} devices; set one of them to -1")
+  return shape
+
+
+def _hybrid(shape, devices, slices):
+  """Devices of several slices, `shape[0]` of them cut into slices."""
+  from jax.experimental import mesh_utils
+
+  if shape[0] % slices:
+    raise ValueError(f"mesh axis data={shape[0]} must be divisible by the {slices} TPU slices")
+  inside = (shape[0] // slices, *shape[1:])
+  return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+
+
+def knows_mesh(function: Callable, mesh: Mesh | None) -> Callable:
+  """Returns the function such that what it traces knows the mesh: kernels then run on the rows of each device."""
+  if mesh is None or mesh.size == 1:
+    return function
+
+  @functools.wraps(function)
+  def with_mesh(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return with_mesh
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns how arrays lie whose first axis are the rows of a batch."""
+  return NamedSharding(mesh, PartitionSpec(tuple(name for name in mesh.axis_names if name in ROW_AXES)))
+
+
+def num_row_parts(mesh: Mesh) -> int:
+  """Returns the number of parts into which rows are cut; devices along "model" share one."""
+  return math.prod(mesh.shape[name] for name in mesh.axis_names if name in ROW_AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShard:
+  """This host makes part `index` of `count` equal parts of the rows of each batch."""
+
+  index: int
+  count: int
+
+
+def host_shard(mesh: Mesh) -> HostShard:
+  """Returns which rows this host has to make; hosts whose devices keep the same rows (along "model") make the same.
+
+  Raises:
+    ValueError: the mesh cuts hosts such that two of them share some rows but not all.
+  """
+  hosts = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  return HostShard(*_host_shard(hosts.reshape(num_row_parts(mesh), -1), jax.process_index()))  # [parts, model]
+
+
+def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
+  """Index and count of the shard of `host`, by the hosts of the D devices that keep each of P parts of the rows.
+
+  >>> _host_shard(np.array([[0], [0], [1], [1]]), host=1)  # two devices each
+  (1, 2)
+  >>> _host_shard(np.array([[0, 1]]), host=1)  # both keep all rows
+  (0, 1)
+  >>> _host_shard(np.array([[0, 1], [2, 3]]), host=3)
+  (1, 2)
+  """
+  parts_of = {h: tuple(np.flatnonzero((hosts == h).any(axis=1)).tolist()) for h in np.unique(hosts).tolist()}
+  shards = sorted(set(parts_of.values()))
+  if len({len(shard) for shard in shards}) > 1 or sum(map(len, shards)) != len(hosts):
+    raise ValueError(
+      f"hosts share rows unevenly: parts of the rows by host are {parts_of}; choose config.parallel.model such that it"
+      " divides the devices of a host, or is a multiple of them"
+    )
+  if host not in parts_of:
+    raise ValueError(f"{host=} has no device in the mesh")
+  return shards.index(parts_of[host]), len(shards)
+
+
+def spread_rows(batch: Any, mesh: Mesh) -> Any:
+  """Returns the global batch whose rows lie on the devices of the mesh.
+
+  Args:
+    batch: pytree of numpy arrays: this host's rows of the global batch, see `host_shard`.
+    mesh: see `make_mesh`; `num_row_parts` must divide the global number of rows.
+  """
+  sharding = row_sharding(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)  # One call for all fields: the other way takes ten times as long.
+  count = host_shard(mesh).count
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * count, *x.shape[1:])), batch
+  )
+
+
+def spread_same_rows(batch: Any, mesh: Mesh) -> Any:
+  """As `spread_rows`, of a batch that every host holds in full; each host takes its rows of it."""
+  return jax.tree.map(lambda x: _from_whole(x, row_sharding(mesh)), batch)
+
+
+def on_every_device(tree: Any, mesh: Mesh) -> Any:
+  """Returns the pytree with each array copied to all devices; every host must give the same values."""
+  return jax.tree.map(lambda x: _from_whole(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def spread(tree: Any, shardings: Any) -> Any:
+  """Returns the pytree with each array laid out as the pytree `shardings` says; every host must give all values."""
+  return jax.tree.map(lambda x, sharding: _from_whole(np.asarray(x), sharding), tree, shardings)
+
+
+def _from_whole(array, sharding):
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

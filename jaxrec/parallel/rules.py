@@ -1,0 +1,114 @@
+"""Where parameters lie on a mesh, by their names: no module knows of it.
+
+A table of rules gives each axis of a parameter a logical name, another one gives logical names mesh axes. What is made
+of a parameter and called like it (moments of the optimizer, a moving average) lies as it does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+# (regular expression searched in "params/layers_0/uvqk/kernel", logical names of the axes); the first that is found.
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+PARAMETER_AXES: Rules = (
+  (r"(^|/)(attention_)?items/table$", ("vocabulary", "embed")),
+  (r"(^|/)uvqk(/|_)kernel$", ("embed", "heads")),
+  (r"(^|/)(query|key|value)/kernel$", ("embed", "heads")),
+  (r"(^|/)(layers_\d+|attention)/output(/|_)kernel$", ("heads", "embed")),
+  (r"(^|/)layer_\d+/output_kernel$", ("heads", "embed")),
+  (r"(^|/)feed_forward/hidden/kernel$", ("embed", "mlp")),
+  (r"(^|/)feed_forward/output/kernel$", ("mlp", "embed")),
+  (r"(^|/)(head|gate)/kernel$", ("embed", "mlp")),
+)
+MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
+  "vocabulary": "model", "embed": "fsdp", "heads": "model", "mlp": "model",
+}  # fmt: skip
+
+
+def parameter_shardings(
+  shapes: Any,
+  mesh: Mesh | AbstractMesh,
+  rules: Rules = PARAMETER_AXES,
+  mesh_axes: Mapping[str, str | tuple[str, ...] | None] = MESH_AXES,
+) -> Any:
+  """Returns a `NamedSharding` for each array of a pytree: parameters, or a whole training state.
+
+  An array that no rule names lies on every device as a whole. So does, along an axis, one whose size the mesh axis does
+  not divide, which is logged.
+
+  Args:
+    shapes: pytree of arrays or of their shapes (`jax.eval_shape`).
+    mesh: see `jaxrec.parallel.make_mesh`.
+    rules: logical names of the axes of parameters; see `PARAMETER_AXES`, which a longer table may begin or end with.
+    mesh_axes: mesh axis (or several, or None) of each logical name.
+
+  Raises:
+    ValueError: a rule with an unknown logical name, a name with an unknown mesh axis, or a mesh axis that an array
+      would be cut along twice.
+
+  Choice: u, v, q and k of an HSTU layer are one matrix, so its columns along "model" don't follow the heads: compilers
+    move activations between devices. The values are the same.
+  """
+  _check_tables(mesh, rules, mesh_axes)
+  compiled = [(re.compile(pattern), names) for pattern, names in rules]
+
+  def sharding(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    names = next((names for pattern, names in compiled if pattern.search(name)), None)
+    return NamedSharding(mesh, _spec(name, x.shape, names, mesh, mesh_axes))
+
+  return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def log_shardings(shapes: Any, shardings: Any) -> None:
+  """Logs how many arrays are cut into parts, and the bytes of the whole pytree and of the share of one device."""
+  leaves, placed = jax.tree.leaves(shapes), jax.tree.leaves(shardings)
+  share = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, placed, strict=True))
+  logging.info(
+    "state: %d of %d arrays are cut into parts; %.1f MiB in all, %.1f MiB on a device",
+    sum(not s.is_fully_replicated for s in placed), len(leaves),
+    sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) / 2**20, share / 2**20,
+  )  # fmt: skip
+
+
+def _spec(name, shape, names, mesh, mesh_axes):
+  """The mesh axes of one array; those of size 1 are left out."""
+  if names is None or len(names) != len(shape):
+    if names is not None and math.prod(shape) > 1:
+      logging.warning("%s %s lies on every device as a whole: its rule has %d axes", name, shape, len(names))
+    return PartitionSpec()
+  axes = [_mesh_axes_of(mesh_axes.get(logical), mesh) for logical in names]
+  flat = [axis for along in axes for axis in along]
+  if len(set(flat)) < len(flat):
+    raise ValueError(f"{name}: axes {names} of shape {shape} would be cut along mesh axes {flat}, one of them twice")
+  for i, along in enumerate(axes):
+    parts = math.prod(mesh.shape[axis] for axis in along)
+    if shape[i] % parts:
+      logging.info("%s %s is not cut along %s: %d parts do not divide it", name, shape, names[i], parts)
+      axes[i] = ()
+  while axes and not axes[-1]:
+    axes.pop()
+  return PartitionSpec(*((along if len(along) > 1 else along[0]) if along else None for along in axes))
+
+
+def _mesh_axes_of(given, mesh):
+  axes = () if given is None else (given,) if isinstance(given, str) else given
+  return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+
+def _check_tables(mesh, rules, mesh_axes):
+  for logical, given in mesh_axes.items():
+    for axis in (given,) if isinstance(given, str) else given or ():
+      if axis not in mesh.axis_names:
+        raise ValueError(f"mesh_axes[{logical!r}] names {axis!r}, which is no axis of the mesh {mesh.axis_names}")
+  for pattern, names in rules:
+    if unknown := [name for name in names if name is not None and name not in mesh_axes]:
+      raise ValueError(f"the rule {pattern!r} has logical names {unknown}; mesh_axes has {sorted(mesh_axes)}")
