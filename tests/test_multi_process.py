@@ -34,7 +34,7 @@ def config():
   return settings
 
 
-def end_of(process, seconds=60):
+def end_of(process, seconds=200):
   """Exit code and output of a process that must end by itself."""
   output, _ = process.communicate(timeout=seconds)
   return process.returncode, output
