@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
   except (ValueError, NonFiniteLossError, TableError) as error:
     parallel.leave(f"{type(error).__name__}: {error}")
   except Exception:
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
       raise
     parallel.leave(traceback.format_exc())
   print(json.dumps(summary, indent=2))

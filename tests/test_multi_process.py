@@ -1,12 +1,14 @@
 """`experiments.train` in several real processes on this machine: same numbers, one writer, deaths and restarts."""
 
+import random
 import signal
 import socket
 
 import pytest
+import tiny_run
 from test_train import assert_same_metrics, finish, metrics_text, start, wait_for_step
 
-from jaxrec.train.writers import read_records
+from experiments import train
 
 SETTINGS = (
   "--config.data.rows_per_batch=20", "--config.train.num_epochs=2", "--config.train.log_every_steps=1",
@@ -23,44 +25,57 @@ def start_two(workdir, *overrides):
   return [start(workdir, *SETTINGS, *cluster, f"--process_id={index}", *overrides) for index in range(2)]
 
 
-def end_of(process, seconds=60):
+def config():
+  """The config of `SETTINGS`."""
+  settings = tiny_run.get_config()
+  for override in SETTINGS:
+    name, value = override.removeprefix("--config.").split("=")
+    settings.update_from_flattened_dict({name: int(value)})
+  return settings
+
+
+def end_of(process, seconds=200):
   """Exit code and output of a process that must end by itself."""
   output, _ = process.communicate(timeout=seconds)
   return process.returncode, output
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-  """The workdir of a run of two processes that nothing disturbed, and what they printed."""
-  workdir = tmp_path_factory.mktemp("two")
-  return workdir, [finish(process) for process in start_two(workdir)]
+def one_process(tmp_path_factory):
+  """The workdir of a run of one process."""
+  workdir = tmp_path_factory.mktemp("one")
+  train.run(config(), str(workdir))
+  return workdir
 
 
-def test_two_processes_give_the_metrics_of_one_and_the_first_writes_them(two_processes, tmp_path):
-  finish(start(tmp_path, *SETTINGS))
-  workdir, outputs = two_processes
-  assert_same_metrics(tmp_path, workdir)
-  assert '"best_epoch"' in outputs[0]
-  assert len(read_records(str(workdir / "metrics.jsonl"))) == 12 + 2 + 1  # Steps, validations, the test.
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_go_on_after_the_death_of_either(one_process, tmp_path):
+  killed_at = kill_one_and_start_again(tmp_path, victim=random.randint(0, 1))
+  assert metrics_text(tmp_path).startswith(killed_at)  # Steps after the checkpoint were done twice, value for value.
+  assert_same_metrics(one_process, tmp_path)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_is_killed_the_other_ends_and_a_restart_repeats_the_run(two_processes, tmp_path, victim):
-  processes = start_two(tmp_path)
-  wait_for_step(processes[0], tmp_path, 6)
+@pytest.mark.slow
+def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_goes_on(one_process, tmp_path):
+  processes = start_two(tmp_path, "--config.parallel.model=2")
+  wait_for_step(processes[0], tmp_path, 3)
+  processes[1].send_signal(signal.SIGTERM)
+  ends = [end_of(process) for process in processes]
+  assert [code for code, _ in ends] == [143, 143]
+  assert all("'data': 1, 'fsdp': 1, 'model': 2" in output for _, output in ends)
+  assert "goes on after step" in finish(start(tmp_path, *SETTINGS))
+  assert_same_metrics(one_process, tmp_path)
+
+
+def kill_one_and_start_again(workdir, victim):
+  """Lets a run of two processes end after the death of one; returns the metrics at that time."""
+  processes = start_two(workdir)
+  wait_for_step(processes[0], workdir, 6)
   processes[victim].send_signal(signal.SIGKILL)
   code, output = end_of(processes[1 - victim])
   assert code not in (0, 143), output
   processes[victim].communicate()
-  for process in start_two(tmp_path):
+  metrics = metrics_text(workdir)
+  for process in start_two(workdir):
     assert "goes on after step" in finish(process)
-  assert metrics_text(tmp_path) == metrics_text(two_processes[0])
-
-
-def test_sigterm_to_one_process_saves_and_one_process_can_go_on(two_processes, tmp_path):
-  processes = start_two(tmp_path)
-  wait_for_step(processes[0], tmp_path, 3)
-  processes[1].send_signal(signal.SIGTERM)
-  assert [end_of(process)[0] for process in processes] == [143, 143]
-  assert "goes on after step" in finish(start(tmp_path, *SETTINGS))
-  assert_same_metrics(tmp_path, two_processes[0])
+  return metrics[: metrics.rindex("\n") + 1]

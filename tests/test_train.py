@@ -137,17 +137,6 @@ def test_two_devices_give_the_result_of_one(tmp_path):
   assert_same_metrics(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.slow
-def test_two_hosts_give_the_result_of_one(tmp_path):
-  settings = ("--config.data.rows_per_batch=20", "--config.train.num_epochs=1")
-  cluster = (*settings, "--coordinator_address=localhost:12397", "--num_processes=2")
-  hosts = [start(tmp_path / "two", *cluster, f"--process_id={index}") for index in range(2)]
-  for process in hosts:
-    finish(process)
-  finish(start(tmp_path / "one", *settings))  # Not beside them: a starved host misses its partner's deadline.
-  assert_same_metrics(tmp_path / "one", tmp_path / "two")
-
-
 def assert_same_metrics(one, other):
   """Same records; numbers equal but for the order of summation."""
   left, right = (read_records(str(workdir / "metrics.jsonl")) for workdir in (one, other))

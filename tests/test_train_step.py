@@ -153,6 +153,11 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
     load_state(str(tmp_path), state)
 
 
+def test_the_shapes_of_a_state_are_found_without_making_it():
+  shapes = jax.eval_shape(lambda: fresh()[0])
+  assert jax.tree.map(jnp.shape, fresh()[0]) == jax.tree.map(lambda x: x.shape, shapes)
+
+
 def test_the_state_stays_on_every_device_of_the_mesh():
   state, _ = fresh()
   mesh = parallel.make_mesh()

@@ -66,7 +66,7 @@ def leave(error: str) -> None:
   An orderly exit would wait for the others, which wait for this process in the middle of a step. Ended at once, it is
   missed: JAX then ends them too, after `heartbeat_timeout_seconds` at most.
   """
-  if jax.distributed.is_initialized() and jax.process_count() > 1:
+  if jax.distributed.is_initialized():
     print(error, file=sys.stderr, flush=True)
     logging.flush()
     os._exit(1)

@@ -106,6 +106,7 @@ class HostShard:
   count: int
 
 
+@functools.lru_cache(maxsize=8)
 def host_shard(mesh: Mesh) -> HostShard:
   """Returns which rows this host has to make; hosts whose devices keep the same rows (along "model") make the same.
 

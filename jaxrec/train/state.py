@@ -70,8 +70,8 @@ def create_state(
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
-  # NumPy arrays, which several hosts may give to one program.
-  arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
+  with jax.ensure_compile_time_eval():  # NumPy arrays, which several hosts may give to one program.
+    arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
   layout = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
   return jax.jit(init, out_shardings=layout)(*arguments)
 
