@@ -109,12 +109,12 @@ def dense_step(number, dense, weight, ids):
 
 
 def dense_update(name, number, rows, slots, gradient, ids):
-  used = np.zeros(rows.shape[0], bool)
-  used[np.concatenate([np.ravel(x) for x in ids.values()])] = True
+  used = jnp.zeros(rows.shape[0], bool)
+  used = used.at[jnp.concatenate([x.reshape(-1) for x in ids.values()])].set(True)
   if name != "sampled":
-    used[: ITEMS[name] + 1] = True
-  used[0] = False
-  new = OPTIMIZER.update(jnp.int32(number), rows, slots, gradient, full_mean)
+    used = used.at[: ITEMS[name] + 1].set(True)
+  used = used.at[0].set(False)
+  new = OPTIMIZER.update(number, rows, slots, gradient, full_mean)
   choose = lambda new, old: jnp.where(used.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
   return jax.tree.map(choose, new, (rows, slots))
 
@@ -146,9 +146,9 @@ def training(num_devices):
 
 def dense_training():
   tables, weight, values = the_tables(1), jnp.eye(WIDTH), []
-  dense = logical(tables, tables.init(jax.random.key(0)))
+  dense, jitted = logical(tables, tables.init(jax.random.key(0))), jax.jit(dense_step)
   for number in range(STEPS):
-    dense, weight, value = dense_step(number, dense, weight, batch(number))
+    dense, weight, value = jitted(jnp.int32(number), dense, weight, batch(number))
     values.append(value)
   return numbers([values, weight, dense])
 
