@@ -10,7 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import varying
 
 _EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as in the released HSTU code
 
@@ -72,54 +74,71 @@ def full_softmax(
   The backward pass computes the scores a second time, chunk by chunk, from the log-sum-exp of each position. It is a
   gradient rule of reverse mode: `jax.jvp` does not pass.
   """
-  num_items, width = item_vectors.shape[0] - 1, item_vectors.shape[1]
-  chunk_size = min(chunk_size, num_items)
-  table = jnp.pad(item_vectors[1:], ((0, -num_items % chunk_size), (0, 0))).reshape(-1, chunk_size, width)
-  log_sum = _log_sum_exp(num_items, temperature, query.reshape(-1, width), table).reshape(query.shape[:-1])
+  flat = query.reshape(-1, query.shape[-1])  # [T, M]
+  is_candidate = jnp.ones(item_vectors.shape[0] - 1, bool)
+  log_sum = log_sum_exp(flat, item_vectors[1:], is_candidate, temperature, chunk_size).reshape(query.shape[:-1])
   positive = jnp.take(item_vectors, positive_id, axis=0, mode="clip")
   return log_sum - (query * positive).sum(axis=-1) / temperature
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _log_sum_exp(num_items, temperature, query, table):
-  """`log sum_v exp(query · item_v / temperature)` of each query `[T, M]` over the chunks `[chunks, chunk, M]`."""
+def log_sum_exp(
+  query: Float[Array, "T M"],
+  vectors: Float[Array, "V M"],
+  is_candidate: Bool[Array, " V"],
+  temperature: float = 1.0,
+  chunk_size: int = 4096,
+) -> Float[Array, " T"]:
+  """`log sum_v exp(query · vector_v / temperature)` over the candidates, `chunk_size` at a time; -inf without any.
+
+  >>> vectors = jnp.array([[9.0], [1.0], [1.0]])
+  >>> total = log_sum_exp(jnp.ones((1, 1)), vectors, jnp.array([False, True, True]))
+  >>> f"{jnp.exp(total[0]) / jnp.e:.3f}"
+  '2.000'
+  """
+  chunk_size = min(chunk_size, vectors.shape[0])
+  missing = -vectors.shape[0] % chunk_size
+  chunks = jnp.pad(vectors, ((0, missing), (0, 0))).reshape(-1, chunk_size, vectors.shape[1])  # [chunks, chunk, M]
+  is_candidate = jnp.pad(is_candidate, (0, missing)).reshape(-1, chunk_size)  # [chunks, chunk]
+  # Under shard_map the loops below want all arrays to differ along the same axes.
+  return _log_sum_exp(temperature, *varying.vary((query, chunks), varying.axes_of((query, chunks))), is_candidate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_sum_exp(temperature, query, chunks, is_candidate):
+  """`log_sum_exp` of each query `[T, M]` over the chunks `[chunks, chunk, M]`."""
 
   def add_chunk(log_sum, chunk):
-    scores = _chunk_scores(num_items, temperature, query, *chunk)
+    scores = _chunk_scores(temperature, query, *chunk)
     return jnp.logaddexp(log_sum, jax.nn.logsumexp(scores, axis=-1)), None
 
-  start = jnp.full(query.shape[:1], -jnp.inf, query.dtype)
-  return jax.lax.scan(add_chunk, start, _numbered(table))[0]  # [T]
+  start = varying.vary(jnp.full(query.shape[:1], -jnp.inf, query.dtype), varying.axes_of(query))
+  return jax.lax.scan(add_chunk, start, (chunks, is_candidate))[0]  # [T]
 
 
-def _log_sum_exp_forward(num_items, temperature, query, table):
-  log_sum = _log_sum_exp(num_items, temperature, query, table)
-  return log_sum, (query, table, log_sum)
+def _log_sum_exp_forward(temperature, query, chunks, is_candidate):
+  log_sum = _log_sum_exp(temperature, query, chunks, is_candidate)
+  return log_sum, (query, chunks, is_candidate, log_sum)
 
 
-def _log_sum_exp_backward(num_items, temperature, residuals, d_log_sum):
-  query, table, log_sum = residuals
+def _log_sum_exp_backward(temperature, residuals, d_log_sum):
+  query, chunks, is_candidate, log_sum = residuals
   d_score = d_log_sum / temperature
+  log_sum = jnp.where(log_sum == -jnp.inf, 0, log_sum)  # Without a candidate all scores are -inf, and none has a part.
 
   def add_chunk(d_query, chunk):
-    scores = _chunk_scores(num_items, temperature, query, *chunk)
+    scores = _chunk_scores(temperature, query, *chunk)
     d_scores = jnp.exp(scores - log_sum[:, None]) * d_score[:, None]  # [T, chunk]
-    return d_query + d_scores @ chunk[1], (query.T @ d_scores).T  # [T, M], [chunk, M]
+    return d_query + d_scores @ chunk[0], (query.T @ d_scores).T  # [T, M], [chunk, M]
 
-  return jax.lax.scan(add_chunk, jnp.zeros_like(query), _numbered(table))
+  return *jax.lax.scan(add_chunk, jnp.zeros_like(query), (chunks, is_candidate)), None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 
-def _numbered(table):
-  return jnp.arange(table.shape[0]), table
-
-
-def _chunk_scores(num_items, temperature, query, number, vectors):
-  """Scores `[T, chunk]` of a chunk of items; -inf for what pads the last one."""
-  is_item = number * vectors.shape[0] + jnp.arange(vectors.shape[0]) < num_items
-  return jnp.where(is_item, query @ vectors.T / temperature, -jnp.inf)
+def _chunk_scores(temperature, query, vectors, is_candidate):
+  """Scores `[T, chunk]` of a chunk of items; -inf for what is no candidate."""
+  return jnp.where(is_candidate, query @ vectors.T / temperature, -jnp.inf)
 
 
 def binary_cross_entropy(

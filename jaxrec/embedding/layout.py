@@ -98,6 +98,20 @@ class Layout:
       wide = (wide % shards) * jnp.uint32(self.stacks[place.stack].num_rows) + first
     return jnp.where(is_row, wide, NOTHING), jnp.sum(~is_nothing & ~is_row, dtype=jnp.int32)
 
+  def ids(self, table: str, shard: Int[Array, ""]) -> UInt32[Array, " R"]:
+    """The ids of a table's rows on a device, in their order there; ids past the last row fill up the devices."""
+    place = self.places[table]
+    local = jnp.arange(place.rows_per_device, dtype=jnp.uint32)
+    if place.placement == REPLICATED:
+      return local
+    return local * jnp.uint32(self.num_shards) + shard.astype(jnp.uint32)
+
+  def row_of(self, table: str, ids: Int[Array, "*T"], shard: Int[Array, ""]) -> Int[Array, "*T"]:
+    """Where each id is among `ids` of a device; -1 for ids of other devices, 0 and negative ones."""
+    if self.places[table].placement == REPLICATED:
+      return jnp.where(ids > 0, ids, -1)
+    return jnp.where((ids > 0) & (ids % self.num_shards == shard), ids // self.num_shards, -1)
+
   def random_number(self, stack: str, row: Int[Array, " U"], shard: Int[Array, ""]) -> UInt32[Array, " U"]:
     """A number for each row of a device by which to draw at random: it doesn't depend on the number of devices."""
     first = jnp.asarray([self.places[name].first_row for name in self.stacks[stack].members])

@@ -146,6 +146,27 @@ class Shard:
     value = jnp.where(occurrences[:, None] > 0, value, 0)
     return RowGradient(row, self._admitted(stack, arrays, row, value), occurrences)
 
+  def catalogue(self, table: str, stacks: Stacks) -> Float[Array, "R D"]:
+    """See `Tables.catalogue`."""
+    place = self.layout.places[table]
+    return stacks[place.stack]["rows"][_span(place)].astype(jnp.float32)
+
+  def add_catalogue(
+    self, table: str, num_items: int, collected: RowGradient, gradient: Float[Array, "R D"]
+  ) -> RowGradient:
+    """See `Tables.add_catalogue`."""
+    place = self.layout.places[table]
+    stack = self.layout.stacks[place.stack]
+    ids = self.layout.ids(table, self._number())
+    is_candidate = (ids > 0) & (ids <= num_items)  # [R]
+    where = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
+    value = jnp.zeros((stack.num_rows, gradient.shape[-1]), jnp.float32)
+    value = value.at[collected.row].set(collected.value, **where)
+    value = value.at[_span(place)].add(jnp.where(is_candidate[:, None], gradient, 0))
+    occurrences = jnp.zeros(stack.num_rows, jnp.int32).at[collected.row].set(collected.occurrences, **where)
+    occurrences = occurrences.at[_span(place)].add(is_candidate.astype(jnp.int32))
+    return RowGradient(jnp.arange(stack.num_rows, dtype=jnp.int32), value, occurrences)
+
   def apply(self, step: Int[Array, ""], stacks: Stacks, gradients: dict[str, RowGradient]) -> Stacks:
     """See `Tables.apply`."""
     return stacks | {
@@ -208,3 +229,8 @@ class Shard:
 def _like(mask, array):
   """A mask of rows that broadcasts against the rows of an array."""
   return mask.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _span(place):
+  """Of a table's rows among those of its stack on a device."""
+  return slice(place.first_row, place.first_row + place.rows_per_device)

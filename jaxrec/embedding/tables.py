@@ -9,6 +9,7 @@ Source: MOD sharding of TPU embedding tables and row-wise sharding of TorchRec, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxrec.embedding.layout import Layout
 from jaxrec.embedding.shard import Plan, RowGradient, Shard
-from jaxrec.embedding.types import MAX_REPLICATED_BYTES, Table, describe, num_shards_of, place_tables
+from jaxrec.embedding.types import MAX_REPLICATED_BYTES, SHARDED, Table, describe, num_shards_of, place_tables
 
 _NONE = np.iinfo(np.int32).max  # A place outside of every buffer, and no id.
 _WHOLE = PartitionSpec()
@@ -95,7 +96,7 @@ class Tables:
     return jax.jit(self._init, out_shardings=self.shardings())(key)
 
   def _init(self, key):
-    return TableState(jnp.zeros((), jnp.int32), self._mapped(self._shard.init, _WHOLE, self.layout.specs)(key))
+    return TableState(jnp.zeros((), jnp.int32), self.mapped(self._shard.init, _WHOLE, self.layout.specs)(key))
 
   def abstract_state(self) -> TableState:
     """Shapes, dtypes and shardings of the state, to compile a step without making the tables."""
@@ -130,8 +131,8 @@ class Tables:
     ids = jax.tree.map(jnp.asarray, dict(ids))
     used = {self.places[name].stack for name in ids}
     by_stack = {name: self._spec_of_rows(name) for name in used}
-    specs = {name: self.layout.specs[name]["rows"] for name in used}, Plan(self._spread, by_stack, by_stack, _WHOLE)
-    find = self._mapped(self._shard.lookup, (self.layout.specs, self._spread), specs)
+    specs = {name: self.layout.specs[name]["rows"] for name in used}, Plan(self.spread, by_stack, by_stack, _WHOLE)
+    find = self.mapped(self._shard.lookup, (self.layout.specs, self.spread), specs)
     rows, plan = find(state.stacks, jax.tree.map(self._filled_up, ids))
     return rows, plan.replace(place=jax.tree.map(lambda place, x: place[: x.shape[0]], plan.place, ids))
 
@@ -144,7 +145,7 @@ class Tables:
     specs = {
       name: jax.tree.map(lambda x, n=name: self._spec_of_vectors(n, x.ndim), tree) for name, tree in place.items()
     }
-    read = self._mapped(self._shard.vectors, (self._spec_of_buffers(rows), self._spread), specs)
+    read = self.mapped(self._shard.vectors, (self._spec_of_buffers(rows), self.spread), specs)
     return jax.tree.map(lambda x, place: x[: place.shape[0]], read(rows, place), plan.place)
 
   def collect(self, state: TableState, plan: Plan, gradient: dict[str, Array]) -> dict[str, RowGradient]:
@@ -160,15 +161,52 @@ class Tables:
     """
     by_stack = {name: self._spec_of_rows(name) for name in gradient}
     specs = (self.layout.specs, by_stack, by_stack, self._spec_of_buffers(gradient))
-    send = self._mapped(self._shard.collect, specs, self._spec_of_gradients(gradient))
+    send = self.mapped(self._shard.collect, specs, self._spec_of_gradients(gradient))
     asked, occurrences = ({name: x[name] for name in gradient} for x in (plan.asked, plan.occurrences))
     return send(state.stacks, asked, occurrences, gradient)
 
   def apply(self, state: TableState, gradients: dict[str, RowGradient]) -> TableState:
     """Updates the rows of the gradients, each by its table's optimizer, and no others."""
     specs = (_WHOLE, self.layout.specs, self._spec_of_gradients(gradients))
-    stacks = self._mapped(self._shard.apply, specs, self.layout.specs)(state.step, state.stacks, gradients)
+    stacks = self.mapped(self._shard.apply, specs, self.layout.specs)(state.step, state.stacks, gradients)
     return TableState(state.step + 1, stacks)
+
+  def catalogue(self, state: TableState, table: str) -> Float[Array, "R D"]:
+    """All rows of a table in float32, for what sees every item: `full_softmax` and `jaxrec.embedding.retrieval`.
+
+    Each device keeps its own: they are in the order of the devices, those of device 0 first, with some more
+    rows to fill up the devices. What is made of each row alone, like `l2_normalize(catalogue)`, stays where it is.
+    Memory and the gradient are as large as the device's part of the table.
+
+    Raises:
+      NotImplementedError: columns that are spread, or rows that must be admitted.
+    """
+    if self.column_axis and self.places[table].placement == SHARDED:
+      raise NotImplementedError(f"table {table!r}: its columns are spread over {self.column_axis=}; spread rows only")
+    if self.tables[table].admit_after:
+      raise NotImplementedError(f"table {table!r}: a catalogue holds all rows, and admit_after keeps some out")
+    read = functools.partial(self._shard.catalogue, table)
+    return self.mapped(read, (self.layout.specs,), self.spec_of_catalogue(table))(state.stacks)
+
+  def add_catalogue(
+    self, gradients: dict[str, RowGradient], table: str, gradient: Float[Array, "R D"], num_items: int
+  ) -> dict[str, RowGradient]:
+    """Adds the gradient of a whole catalogue to those of the rows that were looked up, for one `apply` of both.
+
+    The rows 1..num_items then count as one occurrence more, so that `apply` updates all of them. Choice: the result
+    has a row for each row of the stack, other tables of the same kind included.
+
+    Args:
+      gradients: of `collect`.
+      table: the table.
+      gradient: with respect to `catalogue`.
+      num_items: the items of the catalogue; other rows take no gradient from it.
+    """
+    stack = self.places[table].stack
+    specs = self._spec_of_gradients({stack: None})[stack]
+    add = functools.partial(self._shard.add_catalogue, table, num_items)
+    added = self.mapped(add, (specs, self.spec_of_catalogue(table)), specs)(gradients[stack], gradient)
+    return gradients | {stack: added}
 
   def update(self, state: TableState, plan: Plan, gradient: dict[str, Array]) -> TableState:
     """`apply` of `collect`: one step of all tables."""
@@ -206,12 +244,32 @@ class Tables:
     return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=_is_spec)
 
   @property
-  def _spread(self):
+  def spread(self):
+    """How what has a row for each row of a batch lies on the mesh."""
     return PartitionSpec(self.axes)
+
+  def mapped(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """The function, run on each device; as it is where there is no mesh."""
+    if self.mesh is None:
+      return function
+    return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+  def spec_of_catalogue(self, table: str) -> PartitionSpec:
+    """How `catalogue` lies on the mesh."""
+    return self._spec_of_rows(self.places[table].stack)
+
+  def axes_of(self, table: str) -> tuple[str, ...]:
+    """The mesh axes over which the rows of a table are spread; none on one device and of a replicated table."""
+    return () if self.num_shards == 1 or self.places[table].placement != SHARDED else self.axes
+
+  def ids_here(self, table: str) -> UInt32[Array, " R"]:
+    """Inside of `mapped`: the ids of the rows of `catalogue` on this device."""
+    axes = self.axes_of(table)
+    return self.layout.ids(table, jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32))
 
   def _spec_of_rows(self, stack):
     """Of what there is one of for each row of the buffers of a stack."""
-    return _WHOLE if self.layout.stacks[stack].is_replicated else self._spread
+    return _WHOLE if self.layout.stacks[stack].is_replicated else self.spread
 
   def _spec_of_buffers(self, rows):
     return {name: self.layout.specs[name]["rows"] for name in rows}
@@ -223,12 +281,6 @@ class Tables:
   def _spec_of_vectors(self, table, ndim):
     is_replicated = self.layout.stacks[self.places[table].stack].is_replicated
     return PartitionSpec(self.axes, *[None] * (ndim - 1), None if is_replicated else self.column_axis)
-
-  def _mapped(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """The function, run on each device; as it is where there is no mesh."""
-    if self.mesh is None:
-      return function
-    return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
   def _filled_up(self, ids):
     """Integers whose first axis the devices divide."""
