@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxrec.embedding.optimizers import RowAdagrad, RowOptimizer
 from jaxrec.embedding.rounding import ROUNDINGS
@@ -39,7 +40,7 @@ class Table:
 
   num_rows: int
   width: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   optimizer: RowOptimizer = RowAdagrad()
   rounding: str = "nearest"
   initializer: Callable[..., jax.Array] = jax.nn.initializers.truncated_normal(0.02)

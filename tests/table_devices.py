@@ -1,0 +1,131 @@
+"""A program for 8 simulated devices: prints one JSON line with what tables give on meshes of them.
+
+Started by `test_embedding_devices.py`, because the number of devices is set when a process starts.
+"""
+
+import dataclasses
+import json
+
+import dense_tables
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrec.embedding import RowSGD, Table, Tables
+
+ZEROS = jax.nn.initializers.zeros
+
+
+def mesh(*shape, names=("rows", "columns")):
+  """Of the first devices."""
+  return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names[: len(shape)])
+
+
+def differences():
+  """By kind of mesh and placement, the largest difference from dense tables; and what was counted."""
+  found, counted = {}, {}
+  kinds = {
+    "8 devices": (mesh(8), {}, "sharded", ("item", "user", "word", "shop")),
+    "2 devices": (mesh(2), {}, "sharded", ("item",)),
+    "8 devices, replicated": (mesh(8), {}, "replicated", ("item",)),
+    "4 x 2, columns spread": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
+    "4 x 2, rows over 4": (mesh(4, 2), {"axes": ("rows",)}, "sharded", ("item",)),
+  }
+  for kind, (devices, options, placement, names) in kinds.items():
+    described = dense_tables.problem_tables(placement, names)
+    described = {name: dataclasses.replace(table, initializer=ZEROS) for name, table in described.items()}
+    tables = Tables(described, devices, capacity=40, **options)
+    made = dense_tables.batches(4, described, leave_out=False)
+    expected = dense_tables.Dense(described, arrays_of_zeros(described)).train(made)
+    state, counts = dense_tables.train(tables, made)
+    found[kind] = dense_tables.largest_difference(dense_tables.logical(tables, state), expected)
+    counted[kind] = [count["overflow"] + count["out_of_range"] for count in counts]
+  return found, counted
+
+
+def arrays_of_zeros(tables):
+  """All arrays by (table, slot)."""
+  return {
+    (name, slot): np.zeros((table.num_rows, *shape))
+    for name, table in tables.items()
+    for slot, shape in {"rows": (table.width,), **{slot: shape for slot, (shape, _) in table.slots.items()}}.items()
+  }
+
+
+def initial_rows():
+  """Those of row 0 to 36, by number of devices."""
+  every = [Tables({"item": Table(37, 3, placement="sharded")}, mesh(n)) for n in (1, 8)]
+  every.append(Tables({"item": Table(37, 3, placement="replicated")}, mesh(8)))
+  return [dense_tables.logical(t, t.init(jax.random.key(1)))["item", "rows"].tolist() for t in every]
+
+
+def stochastic():
+  """Rows in bfloat16 after steps of stochastic rounding, by how they are spread."""
+  rows = {}
+  kinds = {
+    "1": ((1,), "sharded"),
+    "8": ((8,), "sharded"),
+    "copied": ((8,), "replicated"),
+    "columns": ((4, 2), "sharded"),
+  }
+  for kind, (shape, placement) in kinds.items():
+    table = Table(19, 8, "bfloat16", RowSGD(0.01), rounding="stochastic", initializer=ZEROS, placement=placement)
+    tables = Tables({"item": table}, mesh(*shape), column_axis="columns" if len(shape) == 2 else None)
+    made = [({"item": np.arange(24) % 19}, {"item": np.full((24, 8), 0.7, np.float32)})] * 3
+    state, _ = dense_tables.train(tables, made)
+    rows[kind] = dense_tables.logical(tables, state)["item", "rows"].astype(float).tolist()
+  return rows
+
+
+def overflow():
+  """Each device asks device 1 for three rows but has room for two; rows of the others are right."""
+  table = Table(40, 2, optimizer=RowSGD(8.0), placement="sharded", initializer=ZEROS)
+  tables = Tables({"item": table}, mesh(8), capacity=2)
+  ids = np.tile([1, 9, 17, 2, 2], (8, 1))
+  state, counts = dense_tables.train(tables, [({"item": ids}, {"item": np.ones((*ids.shape, 2), np.float32)})])
+  rows = dense_tables.logical(tables, state)["item", "rows"][:, 0]
+  return {"counts": counts[0], "rows": {int(row): float(rows[row]) for row in np.flatnonzero(rows)}}
+
+
+def moved():
+  """Largest difference after a state went from 8 to 4 devices to 1 and back, by cutting and filling up."""
+  described = dense_tables.problem_tables(names=("item", "user"))
+  every = [Tables(described, mesh(n)) for n in (8, 4, 1, 8)]
+  state = every[0].init(jax.random.key(0))
+  first = dense_tables.logical(every[0], state)
+  for before, now in zip(every, every[1:], strict=False):
+    saved = jax.device_get(jax.jit(before.to_logical)(state))
+    shapes = jax.eval_shape(now.to_logical, now.abstract_state())
+    state = jax.device_put(jax.jit(now.from_logical)(jax.tree.map(fitted, saved, shapes)), now.shardings())
+  return dense_tables.largest_difference(dense_tables.logical(every[-1], state), first), int(state.step)
+
+
+def fitted(array, wanted):
+  """The array, cut or filled up with zeros to the rows that are wanted."""
+  if array.ndim == 0:
+    return array
+  filled = np.zeros(wanted.shape, array.dtype)
+  filled[: len(array)] = array[: len(filled)]
+  return filled
+
+
+def program():
+  """A step on 8 devices: StableHLO, optimized HLO, and rows that a device holds."""
+  tables = Tables({"item": Table(8 * 1237, 4, placement="sharded")}, mesh(8))
+  made = {"item": np.zeros((8, 3), np.int32)}, {"item": np.zeros((8, 3, 4), np.float32)}
+  step = jax.jit(lambda state, *batch: dense_tables.step(tables, state, *batch), donate_argnums=0)
+  lowered = step.lower(tables.abstract_state(), *made)
+  return {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text(), "rows": 1237}
+
+
+def main():
+  """Prints all of the above."""
+  assert jax.device_count() == 8
+  found, counted = differences()
+  results = {"differences": found, "counted": counted, "initial": initial_rows(), "stochastic": stochastic()}
+  results |= {"overflow": overflow(), "moved": moved(), "program": program()}
+  print(json.dumps(results))
+
+
+if __name__ == "__main__":
+  main()
