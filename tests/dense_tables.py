@@ -15,11 +15,11 @@ RATE = 0.1
 NORMAL = jax.nn.initializers.normal(1.0)
 
 
-def problem_tables(placement="sharded", names=("item", "user", "word", "shop", "tag")):
+def problem_tables(placement="sharded", names=("item", "user", "word", "shop", "tag"), initializer=NORMAL):
   """Two tables of one kind and three of others; sizes that 8 devices don't divide."""
   row_adamw, adamw = RowAdamW(RATE, weight_decay=0.1), RowAdamW(RATE, b2=0.99, second_moment="element")
   return {
-    name: Table(num_rows, 8, optimizer=optimizer, padding_id=padding, placement=placement, initializer=NORMAL)
+    name: Table(num_rows, 8, optimizer=optimizer, padding_id=padding, placement=placement, initializer=initializer)
     for name, num_rows, optimizer, padding in [
       ("item", 37, RowAdagrad(RATE), 0),
       ("user", 21, RowAdagrad(RATE), 0),
@@ -31,13 +31,15 @@ def problem_tables(placement="sharded", names=("item", "user", "word", "shop", "
   }
 
 
-def batches(num_steps=4, tables=None, leave_out=True):
+def batches(num_steps=4, tables=None, leave_out=True, num_rows=6):
   """Ids by Zipf's law, of which most are duplicates; batch 1 is padding alone, and batch 2 leaves a table out."""
   rng = np.random.default_rng(0)
   tables, made = tables or problem_tables(), []
   for step in range(num_steps):
-    shapes = {"item": (6, 5), "user": (6,), "word": (6, 3), "shop": (6, 2), "tag": (6,)}
-    ids = {name: zipf(rng, shape, tables[name].num_rows) for name, shape in shapes.items() if name in tables}
+    shapes = {"item": (5,), "user": (), "word": (3,), "shop": (2,), "tag": ()}
+    ids = {
+      name: zipf(rng, (num_rows, *shape), tables[name].num_rows) for name, shape in shapes.items() if name in tables
+    }
     if step == 1:
       ids = {name: np.full_like(x, -1 if name == "word" else 0) for name, x in ids.items()}
     if step == 2 and leave_out:
@@ -132,6 +134,13 @@ class Dense:
         return {
           "rows": w - RATE * (move + optimizer.weight_decay * w), "first_moment": first, "second_moment": second
         }  # fmt: skip
+
+
+def from_zeros(tables):
+  """Dense tables whose arrays are all zeros."""
+  shapes = {(n, slot): shape for n, table in tables.items() for slot, (shape, _) in table.slots.items()}
+  shapes |= {(n, "rows"): (table.width,) for n, table in tables.items()}
+  return Dense(tables, {(n, slot): np.zeros((tables[n].num_rows, *shape)) for (n, slot), shape in shapes.items()})
 
 
 def largest_difference(arrays, expected):

@@ -3,7 +3,6 @@
 Started by `test_embedding_devices.py`, because the number of devices is set when a process starts.
 """
 
-import dataclasses
 import json
 
 import dense_tables
@@ -29,27 +28,16 @@ def differences():
     "2 devices": (mesh(2), {}, "sharded", ("item",)),
     "8 devices, replicated": (mesh(8), {}, "replicated", ("item",)),
     "4 x 2, columns spread": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
-    "4 x 2, rows over 4": (mesh(4, 2), {"axes": ("rows",)}, "sharded", ("item",)),
   }
   for kind, (devices, options, placement, names) in kinds.items():
-    described = dense_tables.problem_tables(placement, names)
-    described = {name: dataclasses.replace(table, initializer=ZEROS) for name, table in described.items()}
+    described = dense_tables.problem_tables(placement, names, ZEROS)
     tables = Tables(described, devices, capacity=40, **options)
     made = dense_tables.batches(4, described, leave_out=False)
-    expected = dense_tables.Dense(described, arrays_of_zeros(described)).train(made)
+    expected = dense_tables.from_zeros(described).train(made)
     state, counts = dense_tables.train(tables, made)
     found[kind] = dense_tables.largest_difference(dense_tables.logical(tables, state), expected)
     counted[kind] = [count["overflow"] + count["out_of_range"] for count in counts]
   return found, counted
-
-
-def arrays_of_zeros(tables):
-  """All arrays by (table, slot)."""
-  return {
-    (name, slot): np.zeros((table.num_rows, *shape))
-    for name, table in tables.items()
-    for slot, shape in {"rows": (table.width,), **{slot: shape for slot, (shape, _) in table.slots.items()}}.items()
-  }
 
 
 def initial_rows():
