@@ -25,7 +25,6 @@ def differences():
   found, counted = {}, {}
   kinds = {
     "8 devices": (mesh(8), {}, "sharded", ("item", "user", "word", "shop")),
-    "2 devices": (mesh(2), {}, "sharded", ("item",)),
     "8 devices, replicated": (mesh(8), {}, "replicated", ("item",)),
     "4 x 2, columns spread": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
   }

@@ -47,7 +47,7 @@ def results():
 
 
 def test_steps_on_any_mesh_equal_those_of_dense_tables(results):
-  assert len(results["differences"]) == 4
+  assert len(results["differences"]) == 3
   assert {kind: difference for kind, difference in results["differences"].items() if difference > 1e-5} == {}
   assert not any(map(any, results["counted"].values()))
 
