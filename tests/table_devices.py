@@ -1,80 +1,118 @@
-"""A program for 8 simulated devices: steps with a table of items, and its checkpoints, on several meshes.
+"""A program for 8 simulated devices: prints one JSON line with what tables give on meshes of them.
 
-Started by `test_table_step.py`, because the number of devices is set when a process starts. Prints one JSON line: by
-mesh, how far parameters and rows are from those of one device, and whether a restored state equals the saved one.
+Started by `test_embedding_devices.py`, because the number of devices is set when a process starts.
 """
 
 import json
-import sys
 
+import dense_tables
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sequences import NUM_ITEMS, batch_of
+from jax.sharding import Mesh
 
-from jaxrec.embedding import RowAdamW, Table, Tables
-from jaxrec.models import build
-from jaxrec.objectives import TABLE, ItemObjective
-from jaxrec.train.checkpoint import Checkpoints, load_state
-from jaxrec.train.state import create_state
-from jaxrec.train.step import make_train_step
-from jaxrec.train.table_step import beside_rows
+from jaxrec.embedding import RowSGD, Table, Tables
 
-MESHES = {"1": (1, ("data",)), "8": (8, ("data",)), "4x2": ((4, 2), ("data", "fsdp")), "4": (4, ("data",))}
-BATCH = batch_of([[[3, 1, 4, 1, 5, 9]], [[2, 6], [5, 3, 5]], [[8, 9, 7]], [[3, 2, 3, 8]]] * 2, length=7)
-MODEL = build(
-  {"name": "hstu", "width": 8, "num_layers": 1, "max_positions": 9, "num_heads": 2, "head_width": 4, "value_width": 4,
-   "attention_length": 7},
-  num_items=NUM_ITEMS,
-)  # fmt: skip
+ZEROS = jax.nn.initializers.zeros
 
 
-def run(name, folder):
-  """Returns tables, state after three steps, and the last loss, on a mesh."""
-  shape, axes = MESHES[name]
-  devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
-  mesh = Mesh(devices, axes)
-  tables = Tables({TABLE: Table(NUM_ITEMS + 1, 8, optimizer=RowAdamW(0.1), placement="sharded")}, mesh)
-  optimizer = beside_rows(optax.adam(0.1), 1.0)
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  start = create_state(MODEL, optimizer, BATCH, seed=0, with_items=False)
-  start = jax.device_put(start, everywhere).replace(tables=tables.init(jax.random.key(3)))
-  objective = ItemObjective("sampled_softmax", num_negatives=4, sharing="row")
-  step = make_train_step(MODEL, objective, optimizer, seed=1, mesh=mesh, tables=tables, accumulate=1)
-  state, batch = start, jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec(axes)))
-  for _ in range(3):
-    state, scalars = step(state, batch)
-  with Checkpoints(f"{folder}/{name}", tables) as checkpoints:
-    checkpoints.save(state, {}, best_step=None)
-  return tables, state, float(scalars["loss"])
+def mesh(*shape, names=("rows", "columns")):
+  """Of the first devices."""
+  return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names[: len(shape)])
 
 
-def numbers(tables, state):
-  """Parameters, rows of the items and their optimizer state, in the order of ids."""
-  saved = jax.device_get(tables.to_logical(state.tables))["tables"][TABLE]
-  return jax.device_get(state.params), {name: x[: NUM_ITEMS + 1] for name, x in saved.items()}
+def differences():
+  """By kind of mesh and placement, the largest difference from dense tables; and what was counted."""
+  found, counted = {}, {}
+  kinds = {
+    "8 devices": (mesh(8), {}, "sharded", ("item", "user", "word", "shop")),
+    "8 devices, replicated": (mesh(8), {}, "replicated", ("item",)),
+    "4 x 2, columns spread": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
+  }
+  for kind, (devices, options, placement, names) in kinds.items():
+    described = dense_tables.problem_tables(placement, names, ZEROS)
+    tables = Tables(described, devices, capacity=40, **options)
+    made = dense_tables.batches(4, described, leave_out=False)
+    expected = dense_tables.from_zeros(described).train(made)
+    state, counts = dense_tables.train(tables, made)
+    found[kind] = dense_tables.largest_difference(dense_tables.logical(tables, state), expected)
+    counted[kind] = [count["overflow"] + count["out_of_range"] for count in counts]
+  return found, counted
 
 
-def furthest(one, other):
-  """The largest difference between two trees."""
-  return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+def initial_rows():
+  """Those of row 0 to 36, by number of devices."""
+  every = [Tables({"item": Table(37, 3, placement="sharded")}, mesh(n)) for n in (1, 8)]
+  every.append(Tables({"item": Table(37, 3, placement="replicated")}, mesh(8)))
+  return [dense_tables.logical(t, t.init(jax.random.key(1)))["item", "rows"].tolist() for t in every]
 
 
-def main(folder):
-  """Runs all meshes; then restores each checkpoint on the next mesh, round and round."""
-  runs = {name: run(name, folder) for name in MESHES}
-  found = {name: numbers(tables, state) for name, (tables, state, _) in runs.items()}
-  result = {"loss": {name: loss for name, (_, _, loss) in runs.items()}}
-  result["from one device"] = {name: furthest(found["1"], values) for name, values in found.items()}
-  result["restored"] = {}
-  for name, other in (("8", "4"), ("4", "1"), ("1", "8"), ("8", "4x2"), ("4x2", "1")):
-    tables, like, _ = runs[other]
-    state, step = load_state(f"{folder}/{name}", like, "latest", tables)
-    assert step == 3
-    result["restored"][f"{name} to {other}"] = furthest(found[name], numbers(tables, state))
-  print(json.dumps(result))
+def stochastic():
+  """Rows in bfloat16 after steps of stochastic rounding, by how they are spread."""
+  rows = {}
+  kinds = {
+    "1": ((1,), "sharded"),
+    "8": ((8,), "sharded"),
+    "copied": ((8,), "replicated"),
+    "columns": ((4, 2), "sharded"),
+  }
+  for kind, (shape, placement) in kinds.items():
+    table = Table(19, 8, "bfloat16", RowSGD(0.01), rounding="stochastic", initializer=ZEROS, placement=placement)
+    tables = Tables({"item": table}, mesh(*shape), column_axis="columns" if len(shape) == 2 else None)
+    made = [({"item": np.arange(24) % 19}, {"item": np.full((24, 8), 0.7, np.float32)})] * 3
+    state, _ = dense_tables.train(tables, made)
+    rows[kind] = dense_tables.logical(tables, state)["item", "rows"].astype(float).tolist()
+  return rows
+
+
+def overflow():
+  """Each device asks device 1 for three rows but has room for two; rows of the others are right."""
+  table = Table(40, 2, optimizer=RowSGD(8.0), placement="sharded", initializer=ZEROS)
+  tables = Tables({"item": table}, mesh(8), capacity=2)
+  ids = np.tile([1, 9, 17, 2, 2], (8, 1))
+  state, counts = dense_tables.train(tables, [({"item": ids}, {"item": np.ones((*ids.shape, 2), np.float32)})])
+  rows = dense_tables.logical(tables, state)["item", "rows"][:, 0]
+  return {"counts": counts[0], "rows": {int(row): float(rows[row]) for row in np.flatnonzero(rows)}}
+
+
+def moved():
+  """Largest difference after a state went from 8 to 4 devices to 1 and back, by cutting and filling up."""
+  described = dense_tables.problem_tables(names=("item", "user"))
+  every = [Tables(described, mesh(n)) for n in (8, 4, 1, 8)]
+  state = every[0].init(jax.random.key(0))
+  first = dense_tables.logical(every[0], state)
+  for before, now in zip(every, every[1:], strict=False):
+    saved = jax.device_get(jax.jit(before.to_logical)(state))
+    shapes = jax.eval_shape(now.to_logical, now.abstract_state())
+    state = jax.device_put(jax.jit(now.from_logical)(jax.tree.map(fitted, saved, shapes)), now.shardings())
+  return dense_tables.largest_difference(dense_tables.logical(every[-1], state), first), int(state.step)
+
+
+def fitted(array, wanted):
+  """The array, cut or filled up with zeros to the rows that are wanted."""
+  if array.ndim == 0:
+    return array
+  filled = np.zeros(wanted.shape, array.dtype)
+  filled[: len(array)] = array[: len(filled)]
+  return filled
+
+
+def program():
+  """A step on 8 devices: StableHLO, optimized HLO, and rows that a device holds."""
+  tables = Tables({"item": Table(8 * 1237, 4, placement="sharded")}, mesh(8))
+  made = {"item": np.zeros((8, 3), np.int32)}, {"item": np.zeros((8, 3, 4), np.float32)}
+  step = jax.jit(lambda state, *batch: dense_tables.step(tables, state, *batch), donate_argnums=0)
+  lowered = step.lower(tables.abstract_state(), *made)
+  return {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text(), "rows": 1237}
+
+
+def main():
+  """Prints all of the above."""
+  assert jax.device_count() == 8
+  found, counted = differences()
+  results = {"differences": found, "counted": counted, "initial": initial_rows(), "stochastic": stochastic()}
+  results |= {"overflow": overflow(), "moved": moved(), "program": program()}
+  print(json.dumps(results))
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main()

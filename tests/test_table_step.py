@@ -100,7 +100,7 @@ def test_what_tables_cannot_do_is_refused():
 
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
-  program = REPOSITORY / "tests" / "table_devices.py"
+  program = REPOSITORY / "tests" / "table_step_devices.py"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

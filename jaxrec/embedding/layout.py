@@ -113,11 +113,12 @@ class Layout:
     return jnp.where((ids > 0) & (ids % self.num_shards == shard), ids // self.num_shards, -1)
 
   def random_number(self, stack: str, row: Int[Array, " U"], shard: Int[Array, ""]) -> UInt32[Array, " U"]:
-    """A number for each row of a device by which to draw at random: it doesn't depend on the number of devices."""
+    """A number for each row of a device by which to draw at random: it depends on the table and the id alone."""
+    num_shards = 1 if self.stacks[stack].is_replicated else self.num_shards
     first = jnp.asarray([self.places[name].first_row for name in self.stacks[stack].members])
     salt = jnp.asarray([_salt(name) for name in self.stacks[stack].members])
     member = jnp.searchsorted(first, row, side="right") - 1  # [U]
-    return ((row - first[member]) * self.num_shards + shard).astype(jnp.uint32) ^ salt[member]
+    return ((row - first[member]) * num_shards + shard).astype(jnp.uint32) ^ salt[member].astype(jnp.uint32)
 
   def initial_rows(
     self, stack: str, key: PRNGKeyArray, shard: Int[Array, ""], column: Int[Array, ""] | int, num_columns: int

@@ -45,9 +45,11 @@ def stochastic(x: Float32[Array, "..."], bits: UInt32[Array, "..."]) -> BFloat16
   return jax.lax.bitcast_convert_type((moved >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
-def row_bits(row: UInt32[Array, " U"], width: int, step: Int[Array, ""]) -> UInt32[Array, "U D"]:
-  """Random bits that depend on row, column and step alone: they are the same however rows are spread."""
-  column = jnp.arange(width, dtype=jnp.uint32)
+def row_bits(
+  row: UInt32[Array, " U"], width: int, step: Int[Array, ""], first_column: Int[Array, ""] | int = 0
+) -> UInt32[Array, "U D"]:
+  """Random bits that depend on row, column and step alone: they are the same however rows and columns are spread."""
+  column = jnp.arange(width, dtype=jnp.uint32) + jnp.asarray(first_column, jnp.uint32)
   seed = mix(row ^ mix(step.astype(jnp.uint32)))
   return mix(seed[:, None] + column * jnp.uint32(0x9E3779B9))  # [U, D]
 

@@ -62,9 +62,7 @@ class Shard:
     return {name: self._initial(stack, key) for name, stack in self.layout.stacks.items()}
 
   def _initial(self, stack, key):
-    column = (jnp.int32(0), 1)
-    if self.layout.column_axis and not stack.is_replicated:
-      column = (jax.lax.axis_index(self.layout.column_axis), self.num_columns)
+    column = self._column(stack)
     rows = self.layout.initial_rows(stack.name, key, self._number(), *column)
     slots = {
       slot: jnp.zeros((rows.shape[0], *[size // column[1] for size in shape]), dtype)
@@ -137,12 +135,9 @@ class Shard:
     value = value.astype(jnp.float32)
     if self.axes and not stack.is_replicated:
       value = exchange.swap(value.reshape(self.layout.num_shards, -1, value.shape[-1]), self.axes).reshape(value.shape)
-      key = jnp.where(row < stack.num_rows, row.astype(jnp.uint32), NOTHING)
-      key, is_real, (value, occurrences) = exchange.sum_by_row(key, (value, occurrences))
-      row = jnp.where(is_real, key, 0).astype(jnp.int32)
+      row, value, occurrences = _summed(stack, row, value, occurrences)
     else:
-      is_real = row < stack.num_rows
-    row = jnp.where(is_real, row, stack.num_rows + jnp.arange(row.size, dtype=jnp.int32))
+      row = _outside_after(stack, row, row < stack.num_rows)
     value = jnp.where(occurrences[:, None] > 0, value, 0)
     return RowGradient(row, self._admitted(stack, arrays, row, value), occurrences)
 
@@ -166,6 +161,16 @@ class Shard:
     occurrences = jnp.zeros(stack.num_rows, jnp.int32).at[collected.row].set(collected.occurrences, **where)
     occurrences = occurrences.at[_span(place)].add(is_candidate.astype(jnp.int32))
     return RowGradient(jnp.arange(stack.num_rows, dtype=jnp.int32), value, occurrences)
+
+  def add(self, gradients: tuple[dict[str, RowGradient], ...]) -> dict[str, RowGradient]:
+    """See `Tables.add`."""
+    return {name: self._added(self.layout.stacks[name], [g[name] for g in gradients]) for name in gradients[0]}
+
+  def _added(self, stack, parts):
+    if stack.is_replicated:
+      return RowGradient(parts[0].row, sum(p.value for p in parts), sum(p.occurrences for p in parts))
+    row, value, occurrences = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _summed(stack, row, value, occurrences)
 
   def apply(self, step: Int[Array, ""], stacks: Stacks, gradients: dict[str, RowGradient]) -> Stacks:
     """See `Tables.apply`."""
@@ -207,7 +212,9 @@ class Shard:
       return {"rows": high, "remainder": remainder}
     if stack.kind.rounding == "stochastic":
       shard = jnp.zeros((), jnp.int32) if stack.is_replicated else self._number()
-      bits = rounding.row_bits(self.layout.random_number(stack.name, number, shard), row.shape[-1], step)
+      first_column = self._column(stack)[0] * row.shape[-1]
+      number = self.layout.random_number(stack.name, number, shard)
+      bits = rounding.row_bits(number, row.shape[-1], step, first_column)
       return {"rows": rounding.stochastic(row, bits)}
     return {"rows": row}
 
@@ -222,8 +229,26 @@ class Shard:
     """Of this device among those that rows are spread over."""
     return jax.lax.axis_index(self.axes) if self.axes else jnp.zeros((), jnp.int32)
 
+  def _column(self, stack):
+    """Which part of the columns this device holds, and how many parts there are."""
+    if self.layout.column_axis and not stack.is_replicated:
+      return jax.lax.axis_index(self.layout.column_axis), self.num_columns
+    return jnp.int32(0), 1
+
   def _sum(self, count):
     return jax.lax.psum(count, self.layout.axes) if self.layout.axes else jnp.asarray(count)
+
+
+def _summed(stack, row, value, occurrences):
+  """A `RowGradient` of rows of one device that may occur several times."""
+  key = jnp.where(row < stack.num_rows, row.astype(jnp.uint32), NOTHING)
+  key, is_real, sums = exchange.sum_by_row(key, (value, occurrences))
+  return RowGradient(_outside_after(stack, jnp.where(is_real, key, 0).astype(jnp.int32), is_real), *sums)
+
+
+def _outside_after(stack, row, is_real):
+  """Rising rows; those that aren't real lie outside of the table, and all are distinct."""
+  return jnp.where(is_real, row, stack.num_rows + jnp.arange(row.size, dtype=jnp.int32))
 
 
 def _like(mask, array):

@@ -10,7 +10,7 @@ Source: MOD sharding of TPU embedding tables and row-wise sharding of TorchRec, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -24,7 +24,6 @@ from jaxrec.embedding.layout import Layout
 from jaxrec.embedding.shard import Plan, RowGradient, Shard
 from jaxrec.embedding.types import MAX_REPLICATED_BYTES, SHARDED, Table, describe, num_shards_of, place_tables
 
-_NONE = np.iinfo(np.int32).max  # A place outside of every buffer, and no id.
 _WHOLE = PartitionSpec()
 
 
@@ -124,11 +123,11 @@ class Tables:
       Float32 rows by stack, to be differentiated with respect to and read by `vectors`; and the plan of the exchange.
 
     Raises:
-      ValueError: a table that doesn't exist.
+      ValueError: a table that doesn't exist, ids that are no integers, or that JAX would cut to 32 bits.
     """
     if unknown := sorted(ids.keys() - self.tables.keys()):
       raise ValueError(f"there is no table {unknown}; there are {sorted(self.tables)}")
-    ids = jax.tree.map(jnp.asarray, dict(ids))
+    ids = {name: jax.tree.map(functools.partial(_integers, name), tree) for name, tree in ids.items()}
     used = {self.places[name].stack for name in ids}
     by_stack = {name: self._spec_of_rows(name) for name in used}
     specs = {name: self.layout.specs[name]["rows"] for name in used}, Plan(self.spread, by_stack, by_stack, _WHOLE)
@@ -164,6 +163,15 @@ class Tables:
     send = self.mapped(self._shard.collect, specs, self._spec_of_gradients(gradient))
     asked, occurrences = ({name: x[name] for name in gradient} for x in (plan.asked, plan.occurrences))
     return send(state.stacks, asked, occurrences, gradient)
+
+  def add(self, gradients: Sequence[dict[str, RowGradient]]) -> dict[str, RowGradient]:
+    """Sums what `collect` returned for several lookups, as for the parts of a batch that is too large for one.
+
+    Args:
+      gradients: of the same tables, made from the same state.
+    """
+    specs = self._spec_of_gradients(gradients[0])
+    return self.mapped(self._shard.add, (tuple(specs for _ in gradients),), specs)(tuple(gradients))
 
   def apply(self, state: TableState, gradients: dict[str, RowGradient]) -> TableState:
     """Updates the rows of the gradients, each by its table's optimizer, and no others."""
@@ -286,6 +294,16 @@ class Tables:
     """Integers whose first axis the devices divide."""
     missing = -ids.shape[0] % self.num_shards
     return jnp.pad(ids, [(0, missing)] + [(0, 0)] * (ids.ndim - 1), constant_values=-1) if missing else ids
+
+
+def _integers(name, ids):
+  """Ids as an array, all of their bits."""
+  kept = jnp.asarray(ids)
+  if kept.ndim == 0 or not jnp.issubdtype(kept.dtype, jnp.integer):
+    raise ValueError(f"ids of table {name!r} must be an array of integers, not {kept.dtype} of shape {kept.shape}")
+  if isinstance(ids, np.ndarray) and kept.dtype != ids.dtype and not np.array_equal(np.asarray(kept), ids):
+    raise ValueError(f"ids of table {name!r} don't fit {kept.dtype}: see jaxrec.embedding.fold_id")
+  return kept
 
 
 def _is_spec(x):

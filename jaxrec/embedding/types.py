@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxrec.embedding.optimizers import RowAdagrad, RowOptimizer
 from jaxrec.embedding.rounding import ROUNDINGS
@@ -16,6 +17,7 @@ from jaxrec.embedding.rounding import ROUNDINGS
 REPLICATED, SHARDED = "replicated", "sharded"
 MAX_REPLICATED_BYTES = 16 * 2**20  # Of rows and optimizer state: a table up to this size is copied to each device.
 MAX_STACK_ROWS = 2**32 - 2  # Rows are numbered in uint32 while they are exchanged.
+MAX_DEVICE_ROWS = 2**31 - 2**26  # On a device in int32, and places after the last row stand for none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Table:
 
   num_rows: int
   width: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   optimizer: RowOptimizer = RowAdagrad()
   rounding: str = "nearest"
   initializer: Callable[..., jax.Array] = jax.nn.initializers.truncated_normal(0.02)
@@ -114,7 +116,8 @@ def place_tables(
     max_replicated_bytes: a table up to this size, optimizer state included, is replicated.
 
   Raises:
-    ValueError: columns that don't divide a width, or more rows of one kind than can be numbered.
+    ValueError: columns that don't divide a width, more rows of one kind than can be numbered, or a table with the name
+      of a stack.
 
   >>> places = place_tables({"item": Table(10**6, 64), "domain": Table(9, 64)}, num_shards=8)
   >>> places["item"].placement, places["item"].rows_per_device, places["domain"].placement
@@ -134,9 +137,12 @@ def place_tables(
     size = rows * table.bytes_per_row // num_columns
     places[name] = Placement(name, SHARDED, stack, rows, first, size)
     filled[table.kind] = (stack, first + rows)
-  for kind, (_, rows) in filled.items():
-    if rows * num_shards > MAX_STACK_ROWS:
-      raise ValueError(f"{rows * num_shards} rows of kind {kind} are more than {MAX_STACK_ROWS}: split the table")
+  for kind, (stack, rows) in filled.items():
+    if rows * num_shards > MAX_STACK_ROWS or rows > MAX_DEVICE_ROWS:
+      limits = f"{MAX_STACK_ROWS} in all and {MAX_DEVICE_ROWS} a device"
+      raise ValueError(f"{rows * num_shards} rows of kind {kind} on {num_shards} devices are too many ({limits})")
+    if stack in tables:
+      raise ValueError(f"table {stack!r} has the name of a stack: call it something else")
   return places
 
 
