@@ -1,6 +1,6 @@
 """A program for 8 simulated devices: training steps and retrieval over catalogues spread over 1, 2 and 8 of them.
 
-Prints one JSON line. Started by `test_sharded_catalogue.py`, because the number of devices is set when a process starts.
+Prints a JSON line. Started by `test_sharded_catalogue.py`, because the number of devices is set when a process starts.
 """
 
 import json
@@ -184,7 +184,11 @@ def retrieved(kind, num_devices):
     missing = saved["tables"]["item"]["rows"].shape[0] - rows.shape[0]
     saved["tables"]["item"]["rows"] = np.pad(rows, ((0, missing), (0, 0)), constant_values=9.0)
     state = jax.device_put(tables.from_logical(saved), tables.shardings())
-    library, arguments, end = sharded_retrieval, (tables, "item", queries, tables.catalogue(state, "item")), (num_items,)
+    library, arguments, end = (
+      sharded_retrieval,
+      (tables, "item", queries, tables.catalogue(state, "item")),
+      (num_items,),
+    )
   with_all = {"seen_items": seen, **of_target, "seen_target": "remove", "chunk_size": 128}
   _, best = library.top_k_items(*arguments, 7, *end, seen_items=seen, **domain, chunk_size=128)
   _, pooled = library.top_k_items(*arguments, 7, *end)
