@@ -1,6 +1,6 @@
 """A program for 8 simulated devices: training steps and retrieval over catalogues spread over 1, 2 and 8 of them.
 
-Prints one JSON line. Started by `test_sharded_catalogue.py`, as the number of devices is set when a process starts.
+Prints a JSON line. Started by `test_sharded_catalogue.py`, because the number of devices is set when a process starts.
 """
 
 import json
