@@ -11,11 +11,12 @@ import sys
 import time
 
 import numpy as np
-import torch
 
 
 def main(problem: str, num_rows: int, learning_rate: float) -> None:
   """Reads a problem as `tables` writes it, and prints one JSON line: times of each step, losses, peak memory."""
+  import torch
+
   torch.set_num_threads(1)
   made = np.load(problem)
   ids = {name: torch.from_numpy(made[name].astype(np.int64)) for name in ("input", "target", "negative")}
@@ -45,7 +46,9 @@ def main(problem: str, num_rows: int, learning_rate: float) -> None:
 
 def sampled_softmax(table, dense, ids):
   """The mean loss of each next item against the shared negatives."""
-  query = torch.relu(dense(table(ids["input"])))  # [B, N, D]
+  import torch
+
+  query = dense(table(ids["input"])).relu()  # [B, N, D]
   negative = query @ table(ids["negative"]).T  # [B, N, R]
   positive = (query * table(ids["target"])).sum(-1, keepdim=True)  # [B, N, 1]
   return (torch.logsumexp(torch.cat([positive, negative], -1), -1, keepdim=True) - positive).mean()
