@@ -19,7 +19,7 @@ def main(address, num_processes, process_id):
   jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=10)
   assert jax.device_count() == num_processes and jax.local_device_count() == 1
   mesh = Mesh(np.array(jax.devices()), ("rows",))
-  described = dense_tables.problem_tables(names=("item", "user"), initializer=jax.nn.initializers.zeros)
+  described = dense_tables.problem_tables(names=("item",), initializer=jax.nn.initializers.zeros)
   made = dense_tables.batches(3, described, leave_out=False, num_rows=8)
   expected = dense_tables.from_zeros(described).train(made)
 

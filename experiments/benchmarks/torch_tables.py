@@ -46,10 +46,12 @@ def main(problem: str, num_rows: int, learning_rate: float) -> None:
 
 def sampled_softmax(table, dense, ids):
   """The mean loss of each next item against the shared negatives."""
+  import torch
+
   query = dense(table(ids["input"])).relu()  # [B, N, D]
   negative = query @ table(ids["negative"]).T  # [B, N, R]
   positive = (query * table(ids["target"])).sum(-1, keepdim=True)  # [B, N, 1]
-  return (positive.logaddexp(negative.logsumexp(-1, keepdim=True)) - positive).mean()
+  return (torch.logsumexp(torch.cat([positive, negative], -1), -1, keepdim=True) - positive).mean()
 
 
 if __name__ == "__main__":
