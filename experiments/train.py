@@ -40,9 +40,8 @@ from jaxrec.data import pipeline
 from jaxrec.train import curves, experiment, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import check_config, config_differences, saved_config
-from jaxrec.train.evaluation import evaluate
+from jaxrec.train.evaluation import SpreadItems, evaluate
 from jaxrec.train.experiment import Experiment
-from jaxrec.train.item_table import evaluated_params
 from jaxrec.train.log import HideOrbaxDetails, RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal, TableError
 from jaxrec.train.timetable import Timetable
@@ -142,8 +141,11 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
   tables = experiment.item_tables(pieces, schedule_steps, mesh)
   state = experiment.initial_state(pieces, schedule_steps, mesh, tables)
   train_step = experiment.train_step(pieces, schedule_steps, mesh, state, tables)
-  evaluated = functools.partial(evaluated_params, tables=tables, model=pieces.model)
-  score = functools.partial(evaluate, pieces.model, data=data, config=config, mesh=mesh)
+
+  def score(state, split):
+    items = None if tables is None else SpreadItems(tables, state.tables)
+    return evaluate(pieces.model, state.evaluated, data, config, split, mesh, items)
+
   log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
   log.describe(state, plan.users_per_epoch, options, mesh)
 
@@ -168,7 +170,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
 
       if times.evaluates(step) and phase == "select":
         log.drain(step)
-        values = log.evaluation("validation", step, score(evaluated(state), split=1))
+        values = log.evaluation("validation", step, score(state, split=1))
         stopping.update(times.epoch(step), step, values)
       must_stop = stop.requested(step)
       if times.saves(step) or must_stop:
@@ -183,8 +185,8 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == "final":
-      return result | {"test": log.evaluation("test", step, score(evaluated(state), split=2))}
-    best = evaluated(checkpoints.state_of(stopping.best_step, state))
+      return result | {"test": log.evaluation("test", step, score(state, split=2))}
+    best = checkpoints.state_of(stopping.best_step, state)
     test = log.evaluation("test", stopping.best_step, score(best, split=2))
     return result | stopping.best() | {"test_of_selected": test}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,9 +22,36 @@ WITHIN_DOMAIN = "within_domain/"  # Before the name of every metric of "full_per
 SAMPLED = "sampled/"  # Before the name of every metric that looks at sampled negatives only.
 
 
+@runtime_checkable
+class Catalogue(Protocol):
+  """The items that queries are ranked against, wherever their vectors lie."""
+
+  def target_ranks(self, queries: Any, target_item: Any, **options: Any) -> Int[Array, " B"]:
+    """As `jaxrec.retrieval.target_ranks`."""
+    ...
+
+  def sampled_target_ranks(self, queries: Any, target_item: Any, negatives: Any) -> Int[Array, " B"]:
+    """As `jaxrec.retrieval.sampled_target_ranks`."""
+    ...
+
+
+class VectorCatalogue(NamedTuple):
+  """Items whose vectors are one array."""
+
+  vectors: Float[Array | np.ndarray, "V1 M"]
+
+  def target_ranks(self, queries: Any, target_item: Any, **options: Any) -> Int[Array, " B"]:
+    """See `Catalogue`."""
+    return target_ranks(queries, self.vectors, target_item, **options)
+
+  def sampled_target_ranks(self, queries: Any, target_item: Any, negatives: Any) -> Int[Array, " B"]:
+    """See `Catalogue`."""
+    return sampled_target_ranks(queries, self.vectors, target_item, negatives)
+
+
 def ranking_metrics(
   queries_of: Callable[[EvaluationBatch], Float[Array | np.ndarray, "B M"]],
-  item_vectors: Float[Array | np.ndarray, "V1 M"],
+  item_vectors: Float[Array | np.ndarray, "V1 M"] | Catalogue,
   data: PreparedData,
   batches: Iterable[EvaluationBatch],
   *,
@@ -41,7 +68,7 @@ def ranking_metrics(
 
   Args:
     queries_of: a batch to one query vector a row.
-    item_vectors: one scoring vector an item; row 0 is padding.
+    item_vectors: one scoring vector an item, row 0 padding; or where they are, if not in one array.
     data: what `batches` were made from.
     batches: from `jaxrec.data.evaluation.evaluation_batches`.
     ks: list lengths.
@@ -58,7 +85,8 @@ def ranking_metrics(
   if protocol not in REPORTED:
     raise ValueError(f"{protocol=} is unknown; use one of {REPORTED}")
   wanted = {"": "full", WITHIN_DOMAIN: "full_per_domain"} if protocol == "both" else {"": protocol}
-  rankings = {prefix: _full_ranks(item_vectors, data, exclude_seen, name) for prefix, name in wanted.items()}
+  catalogue = _catalogue(item_vectors)
+  rankings = {prefix: _full_ranks(catalogue, data, exclude_seen, name) for prefix, name in wanted.items()}
   metrics = {prefix: RankingMetrics.zero(ks, data.domain_names, prefix=prefix) for prefix in rankings}
   sampled = RankingMetrics.zero(ks, data.domain_names, prefix=SAMPLED)
   for batch in batches:
@@ -67,7 +95,7 @@ def ranking_metrics(
       metrics[prefix] = metrics[prefix].update(ranks_of(queries, batch), batch.target_domain)
     if sampled_negatives:
       negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
-      ranks = sampled_target_ranks(queries, item_vectors, batch.target_item, negatives)
+      ranks = catalogue.sampled_target_ranks(queries, batch.target_item, negatives)
       sampled = sampled.update(np.asarray(ranks), batch.target_domain)
   parts = [*metrics.values(), *([sampled] if sampled_negatives else [])]
   return {name: value for part in parts for name, value in part.result().items()}
@@ -83,7 +111,7 @@ class UserRanks(NamedTuple):
 
 def ranks_of_users(
   queries_of: Callable[[EvaluationBatch], Float[Array | np.ndarray, "B M"]],
-  item_vectors: Float[Array | np.ndarray, "V1 M"],
+  item_vectors: Float[Array | np.ndarray, "V1 M"] | Catalogue,
   data: PreparedData,
   batches: Iterable[EvaluationBatch],
   *,
@@ -97,23 +125,26 @@ def ranks_of_users(
   Raises:
     ValueError: an unknown protocol.
   """
-  full_ranks = _full_ranks(item_vectors, data, exclude_seen, protocol)
+  full_ranks = _full_ranks(_catalogue(item_vectors), data, exclude_seen, protocol)
   parts = [(batch.user, batch.target_item, full_ranks(queries_of(batch), batch)) for batch in batches]
   user, target, rank = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
   order = np.argsort(user, kind="stable")[(user < 0).sum() :]  # Without rows that only fill up a batch.
   return UserRanks(user[order], target[order], rank[order])
 
 
-def _full_ranks(item_vectors, data, exclude_seen, protocol):
+def _catalogue(item_vectors):
+  return item_vectors if isinstance(item_vectors, Catalogue) else VectorCatalogue(item_vectors)
+
+
+def _full_ranks(catalogue, data, exclude_seen, protocol):
   """Returns the function (queries, batch) -> ranks among the candidates of a protocol."""
   if protocol not in PROTOCOLS:
     raise ValueError(f"{protocol=} is unknown; use one of {PROTOCOLS}")
   item_domain = data.item_domain() if protocol == "full_per_domain" else None
 
   def full_ranks(queries, batch):
-    ranks = target_ranks(
+    ranks = catalogue.target_ranks(
       queries,
-      item_vectors,
       batch.target_item,
       seen_items=batch.seen_items if exclude_seen else None,
       item_domain=item_domain,

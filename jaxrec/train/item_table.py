@@ -38,11 +38,14 @@ def make_tables(
     settings.placement == "auto" and as_parameter <= settings.max_parameter_bytes
   ):
     return None
-  if model.attention_width or config.train.average or config.objective.name == "full_softmax":
-    raise ValueError(
-      "an item table outside of the parameters goes with neither config.model.attention_width, config.train.average,"
-      " nor full_softmax; set config.tables.placement='parameter', or leave these"
-    )
+  needs = {
+    "config.model.attention_width": model.attention_width, "config.train.average": config.train.average,
+    "config.objective.name='full_softmax'": config.objective.name == "full_softmax",
+    "config.eval.sampled_negatives": config.eval.sampled_negatives,
+    "config.multi_objective.solve_every > 1": config.multi_objective.solve_every > 1,
+  }  # fmt: skip
+  if wrong := [name for name, is_set in needs.items() if is_set]:
+    raise ValueError(f"{', '.join(wrong)}: the item table must be a parameter; set config.tables.placement='parameter'")
   table = Table(
     model.num_rows, model.width, jnp.dtype(settings.dtype), _row_optimizer(config, total_steps), settings.rounding,
     placement=SHARDED,
