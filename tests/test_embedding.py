@@ -87,11 +87,11 @@ def test_rows_beyond_the_capacity_are_counted_and_the_others_are_right():
 
 
 def test_ids_of_more_than_31_bits_are_numbered():
-  tables = {"item": Table(2**32 - 8, 1, placement="sharded")}
-  layout = Layout(tables, place_tables(tables, num_shards=4), 4, (), None)
-  rows = 2**30 - 2  # On each device.
-  number, wrong = layout.number("item", jnp.array([2**31 + 5, 2**32 - 9, 2**32 - 8, 2**32 - 1], jnp.uint32))
-  assert number.tolist() == [rows + 2**29 + 1, 4 * rows - 1, 2**32 - 1, 2**32 - 1] and int(wrong) == 1
+  tables = {"item": Table(2**32 - 4, 1, placement="sharded")}
+  layout = Layout(tables, place_tables(tables, num_shards=4), num_shards=4, axes=("rows",), column_axis=None)
+  number, wrong = layout.number("item", jnp.array([2**31 + 5, 2**32 - 5, 2**32 - 4, 2**32 - 1], jnp.uint32))
+  a_device = 2**30 - 1
+  assert number.tolist() == [a_device + 2**29 + 1, 3 * a_device + 2**30 - 2, 2**32 - 1, 2**32 - 1] and int(wrong) == 1
 
 
 @pytest.mark.parametrize(
