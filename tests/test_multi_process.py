@@ -1,4 +1,7 @@
-"""`experiments.train` in several real processes on this machine: same numbers, one writer, deaths and restarts."""
+"""`experiments.train` in several real processes on this machine: same numbers, one writer, deaths and restarts.
+
+The item table is spread over the processes; `parallel_devices.py` spreads parameters.
+"""
 
 import random
 import signal
@@ -12,7 +15,7 @@ from experiments import train
 
 SETTINGS = (
   "--config.data.rows_per_batch=20", "--config.train.num_epochs=2", "--config.train.log_every_steps=1",
-  "--config.train.checkpoint_every_steps=4",
+  "--config.train.checkpoint_every_steps=4", "--config.tables.placement=sharded",
 )  # fmt: skip
 
 
@@ -30,7 +33,7 @@ def config():
   settings = tiny_run.get_config()
   for override in SETTINGS:
     name, value = override.removeprefix("--config.").split("=")
-    settings.update_from_flattened_dict({name: int(value)})
+    settings.update_from_flattened_dict({name: int(value) if value.isdigit() else value})
   return settings
 
 
