@@ -40,7 +40,7 @@ from jaxrec.data import pipeline
 from jaxrec.train import curves, experiment, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import check_config, config_differences, saved_config
-from jaxrec.train.evaluation import SpreadItems, evaluate
+from jaxrec.train.evaluation import evaluate_state
 from jaxrec.train.experiment import Experiment
 from jaxrec.train.log import HideOrbaxDetails, RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal, TableError
@@ -141,11 +141,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
   tables = experiment.item_tables(pieces, schedule_steps, mesh)
   state = experiment.initial_state(pieces, schedule_steps, mesh, tables)
   train_step = experiment.train_step(pieces, schedule_steps, mesh, state, tables)
-
-  def score(state, split):
-    items = None if tables is None else SpreadItems(tables, state.tables)
-    return evaluate(pieces.model, state.evaluated, data, config, split, mesh, items)
-
+  score = functools.partial(evaluate_state, pieces.model, tables=tables, data=data, config=config, mesh=mesh)
   log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
   log.describe(state, plan.users_per_epoch, options, mesh)
 

@@ -20,7 +20,7 @@ from jaxrec.data.prepared import PreparedData
 from jaxrec.embedding import Tables, TableState, retrieval
 from jaxrec.objectives import TABLE
 from jaxrec.ranking import UserRanks, ranking_metrics, ranks_of_users
-from jaxrec.train.state import Params
+from jaxrec.train.state import Params, TrainState
 from jaxrec.types import SequenceBatch
 
 
@@ -60,6 +60,20 @@ def evaluate(
     protocol=config.eval.protocol,
     sampled_negatives=config.eval.sampled_negatives,
   )
+
+
+def evaluate_state(
+  model: nn.Module,
+  state: TrainState,
+  tables: Tables | None,
+  data: PreparedData,
+  config: ConfigDict,
+  split: int,
+  mesh: Mesh | None = None,
+) -> dict[str, float | int]:
+  """As `evaluate`, of a state of training and the tables that it was trained with."""
+  items = None if tables is None else SpreadItems(tables, state.tables)
+  return evaluate(model, state.evaluated, data, config, split, mesh, items)
 
 
 def user_ranks(
