@@ -1,8 +1,6 @@
-"""What every test relies on: a CPU, quick compilation, checked shapes, and where data and golden files are."""
+"""What every test relies on: a CPU, a compilation cache, checked shapes, and where data and golden files are."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -12,14 +10,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "agg")
-
-# The tests compile far longer than they compute; this halves it, and changes results by rounding only.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "XLA_FLAGS" not in os.environ:
-  os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
-  # A flag that the installed XLA doesn't know ends the process, so another one tries it.
-  if subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True).returncode != 0:
-    os.environ["XLA_FLAGS"] = ""
 
 import flax.struct  # noqa: E402
 import jax  # noqa: E402
@@ -55,11 +45,6 @@ def data_dir(request) -> Path:
   return existing_folder(request.config.getoption("--data-dir"), "--data-dir")
 
 
-def with_devices(number: int) -> dict[str, str]:
-  """The environment of a process that sees that many CPU devices."""
-  return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"}
-
-
 @pytest.fixture(autouse=True)
 def shape_checks(request):
   """Switches the checks below off for a test marked `unchecked_shapes`, which wants to see our own error."""
@@ -67,16 +52,6 @@ def shape_checks(request):
   jaxtyping.config.update("jaxtyping_disable", unchecked)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
-def full_optimization(monkeypatch):
-  """Compiles as outside the tests, in this process and those that it starts: to see what the compiler makes of it."""
-  before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
 
 
 def existing_folder(path: Path, option: str) -> Path:

@@ -13,7 +13,6 @@ from pallas_kernels import aot
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
-pytestmark = pytest.mark.usefixtures("full_optimization")
 WITHOUT_TPU_COMPILER = pytest.mark.skipif(aot.why_not("v6e:2x2") is not None, reason=str(aot.why_not("v6e:2x2")))
 
 

@@ -158,7 +158,6 @@ def test_a_mapped_axis_gives_each_problem_its_own_results(default_results):
   assert_close({name: value[1] for name, value in results.items()}, output_and_gradients(other, "xla", *second), 1e-5)
 
 
-@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("activation", ["silu", "softmax"])
 def test_memory_stays_far_below_one_dense_attention_matrix(activation):
   length, heads = 4096, 4

@@ -78,7 +78,6 @@ def test_all_items_as_negatives_make_the_full_softmax():
   np.testing.assert_allclose(sampled[TARGET > 0], full[TARGET > 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("chunk_size", [1, 4, 11, 5000])
 def test_chunks_of_items_change_neither_the_full_softmax_nor_its_gradients(chunk_size):
   def total(loss):
@@ -92,7 +91,6 @@ def test_chunks_of_items_change_neither_the_full_softmax_nor_its_gradients(chunk
   assert not gradients[1][0].any()  # Padding is no item.
 
 
-@pytest.mark.usefixtures("full_optimization")
 def test_the_full_softmax_never_holds_the_scores_of_all_items():
   positions, items = 512, 50_000
   query, table = (jax.ShapeDtypeStruct((n, 16), jnp.float32) for n in (positions, items + 1))

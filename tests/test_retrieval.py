@@ -118,7 +118,6 @@ def test_ranking_works_inside_jit():
   np.testing.assert_array_equal(ranks, _counted_ranks(queries, vectors, target, seen))
 
 
-@pytest.mark.usefixtures("full_optimization")
 def test_no_array_of_all_rows_by_all_items_exists():
   num_rows, num_items, width = 2048, 100_000, 16
   shapes = [((num_rows, width), jnp.float32), ((num_items + 1, width), jnp.float32), ((num_rows,), jnp.int32)]

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tiny_run
-from conftest import REPOSITORY, with_devices
+from conftest import REPOSITORY
 
 from experiments import train
 from jaxrec.train.experiment import load_run
@@ -130,7 +130,7 @@ def test_a_workdir_with_a_run_of_another_config_is_refused(uninterrupted):
 
 def test_two_devices_give_the_result_of_one(tmp_path):
   settings = ("--config.data.rows_per_batch=20", "--config.train.num_epochs=1", "--config.train.accumulate=2")
-  both = with_devices(2)
+  both = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
   processes = [start(tmp_path / "one", *settings), start(tmp_path / "two", *settings, **both)]
   for process in processes:
     finish(process)
