@@ -24,10 +24,10 @@ def get_config():
   config = default_config()
   config.name = "pod"
   config.data.source = "synthetic"
-  config.data.max_length = 8192
+  config.data.max_length = 1024
   config.model = {
     "name": "hstu", "width": 1024, "num_layers": 24, "num_heads": 8, "head_width": 128, "value_width": 128,
-    "max_positions": 8192, "attention_length": 1024, "dropout": 0.1, "input_dropout": 0.1,
+    "max_positions": 1024, "attention_length": 1024, "dropout": 0.1, "input_dropout": 0.1,
   }  # fmt: skip
   config.objective = {"name": "sampled_softmax", "num_negatives": 512, "sharing": "row"}
   config.optimizer.learning_rate = 1e-3
