@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import glob
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -43,6 +44,11 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+_COLLECTIVES = "all-to-all|all-reduce|all-gather|reduce-scatter|collective-permute|ragged-all-to-all"
+_BYTES = {
+  "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+  "u64": 8, "f64": 8,
+}  # fmt: skip
 _SLOTS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "VLOAD:FILL", "VSTORE", "VSTORE:SPILL", "SALU")
 
 
@@ -130,6 +136,24 @@ def memory_of(compiled: Any) -> dict[str, int]:
   analysis = compiled.memory_analysis()
   kinds = {"arguments": "argument", "outputs": "output", "temporary": "temp"}
   return {name: getattr(analysis, f"{kind}_size_in_bytes") for name, kind in kinds.items()}
+
+
+def collectives_of(compiled: Any) -> dict[str, dict[str, int]]:
+  """What a program sends between devices: by kind of collective, how many there are and the bytes of their results.
+
+  Those inside loops count once.
+  """
+  found: dict[str, dict[str, int]] = {}
+  for line in compiled.as_text().splitlines():
+    match = re.search(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(", line)
+    if match:
+      kind = found.setdefault(match[2], {"count": 0, "bytes": 0})
+      kind["count"] += 1
+      kind["bytes"] += sum(
+        math.prod(int(size) for size in sizes.split(",") if size) * _BYTES[dtype]
+        for dtype, sizes in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", match[1])
+      )
+  return found
 
 
 def write_schedules_to(folder: str) -> None:

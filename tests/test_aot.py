@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,15 @@ def test_the_schedule_of_a_kernel_is_cut_where_branches_lead(tmp_path):
 def test_schedules_need_a_folder(tmp_path):
   with pytest.raises(ValueError, match="must be an existing folder"):
     aot.write_schedules_to(str(tmp_path / "absent"))
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+  text = """
+    %a = f32[32,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
+    %b = (u32[8]{0}, bf16[2,3]{1,0}) all-to-all(%y, %z), dimensions={0}
+    %c = (f32[16], f32[16]) all-reduce-start(%w), channel_id=3
+    %d = f32[16] all-reduce-done(%c)
+    %e = f32[7] add(%u, %v), metadata={op_name="all-reduce(like)"}
+  """
+  found = aot.collectives_of(types.SimpleNamespace(as_text=lambda: text))
+  assert found == {"all-reduce": {"count": 2, "bytes": 512 + 128}, "all-to-all": {"count": 1, "bytes": 32 + 12}}

@@ -3,10 +3,11 @@
     python -m experiments.benchmarks.compile_check --targets=v6e:2x2,h100 --lengths=1024,8192 --biases=none,both
     python -m experiments.benchmarks.compile_check --targets=v5p:4x4x4 --config=experiments/configs/ml1m_hstu.py
 
-Prints a JSON line for each program: seconds of compilation, bytes on each device and, for TPU kernels, the static
-schedule of their tile: bundles (cycles, apart from waits), the share of the matrix unit's slots in use, spilled values.
-For H100 kernels: registers and spilled bytes. A program that the compiler refuses is a line with its "error", and the
-exit status is 1. What is needed beside this package: see `pallas_kernels.aot`.
+Prints a JSON line for each program: seconds of compilation, bytes on each device, for training steps the collectives
+between devices, and for TPU kernels the static schedule of their tile: bundles (cycles, apart from waits), the share of
+the matrix unit's slots in use, spilled values. For H100 kernels: registers and spilled bytes. A program that the
+compiler refuses is a line with its "error", and the exit status is 1. What is needed beside this package: see
+`pallas_kernels.aot`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def _outcome(compile_it, folder) -> dict[str, Any]:
   return {
     "seconds": round(seconds, 1),
     "bytes": aot.memory_of(compiled),
+    **({"collectives": aot.collectives_of(compiled)} if FLAGS.config else {}),
     **({"tile": _tiles(bodies)} if bodies else {}),
     **({"ptxas": _registers(said())} if _registers(said()) else {}),
   }
