@@ -150,7 +150,7 @@ def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) ->
   vectors = jax.ShapeDtypeStruct((rows, length, heads, width), about["dtype"])
   integers = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   time_table = jax.ShapeDtypeStruct((129,), jnp.float32)
-  position_table = jax.ShapeDtypeStruct((421,), jnp.float32)
+  position_table = jax.ShapeDtypeStruct((2 * length - 1,), jnp.float32)  # An entry for every distance.
 
   def attend(q, k, v, time_table, position_table, sequence_id, place):
     parts = {}

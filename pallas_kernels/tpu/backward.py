@@ -123,7 +123,7 @@ def _table_outputs(spec):
   if spec.position_heads:
     heads = spec.table_heads(spec.position_heads)
     outputs["d_window"] = whole(heads, spec.num_windows, tiles.SUBLANES, spec.block_q + spec.block_k)
-    outputs["d_found"] = whole(heads, spec.table_size * tiles.SUBLANES, tiles.LANES)
+    outputs["d_found"] = whole(heads, spec.table_rows, tiles.LANES)
   return outputs
 
 
@@ -133,18 +133,15 @@ def _table_gradients(spec, integers, gradients):
   def heads_of(value, of_table):
     return value.sum(axis=0) if of_table == 1 else value.reshape(of_table, *value.shape[2:])
 
-  def bins(value, of_table):
-    value = heads_of(value, of_table)  # [H, 8 bins, 128]
-    return value.reshape(len(value), -1, tiles.SUBLANES * tiles.LANES).sum(axis=-1)
-
   time = position = None
   if spec.time_heads:
-    time = bins(gradients["d_time"], spec.time_heads)
+    bins = heads_of(gradients["d_time"], spec.time_heads)  # [H, 8 bins, 128]
+    time = bins.reshape(len(bins), -1, tiles.SUBLANES * tiles.LANES).sum(axis=-1)
   if spec.position_heads:
     window = jnp.moveaxis(heads_of(gradients["d_window"], spec.position_heads), 1, 0)  # [M, H, 8, L]
     differences = window_differences(spec, integers)
     position = tiles.table_gradient(window, differences, spec.block_k, -1, spec.table_size)
-    position += bins(gradients["d_found"], spec.position_heads)
+    position += heads_of(gradients["d_found"], spec.position_heads)[:, : spec.table_size].sum(axis=-1)
   return time, position
 
 

@@ -102,18 +102,18 @@ class TileBias:
       if self._path == "fast":
         tiles.add_few_to_bins(bins, row, self._past, self._lowest, d_scores)
       else:
-        self._add_to_bins(bins, row, self._once(self._buckets, 0), d_scores)
+        self._add(tiles.add_to_bins, bins, row, self._once(self._buckets, 0), d_scores)
     if self._spec.position_heads:
       row = head if self._spec.position_heads > 1 else 0
       if self._path != "search":
         tiles.add_to_strip(self._refs.d_strip.at[row], self._columns, d_scores)
       else:
-        self._add_to_bins(self._refs.d_found.at[0], row, self._index, d_scores)
+        self._add(tiles.add_to_rows, self._refs.d_found.at[0], row, self._index, d_scores)
 
   def _buckets(self, _):
     return tiles.time_buckets(self._seconds, self._cell, self._refs.cells[0])
 
-  def _add_to_bins(self, bins, head, index, d_scores):
+  def _add(self, add, bins, head, index, d_scores):
     self._refs.bin_index[...] = jnp.where(self.may_attend, index, -1)
     self._refs.bin_values[...] = d_scores
-    tiles.add_to_bins(bins, head, self._refs.bin_index, self._refs.bin_values)
+    add(bins, head, self._refs.bin_index, self._refs.bin_values)

@@ -59,6 +59,11 @@ class TileSpec:
     return self.heads if of_table > 1 else of_table
 
   @property
+  def table_rows(self) -> int:
+    """Entries of the position table, in whole eights."""
+    return -(-self.table_size // 8) * 8
+
+  @property
   def window_step(self) -> int:
     """Offsets of tiles from the diagonal are multiples of it."""
     return math.gcd(self.block_q, self.block_k)

@@ -224,6 +224,29 @@ def _add_square(bins, head, index, values):
   jax.lax.fori_loop(low, high + 1, add, None)
 
 
+def add_to_rows(rows: Ref, head: int, index: Ref, values: Ref) -> None:
+  """Like `add_to_bins` for many bins: bin i is row i, and eight are looked for at once."""
+
+  def add_square(i, _):
+    part = pl.ds(pl.multiple_of(i * LANES, LANES), LANES)
+    _add_square_to_rows(rows, head, index[part], values[part])
+    return _
+
+  jax.lax.fori_loop(0, index.shape[0] // LANES, add_square, None)
+
+
+def _add_square_to_rows(rows, head, index, values):
+  low, high = _range(index, index >= 0)
+
+  def add(eight, _):
+    first = pl.multiple_of(eight * SUBLANES, SUBLANES)
+    sums = [_eight_rows(jnp.where(index == first + i, values, 0)).sum(axis=0, keepdims=True) for i in range(SUBLANES)]
+    rows[head, pl.ds(first, SUBLANES)] += jnp.concatenate(sums, axis=0)
+    return _
+
+  jax.lax.fori_loop(low >> 3, (high >> 3) + 1, add, None)
+
+
 def _range(index, is_live):
   """The smallest and the largest live index, as scalars; an empty range where none is live."""
   number = index.astype(jnp.float32)
