@@ -146,11 +146,15 @@ def test_wrong_settings_are_errors(change, message):
     click_through.check_config(config)
 
 
-def test_a_choice_of_a_config_is_a_variant_and_perhaps_a_width():
+def test_a_choice_of_a_config_is_a_variant_and_perhaps_widths():
   config = _click_through.config("ctr", "twin_hard-4", width=16)
   assert (config.name, config.model.to_dict()) == ("ctr_twin_hard_4", {"name": "twin_hard", "width": 4})
-  with pytest.raises(ValueError, match="choice='bert' must be one of"):
-    _click_through.config("ctr", "bert", width=16)
+  config = _click_through.config("ctr", "dare-4-64", width=16)
+  widths = {"width": 4, "attention_width": (24, 24, 16)}
+  assert (config.name, config.model.to_dict()) == ("ctr_dare_4_64", {"name": "dare", **widths})
+  for wrong in ("bert", "dare-4-64-8", "dare-4-60", "dare-a"):
+    with pytest.raises(ValueError, match=f"choice='{wrong}'"):
+      _click_through.config("ctr", wrong, width=16)
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

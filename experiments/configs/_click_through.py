@@ -13,16 +13,22 @@ def config(name: str, choice: str, *, width: int) -> ConfigDict:
 
   Args:
     name: what the name of the config begins with.
-    choice: a name of `VARIANTS` and perhaps a hyphen and the width of each field; "" is "dare".
+    choice: a name of `VARIANTS`, perhaps a hyphen and the width of each field, and perhaps another and the width of
+      attention, all fields together ("dare-16-64": 24 for the item, 24 for its category, 16 for its age); "" is "dare".
     width: of each field, where the choice gives none.
 
   Raises:
     ValueError: another choice.
   """
-  variant, _, chosen = (choice or "dare").partition("-")
-  if variant not in VARIANTS or (chosen and not chosen.isdigit()):
-    raise ValueError(f"{choice=} must be one of {tuple(VARIANTS)}, and perhaps a hyphen and a width")
+  variant, *widths = (choice or "dare").split("-")
+  if variant not in VARIANTS or len(widths) > 2 or not all(text.isdigit() for text in widths):
+    raise ValueError(f"{choice=} must be one of {tuple(VARIANTS)}, and perhaps one or two widths after hyphens")
   settings = default_config()
-  settings.name = "_".join(filter(None, (name, variant, chosen)))
-  settings.model = dict(name=variant, width=int(chosen or width))
+  settings.name = "_".join((name, variant, *widths))
+  settings.model = dict(name=variant, width=int(widths[0]) if widths else width)
+  if len(widths) > 1:
+    total = int(widths[1])
+    if total % 8:
+      raise ValueError(f"{choice=}: the width of attention must be a multiple of 8")
+    settings.model.attention_width = (3 * total // 8, 3 * total // 8, total // 4)
   return settings
