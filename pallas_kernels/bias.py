@@ -8,11 +8,12 @@ Source: Zhai et al. 2024, arXiv 2402.17152, section 3.2 and the released code: `
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 NUM_TIME_BUCKETS = 129
 REACHED_BUCKETS = 72  # of them: those of differences below 2^31 seconds
@@ -65,18 +66,17 @@ class RelativeBias:
 def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)` in correctly rounded float32, whatever the precision elsewhere.
 
-  The logarithms of different machines differ in the last bit, which moves the edges by up to a minute. So the
-  logarithm only finds the nearest edge, and integers decide on which side of it a time lies.
+  The logarithms of different machines differ in the last bit, which moves the edges by up to a minute; see `cell_words`
+  for what does without one.
 
   >>> time_bucket(jnp.array([0, 1, 2, -60, 86_400, 2**31 - 1])).tolist()
   [0, 0, 2, 13, 37, 71]
   """
-  magnitude = jnp.maximum(jnp.abs(seconds), 1)
-  nearest = jnp.round(jnp.log(magnitude.astype(jnp.float32)) / jnp.float32(_BUCKET_WIDTH)).astype(jnp.int32)
-  # A logarithm fused into a gather is computed one element at a time on CPUs; the barrier keeps it a loop of its own.
-  nearest = jax.lax.optimization_barrier(jnp.minimum(nearest, NUM_TIME_BUCKETS - 1))
-  edges = jnp.asarray(np.minimum(_EDGES, np.iinfo(seconds.dtype).max), seconds.dtype)  # [129]
-  return nearest - (magnitude < edges.at[nearest].get(mode="promise_in_bounds")).astype(jnp.int32)
+  magnitude = jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(magnitude, jnp.uint32)
+  cell = (bits >> 21).astype(jnp.int32) - FIRST_CELL
+  words = jnp.asarray(cell_words(np.iinfo(seconds.dtype).max))
+  return bucket_in_cell(bits, words.at[cell].get(mode="promise_in_bounds"))
 
 
 def first_seconds_of_buckets() -> np.ndarray:
@@ -93,18 +93,38 @@ def first_seconds_of_buckets() -> np.ndarray:
 _EDGES = first_seconds_of_buckets()
 
 
-def edges_in_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """For each of 128 cells: the edge in it (infinite: none), the bucket below the edge and the bucket from it on.
+def edges_in_cells(largest: int = 2**31 - 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """For each cell: the edge in it (infinite: none), the bucket below the edge and the bucket from it on.
 
-  With them a kernel finds `time_bucket` without a logarithm. The upper 11 bits of float32(max(|seconds|, 1)), less
+  With them `time_bucket` is found without a logarithm. The upper 11 bits of float32(max(|seconds|, 1)), less
   `FIRST_CELL`, name one of four cells of each power of two. A cell is narrower than a bucket, so at most one bucket
   begins inside it.
+
+  Args:
+    largest: number of seconds; 2^31 - 1 has `CELLS` cells.
   """
-  first = ((np.arange(CELLS + 1) + FIRST_CELL) << 21).astype(np.int32).view(np.float32)
-  edges = _EDGES[:REACHED_BUCKETS].astype(np.float32)
+  num_cells = 4 * (largest.bit_length() + 1)
+  first = ((np.arange(num_cells + 1) + FIRST_CELL) << 21).astype(np.int32).view(np.float32)
+  edges = _EDGES[largest >= _EDGES].astype(np.float32)
   below = np.searchsorted(edges, first[:-1], side="right") - 1
   above = np.searchsorted(edges, first[1:], side="left") - 1
-  return np.where(above > below, edges[above], np.inf).astype(np.float32), below, above
+  return np.where(above > below, edges[np.minimum(above, len(edges) - 1)], np.inf).astype(np.float32), below, above
+
+
+@functools.cache
+def cell_words(largest: int = 2**31 - 1) -> np.ndarray:
+  """Of each cell the bucket of its first number (low 11 bits), and the 21 lower bits of the last number before the next
+  bucket begins, all ones if none does. uint32, for `bucket_in_cell`; see `edges_in_cells`."""
+  edge, below, _ = edges_in_cells(largest)
+  last = edge.view(np.uint32) - np.uint32(1)  # its lower bits are all ones where the edge is infinite
+  return (last << np.uint32(11)) | below.astype(np.uint32)
+
+
+def bucket_in_cell(bits: UInt32[Array, "..."], word: UInt32[Array, "..."]) -> Int[Array, "..."]:
+  """The bucket of the float32 number with representation `bits`, given the word of its cell."""
+  begins = jax.lax.shift_left(bits, jnp.uint32(11)) > word
+  low = jax.lax.bitwise_and(word, jnp.uint32(0x7FF)).astype(jnp.int32)
+  return jnp.where(begins, low + 1, low)
 
 
 def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array, "..."]:

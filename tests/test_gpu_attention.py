@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 from golden_checks.compile import quick_jit
 
-from pallas_kernels import IntervalMask, RelativeBias, aot, gpu, reference, time_bucket
-from pallas_kernels.bias import FIRST_CELL, REACHED_BUCKETS, first_seconds_of_buckets
-from pallas_kernels.gpu.problem import cell_words, query_rows, tile_kinds, tile_lists
-from pallas_kernels.gpu.tiles import bucket_in_cell
+from pallas_kernels import IntervalMask, RelativeBias, aot, gpu, reference
+from pallas_kernels.gpu.problem import query_rows, tile_kinds, tile_lists
 
 MASK = {
   "causal": lambda ids: IntervalMask.causal(ids),
@@ -146,21 +144,6 @@ def test_simulated_kernels_give_the_outputs_and_gradients_of_the_definition(numb
   command = [sys.executable, __file__, str(number)]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
   assert result.returncode == 0, result.stderr[-3000:]
-
-
-def test_cells_of_float32_numbers_hold_the_time_buckets():
-  edges = np.concatenate([first_seconds_of_buckets() + i for i in (-2, -1, 0, 1, 2)])
-  powers = np.concatenate([2 ** np.arange(31) + i for i in (-1, 0, 1)])
-  rng = np.random.default_rng(0)
-  some = np.exp(rng.uniform(0, np.log(2**31), 100_000)).astype(np.int64)
-  seconds = np.concatenate([edges, powers, some, np.arange(5000)])
-  seconds = np.unique(np.clip(seconds, 0, 2**31 - 1)).astype(np.int32)
-  for sign in (1, -1):
-    bits = np.maximum(np.abs((sign * seconds).astype(np.float32)), 1).view(np.uint32)
-    words = cell_words()[(bits >> 21) - FIRST_CELL]
-    buckets = bucket_in_cell(jnp.asarray(bits), jnp.asarray(words))
-    np.testing.assert_array_equal(buckets, time_bucket(jnp.asarray(sign * seconds)))
-  assert int(buckets.max()) < REACHED_BUCKETS
 
 
 @pytest.mark.parametrize("name", MASK)

@@ -13,9 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.bias import CELLS
+from pallas_kernels.bias import CELLS, cell_words
 from pallas_kernels.gpu.operations import simulator
-from pallas_kernels.gpu.problem import ROWS, TABLE, Spec, cell_words
+from pallas_kernels.gpu.problem import ROWS, TABLE, Spec
 
 _AXES = ("head", "tile", "row", "warpgroup")
 

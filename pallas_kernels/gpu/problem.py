@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import RelativeBias, edges_in_cells
+from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.schedule import interior_tiles, live_tiles
 
@@ -98,11 +97,3 @@ def tile_lists(live: Bool[Array, "B T U"], full: Bool[Array, "B T U"]) -> dict[s
   order = jnp.argsort(kind, axis=-1, stable=True).astype(jnp.int32)
   counts = jnp.stack([full.sum(-1), (full | live).sum(-1)], axis=-1).astype(jnp.int32)
   return {"order": order, "counts": counts}
-
-
-def cell_words() -> np.ndarray:
-  """Of each cell of `edges_in_cells` the bucket of its first number (low 11 bits), and the 21 lower bits of the last
-  number before the next bucket begins, all ones if none does. `[128]` uint32."""
-  edge, below, _ = edges_in_cells()
-  last = edge.view(np.uint32) - np.uint32(1)  # its lower bits are all ones where the edge is infinite
-  return (last << np.uint32(11)) | below.astype(np.uint32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import FIRST_CELL, position_index
+from pallas_kernels.bias import FIRST_CELL, bucket_in_cell, position_index
 from pallas_kernels.gpu.operations import look_up
 from pallas_kernels.gpu.pipeline import table_head
 from pallas_kernels.gpu.problem import SPANS, Spec
@@ -60,13 +60,6 @@ def _time_bucket(spec, words, seconds):
   bits = lax.bitcast_convert_type(magnitude, jnp.uint32)
   cell = lax.shift_right_logical(bits, jnp.uint32(21)).astype(jnp.int32) - FIRST_CELL
   return bucket_in_cell(bits, look_up(spec, words, cell))
-
-
-def bucket_in_cell(bits: Array, word: Array) -> Array:
-  """The bucket of the float32 number with representation `bits`, given the word of its cell (both uint32)."""
-  begins = lax.shift_left(bits, jnp.uint32(11)) > word
-  low = lax.bitwise_and(word, jnp.uint32(0x7FF)).astype(jnp.int32)
-  return jnp.where(begins, low + 1, low)
 
 
 def masked(
