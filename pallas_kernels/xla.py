@@ -83,13 +83,14 @@ def attention(
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
-  """Tiles of at most 64 x 64 tokens for rows below 1,024 and 128 x 128 for longer ones; about 65,000 scores in a group.
+  """Tiles of at most 32 x 32 tokens for rows of up to 512, 64 x 64 below 1,024, 128 x 128 for longer ones.
 
-  Short rows hold several short sequences, which small tiles follow closely. The scores of a group fit in the cache of a
-  core: measured on a CPU, larger tiles multiply faster, but lose that again in the elementwise work and on the
-  diagonal.
+  About 65,000 scores in a group. Short rows hold several short sequences, which small tiles follow closely. The scores
+  of a group fit in the cache of a core: measured on a CPU, larger tiles multiply faster, but lose that again in the
+  elementwise work and on the diagonal.
   """
-  side = 64 if max(num_queries, num_keys) < 1024 else 128
+  longest = max(num_queries, num_keys)
+  side = 32 if longest <= 512 else 64 if longest < 1024 else 128
   query, key = (_even_parts(length, side) for length in (num_queries, num_keys))
   return BlockSizes(query, key, max(1, 2**16 // (num_heads * query * key)))
 

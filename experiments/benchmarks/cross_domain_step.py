@@ -17,12 +17,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.benchmarks.records import machine, publish
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
 
 def measure(
   config_file: str, encoders: Sequence[str], variants: Sequence[str], steps: int, smoke: bool = False
-) -> list[dict[str, Any]]:
-  """Returns a record for each variant of each encoder.
+) -> Iterator[dict[str, Any]]:
+  """Yields a record for each variant of each encoder, those of an encoder at once.
 
   Args:
     config_file: "abxi" or "kuairand".
@@ -76,19 +76,16 @@ def measure(
     smoke: whether to shrink everything, to see that it runs.
   """
   sizes = Sizes(8, 32, 8, SIZES[config_file].domain_shares[:2]) if smoke else SIZES[config_file]
-  records = []
   with tempfile.TemporaryDirectory() as folder:
     prepared = os.path.join(folder, "random")
     random_events(sizes).save(prepared)
+    configs = {e: {v: config_of(config_file, f"{e}-{v}", prepared, smoke) for v in variants} for e in encoders}
     for encoder in encoders:
-      configs = {variant: config_of(config_file, f"{encoder}-{variant}", prepared, smoke) for variant in variants}
-      made = {variant: _stepper(config) for variant, config in configs.items()}
+      made = {variant: _stepper(config) for variant, config in configs[encoder].items()}
       times = time_in_turn({variant: step for variant, (step, _) in made.items()}, steps)
       for variant, ms in times.items():
         about = {"benchmark": "cross_domain_step", "config_file": config_file, "encoder": encoder, "variant": variant}
-        records.append(about | summary(ms, times.get("base")) | made[variant][1])
-        logging.info("%s-%s: %s ms", encoder, variant, records[-1]["median_ms"])
-  return records
+        yield about | summary(ms, times.get("base")) | made[variant][1]
 
 
 def random_events(sizes: Sizes, seed: int = 0) -> PreparedData:
