@@ -112,7 +112,7 @@ class CrossDomainObjective:
     dropout_key, sample_key = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
     items = items or self._parameter_items(model, batch, sample_key)
-    item, pull_item = jax.vjp(items.input, params[TABLE])
+    item, pull_item = jax.vjp(lambda table: items.input({TABLE: table}), params[TABLE])
 
     def trunk(parts):
       rest = {name: value for name, value in parts.items() if name not in (TABLE, INPUT)}
@@ -122,8 +122,7 @@ class CrossDomainObjective:
       return query, masses_by_layer(state[MASS])
 
     def recommend(outputs, parts):
-      vectors = items.scoring(parts[TABLE])
-      return self.recommendation.of_queries(outputs[0], vectors, items.ids, batch, model.num_items)
+      return self.recommendation.of_queries(outputs[0], items, parts, batch, model.num_items)
 
     def cross(outputs, _):  # Its aux is the number of queries.
       return cross_domain_attention(outputs[1], batch, self.own)
@@ -162,12 +161,11 @@ class CrossDomainObjective:
         {"params": rest},
         batch,
         deterministic,
-        items.input(params[TABLE]),
+        items.input(params),
         rngs={"dropout": dropout_key},
         mutable=[MASS],
       )  # [B, N, M]
-      vectors = items.scoring(params[TABLE])
-      recommendation = self.recommendation.of_queries(query, vectors, items.ids, batch, model.num_items)
+      recommendation = self.recommendation.of_queries(query, items, params, batch, model.num_items)
       losses = jnp.stack([recommendation, cross_domain_attention(masses_by_layer(state[MASS]), batch, self.own)[0]])
       return weights @ losses, losses
 

@@ -75,18 +75,16 @@ class ItemObjective:
     dropout_key, sample_key = jax.random.split(rng)
     rngs = {"dropout": dropout_key}
     if items is None:
-      ids = self.ids(batch, sample_key, model.num_items)
       query = model.apply({"params": params}, batch, deterministic=deterministic, rngs=rngs)  # [B, N, M]
-      vectors = scoring_vectors(model, params, ids)
+      items = ParameterItems(model, batch, self.ids(batch, sample_key, model.num_items))
     else:
-      ids, vectors = items.ids, items.scoring(params[TABLE])
       rest = {name: value for name, value in params.items() if name != TABLE}
-      query = model.apply({"params": rest}, batch, deterministic, items.input(params[TABLE]), rngs=rngs)  # [B, N, M]
-    loss = self.of_queries(query, vectors, ids, batch, model.num_items)
+      query = model.apply({"params": rest}, batch, deterministic, items.input(params), rngs=rngs)  # [B, N, M]
+    loss = self.of_queries(query, items, params, batch, model.num_items)
     return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
 
   def ids(self, batch: SequenceBatch, rng: PRNGKeyArray, num_items: int) -> dict[str, Int[Array, "..."]]:
-    """The items that the loss scores: "target" and "negative"; of "full_softmax" none, as it scores all.
+    """The items that the loss scores: "target" and "negative"; "full_softmax", which scores all, has no negatives.
 
     Args:
       batch: names the targets.
@@ -94,33 +92,29 @@ class ItemObjective:
       num_items: V.
     """
     if self.loss == "full_softmax":
-      return {}
+      return {"target": batch.target_item}
     return {"target": batch.target_item, "negative": self.draw(rng, batch, num_items)}
 
   def of_queries(
-    self,
-    query: Float[Array, "B N M"],
-    vectors: dict[str, Float[Array, "... M"]],
-    ids: dict[str, Int[Array, "..."]],
-    batch: SequenceBatch,
-    num_items: int,
+    self, query: Float[Array, "B N M"], items: Items, params: Any, batch: SequenceBatch, num_items: int
   ) -> Float[Array, ""]:
     """The mean loss of query vectors that a model has computed.
 
     Args:
       query: a model's output.
-      vectors: scoring vectors of `ids`; for "full_softmax" those of all items under "all".
-      ids: of the method `ids`.
+      items: with `ids` of the method of that name.
+      params: what their vectors are functions of.
       batch: names the targets.
       num_items: V.
     """
-    value = self.at_positions(query, vectors, ids, batch, num_items)  # [B, N]
+    if self.loss == "full_softmax":
+      value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
+    else:
+      value = self.at_positions(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
     return losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
 
   def at_positions(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
-    """The loss of each position."""
-    if self.loss == "full_softmax":
-      return losses.full_softmax(query, vectors["all"], batch.target_item, self.temperature, self.chunk_size)
+    """The loss of each position, by vectors of the target and of sampled items."""
     negative_id = ids["negative"]
     positive_logit, negative_logit = losses.sampled_logits(
       query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
@@ -148,43 +142,52 @@ class ItemObjective:
 class Items(Protocol):
   """Where an objective has the vectors of a batch's items from, as functions of what they are differentiated in.
 
+  That is called params: the model's parameters, or at least `params["items"]`, the item table or its looked-up rows.
+
   ids: of `ItemObjective.ids`.
   """
 
   ids: dict[str, Int[Array, "..."]]
 
-  def input(self, table: Any) -> Float[Array, "B N M"]:
+  def input(self, params: Any) -> Float[Array, "B N M"]:
     """Rows of the batch's items, as the encoder reads them."""
     ...
 
-  def scoring(self, table: Any) -> dict[str, Float[Array, "... M"]]:
-    """Scoring vectors of `ids`; without ids of all items, under "all"."""
+  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
+    """Scoring vectors of `ids`."""
+    ...
+
+  def full_softmax(
+    self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
+  ) -> Float[Array, "B N"]:
+    """`-log softmax` of the target among all items; see `jaxrec.losses.full_softmax`."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterItems:
-  """Items whose table is a parameter of the model, `params["items"]`."""
+  """Items whose vectors the model makes of its parameters."""
 
   model: nn.Module
   batch: SequenceBatch
   ids: dict[str, Int[Array, "..."]]
 
-  def input(self, table: Any) -> Float[Array, "B N M"]:
+  def input(self, params: Any) -> Float[Array, "B N M"]:
     """See `Items`."""
-    return self.model.apply({"params": {TABLE: table}}, self.batch.item_id, method="input_vectors")
+    return self.model.apply({"params": params}, self.batch.item_id, method="input_vectors")
 
-  def scoring(self, table: Any) -> dict[str, Float[Array, "... M"]]:
+  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
     """See `Items`."""
-    return scoring_vectors(self.model, {TABLE: table}, self.ids)
+    return {name: self._vectors(params, ids) for name, ids in self.ids.items()}
 
+  def full_softmax(
+    self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
+  ) -> Float[Array, "B N"]:
+    """See `Items`."""
+    return losses.full_softmax(query, self._vectors(params, None), self.ids["target"], temperature, chunk_size)
 
-def scoring_vectors(
-  model: nn.Module, params: Any, ids: dict[str, Int[Array, "..."]]
-) -> dict[str, Float[Array, "... M"]]:
-  """Scoring vectors of `ids` under `params`; without ids of all items 0..V, under "all"."""
-  variables = {"params": params}
-  return {name: model.apply(variables, x, method="item_vectors") for name, x in (ids or {"all": None}).items()}
+  def _vectors(self, params, ids):
+    return self.model.apply({"params": params}, ids, method="item_vectors")
 
 
 def build(config: Mapping) -> ItemObjective:

@@ -30,8 +30,8 @@ MODEL = build(
 )  # fmt: skip
 
 
-def run(name, folder):
-  """Returns tables, state after three steps, and the last loss, on a mesh."""
+def run(name, folder, loss="sampled_softmax"):
+  """Returns tables, state after three steps, and the last loss, on a mesh; with a folder, saves the state there."""
   shape, axes = MESHES[name]
   devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
   mesh = Mesh(devices, axes)
@@ -40,13 +40,14 @@ def run(name, folder):
   everywhere = NamedSharding(mesh, PartitionSpec())
   start = create_state(MODEL, optimizer, BATCH, seed=0, with_items=False)
   start = jax.device_put(start, everywhere).replace(tables=tables.init(jax.random.key(3)))
-  objective = ItemObjective("sampled_softmax", num_negatives=4, sharing="row")
+  objective = ItemObjective(loss, num_negatives=4, sharing="row", chunk_size=4)
   step = make_train_step(MODEL, objective, optimizer, seed=1, mesh=mesh, tables=tables, accumulate=1)
   state, batch = start, jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec(axes)))
   for _ in range(3):
     state, scalars = step(state, batch)
-  with Checkpoints(f"{folder}/{name}", tables) as checkpoints:
-    checkpoints.save(state, {}, best_step=None)
+  if folder:
+    with Checkpoints(f"{folder}/{name}", tables) as checkpoints:
+      checkpoints.save(state, {}, best_step=None)
   return tables, state, float(scalars["loss"])
 
 
@@ -67,6 +68,8 @@ def main(folder):
   found = {name: numbers(tables, state) for name, (tables, state, _) in runs.items()}
   result = {"loss": {name: loss for name, (_, _, loss) in runs.items()}}
   result["from one device"] = {name: furthest(found["1"], values) for name, values in found.items()}
+  one, eight = (run(name, None, "full_softmax") for name in ("1", "8"))
+  result["full softmax"] = {"state": furthest(numbers(*one[:2]), numbers(*eight[:2])), "loss": abs(one[2] - eight[2])}
   result["restored"] = {}
   for name, other in (("8", "4"), ("4", "1"), ("1", "8"), ("8", "4x2"), ("4x2", "1")):
     tables, like, _ = runs[other]

@@ -32,8 +32,8 @@ MODEL = build(
 )  # fmt: skip
 
 
-def some_objective(several, sharing="row"):
-  objective = ItemObjective("sampled_softmax", num_negatives=4, sharing=sharing)
+def some_objective(several, sharing="row", loss="sampled_softmax"):
+  objective = ItemObjective(loss, num_negatives=4, sharing=sharing, chunk_size=4)
   return CrossDomainObjective(objective) if several else objective
 
 
@@ -41,21 +41,21 @@ def wrapped(inner, several):
   return multi_objective(mgda("none"), inner, select=shared_parameters) if several else inner
 
 
-def with_parameter(several, **options):
+def with_parameter(several, objective, **options):
   """State and step where the table is a parameter."""
   optimizer = wrapped(optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(RATE)), several)
   state = create_state(MODEL, optimizer, BATCH, seed=0)
-  return state, make_train_step(MODEL, some_objective(several), optimizer, seed=1, **options)
+  return state, make_train_step(MODEL, objective, optimizer, seed=1, **options)
 
 
-def with_table(params, several, objective=None, **options):
+def with_table(params, several, objective, **options):
   """State and step where it is a table, with the same numbers."""
   tables = Tables({TABLE: Table(NUM_ITEMS + 1, 8, optimizer=RowSGD(RATE), placement="sharded")})
   rest = {name: value for name, value in params.items() if name != TABLE}
   optimizer = wrapped(beside_rows(optax.sgd(RATE), CLIP), several)
   saved = {"step": jnp.zeros((), jnp.int32), "tables": {TABLE: {"rows": params[TABLE]["table"]}}}
   state = TrainState(jnp.zeros((), jnp.int32), rest, copied(optimizer.init(rest)), None, tables.from_logical(saved))
-  step = make_train_step(MODEL, objective or some_objective(several), optimizer, seed=1, tables=tables, **options)
+  step = make_train_step(MODEL, objective, optimizer, seed=1, tables=tables, **options)
   return state, step, tables
 
 
@@ -63,10 +63,12 @@ def copied(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
+@pytest.mark.parametrize("loss", ["sampled_softmax", "full_softmax"])
 @pytest.mark.parametrize(("several", "accumulate"), [(False, 1), (False, 2), (True, 1), (True, 2)])
-def test_three_steps_give_the_same_parameters_rows_and_scalars(several, accumulate):
-  state, step = with_parameter(several, accumulate=accumulate)
-  table_state, table_step, tables = with_table(copied(state.params), several, accumulate=accumulate)
+def test_three_steps_give_the_same_parameters_rows_and_scalars(several, accumulate, loss):
+  objective = some_objective(several, loss=loss)
+  state, step = with_parameter(several, objective, accumulate=accumulate)
+  table_state, table_step, tables = with_table(copied(state.params), several, objective, accumulate=accumulate)
   for _ in range(3):
     state, scalars = step(state, BATCH)
     table_state, table_scalars = table_step(table_state, BATCH)
@@ -116,6 +118,10 @@ def test_steps_on_several_meshes_equal_those_on_one_device(on_eight_devices):
   assert set(on_eight_devices["from one device"]) == {"1", "8", "4x2", "4"}
   assert max(on_eight_devices["from one device"].values()) < 2e-5
   assert np.ptp(list(on_eight_devices["loss"].values())) < 1e-5
+
+
+def test_a_full_softmax_over_eight_devices_equals_that_on_one(on_eight_devices):
+  assert max(on_eight_devices["full softmax"].values()) < 2e-5
 
 
 def test_checkpoints_restore_onto_other_numbers_of_devices_and_other_meshes(on_eight_devices):

@@ -40,7 +40,6 @@ def make_tables(
     return None
   needs = {
     "config.model.attention_width": model.attention_width, "config.train.average": config.train.average,
-    "config.objective.name='full_softmax'": config.objective.name == "full_softmax",
     "config.eval.sampled_negatives": config.eval.sampled_negatives,
     "config.multi_objective.solve_every > 1": config.multi_objective.solve_every > 1,
   }  # fmt: skip

@@ -2,7 +2,7 @@
 
 The vectors of a batch's items, targets and negatives are looked up in one exchange. What is differentiated is then the
 parameters and the looked-up rows, under "items": clipping, accumulation and several objectives see these as they
-see parameters.
+see parameters. Full softmax is differentiated with respect to all rows as well, each device's where they lie.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxrec.embedding import Plan, Tables
+from jaxrec.embedding import Plan, Tables, softmax
 from jaxrec.objectives import TABLE, ItemObjective
 from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
 from jaxrec.train.state import TrainState
 from jaxrec.types import SequenceBatch
 
 INPUT = "input"  # The encoder's items, beside the names of `ItemObjective.ids`.
+CATALOGUE = "catalogue"  # All rows, beside the looked-up ones of each stack.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,24 @@ class LookedUpItems:
   plan: Plan
   ids: dict[str, Int[Array, "..."]]
 
-  def input(self, table: dict[str, Array]) -> Float[Array, "B N M"]:
+  def input(self, params: Any) -> Float[Array, "B N M"]:
     """See `Items`."""
-    return self._read(table, (INPUT,))[INPUT].astype(self.model.dtype)
+    return self._read(params[TABLE], (INPUT,))[INPUT].astype(self.model.dtype)
 
-  def scoring(self, table: dict[str, Array]) -> dict[str, Float[Array, "... M"]]:
+  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
     """See `Items`."""
-    return {name: self.model.scoring(row) for name, row in self._read(table, self.ids).items()}
+    return {name: self.model.scoring(row) for name, row in self._read(params[TABLE], self.ids).items()}
+
+  def full_softmax(
+    self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
+  ) -> Float[Array, "B N"]:
+    """See `Items`."""
+    positive, catalogue = self.scoring(params)["target"], self.model.scoring(params[TABLE][CATALOGUE])  # [R, M]
+    size = self.model.num_items
+    return softmax.full_softmax(self.tables, TABLE, query, positive, catalogue, size, temperature, chunk_size)
 
   def _read(self, rows, names):
+    rows = {name: x for name, x in rows.items() if name != CATALOGUE}
     place = {TABLE: {name: self.plan.place[TABLE][name] for name in names}}
     return self.tables.vectors(rows, self.plan.replace(place=place))[TABLE]
 
@@ -70,15 +80,20 @@ def table_updates(
     parts: see `make_train_step`.
   """
   several = hasattr(objective, "gradients")
+  of_items = objective.recommendation if several else objective
   batches, keys = pieces_of(batch, rng, parts)  # [parts, B, ...]
-  ids = jax.vmap(partial(_ids, objective.recommendation if several else objective, model))(batches, keys)
+  ids = jax.vmap(partial(_ids, of_items, model))(batches, keys)
   rows, plan = tables.lookup(state.tables, {TABLE: jax.tree.map(_swap, ids)})  # Devices share the rows of each part.
   scored = {name: x for name, x in ids.items() if name != INPUT}
   pieces = batches, keys, jax.tree.map(_swap, plan.place), scored
   gathered = {}
 
   def collected(grad):
-    gathered.update(tables.collect(state.tables, plan, grad[TABLE]))
+    of_rows = dict(grad[TABLE])
+    of_catalogue = of_rows.pop(CATALOGUE, None)
+    gathered.update(tables.collect(state.tables, plan, of_rows))
+    if of_catalogue is not None:
+      gathered.update(tables.add_catalogue(gathered, TABLE, of_catalogue, model.num_items))
     return {**grad, TABLE: {name: gradient.value for name, gradient in gathered.items()}}
 
   def with_items(function):
@@ -86,6 +101,8 @@ def table_updates(
       model, params, batch, key, items=LookedUpItems(model, tables, plan.replace(place=place), ids)
     )
 
+  if of_items.loss == "full_softmax":
+    rows = rows | {CATALOGUE: tables.catalogue(state.tables, TABLE)}
   params = {**state.params, TABLE: rows}
   if several:
     gradients = with_items(objective.gradients)
