@@ -147,11 +147,12 @@ def test_wrong_settings_are_errors(change, message):
 
 
 def test_a_choice_of_a_config_is_a_variant_and_perhaps_widths():
+  norm = {"evaluation_norm": "running"}
   config = _click_through.config("ctr", "twin_hard-4", width=16)
-  assert (config.name, config.model.to_dict()) == ("ctr_twin_hard_4", {"name": "twin_hard", "width": 4})
+  assert (config.name, config.model.to_dict()) == ("ctr_twin_hard_4", {"name": "twin_hard", "width": 4} | norm)
   config = _click_through.config("ctr", "dare-4-64", width=16)
   widths = {"width": 4, "attention_width": (24, 24, 16)}
-  assert (config.name, config.model.to_dict()) == ("ctr_dare_4_64", {"name": "dare", **widths})
+  assert (config.name, config.model.to_dict()) == ("ctr_dare_4_64", {"name": "dare", **widths} | norm)
   for wrong in ("bert", "dare-4-64-8", "dare-4-60", "dare-a"):
     with pytest.raises(ValueError, match=f"choice='{wrong}'"):
       _click_through.config("ctr", wrong, width=16)

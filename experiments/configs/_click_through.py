@@ -25,7 +25,7 @@ def config(name: str, choice: str, *, width: int) -> ConfigDict:
     raise ValueError(f"{choice=} must be one of {tuple(VARIANTS)}, and perhaps one or two widths after hyphens")
   settings = default_config()
   settings.name = "_".join((name, variant, *widths))
-  settings.model = dict(name=variant, width=int(widths[0]) if widths else width)
+  settings.model = dict(name=variant, width=int(widths[0]) if widths else width, evaluation_norm="running")
   if len(widths) > 1:
     total = int(widths[1])
     if total % 8:

@@ -12,6 +12,7 @@ INTRA_DOMAIN = {
   "intra_tape": dict(states="none"),
   "intra_ddsr": dict(tape=False),
   "intra_tape_ddsr": dict(),
+  "intra_tape_ddsr_token": dict(target_domain=True),
   "intra_tape_ddsr_target": dict(read="target"),
   "intra_tape_ddsr_kv": dict(read="key_value"),
   "intra_tape_ddsr_top": dict(states="top"),
@@ -26,7 +27,7 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
   base: attention among all events. token: the domain that is asked for is an input.
   autocdsr: AutoCDSR; autocdsr_target: with the domain of the target as the own one; autocdsr_token: that, and it is an
     input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
-  intra...: attention inside a domain, HSTU only; "ddsr" reads domain states.
+  intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "token" as above.
 
   A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
 
@@ -61,9 +62,9 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
     config.data.task = "masked_item"
     config.data.mask_probability = 0.2
     config.data.mask_last_probability = 0.1
+  config.model.target_domain = variant in ("token", "autocdsr_token")
   if variant in INTRA_DOMAIN:
     config.model.update(name="multi_domain_hstu", **INTRA_DOMAIN[variant])
-  config.model.target_domain = variant in ("token", "autocdsr_token")
   config.eval.protocol = "both"
   if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)

@@ -178,7 +178,7 @@ def _place(model, state):
 
 
 def _position(state):
-  return jnp.maximum(state.num_events.sum(axis=1) - 1, 0)
+  return jnp.maximum(state.num_events.sum(axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def _like(mask, x):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from golden_checks import attention, autocdsr, dare, hstu, losses, metrics, min_norm, sasrec, stu, time_buckets
+from golden_checks import attention, autocdsr, cached, dare, hstu, losses, metrics, min_norm, sasrec, stu, time_buckets
 from golden_checks.golden_file import Check, GoldenFile
 
 # File-name prefix -> variant -> check. The longest prefix of a name wins, over both tables. Attention is checked in two
@@ -18,6 +18,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
   "dare_DARE_soft_few_valid": {"": dare.padding_check()},
   "dare_twin_hard": {"": dare.category_check()},
   "hstu_attention_": {name: attention.check(name) for name in ("reference", "xla", "tpu")},
+  "hstu_cache_": {"": cached.model_check()},
   "hstu_layer_": {"": hstu.layer_check()},
   "hstu_model_": {"": hstu.model_check()},
   "hstu_time_": {"": time_buckets.check()},
@@ -32,6 +33,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
   "sampled_softmax_": {"": losses.loss_check()},
   "sampled_softmax_hstu_step": {"": losses.training_check()},
   "sasrec_model_": {"": sasrec.check()},
+  "stu_cached_": {"": cached.stack_check()},
   "stu_layer_": {"": stu.check()},
 }
 
@@ -44,8 +46,6 @@ EXCEPTIONS: Mapping[str, str] = {
     "not shared: it merges the heads and lets future keys and padding into the denominator of the softmax; our layer's "
     "activation='softmax' normalises each head over the keys that may be attended: no position depends on a later one"
   ),
-  "hstu_cache_": "not built yet: incremental inference of the research model",
-  "stu_cached_": "not built yet: incremental inference of the production layer",
 }
 
 

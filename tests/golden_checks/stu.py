@@ -38,8 +38,8 @@ def _compute(golden: GoldenFile, dtype: type) -> dict:
 
   @quick_jit
   def run(params, x, cotangent):
-    forward = functools.partial(_forward, config, dtype, lengths, num_targets, timestamps)
-    out, pull_back, encoded = jax.vjp(forward, params, x, has_aux=True)
+    of_params = functools.partial(forward, config, dtype, lengths, num_targets, timestamps)
+    out, pull_back, encoded = jax.vjp(of_params, params, x, has_aux=True)
     return out, encoded, _position_index(config, lengths, num_targets, layout.width), pull_back(cotangent)
 
   out, encoded, index, (param_grads, x_grad) = run(params, x, cotangent)
@@ -48,7 +48,7 @@ def _compute(golden: GoldenFile, dtype: type) -> dict:
   return results | {"out/position_index": np.ma.array(index, mask=~layout.is_real)}
 
 
-def _forward(config, dtype, lengths, num_targets, timestamps, params, x):
+def forward(config, dtype, lengths, num_targets, timestamps, params, x):
   encoded = _encode_positions(config, lengths, num_targets, timestamps, params, x)
   stack = STU(
     num_layers=config["layers"],

@@ -1,0 +1,90 @@
+"""`hstu_cache_*`: the research model fed event by event. `stu_cached_*`: the production layers on all tokens."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from golden_checks.compile import quick_jit
+from golden_checks.golden_file import Check, GoldenFile
+from golden_checks.hstu import layer_options, model_params
+from golden_checks.layout import Layout
+from golden_checks.stu import forward
+from jaxrec.inference.incremental import IncrementalModel
+from jaxrec.models.hstu import HSTU
+
+
+def model_check() -> Check:
+  stale = "of what is not an event yet"
+  return Check(
+    _fed,
+    {
+      "out/prefill_*": f"the rows {stale}; every event but the open one is compared after the last step",
+      "out/*_padded_q": "queries are not kept",
+      "out/*_layer_output": "outputs of layers are not kept",
+      "out/*_delta_x_offsets_flat": "where the reference's jagged rows have the event",
+      "out/*_max_abs_diff_*": "between two ways of the reference",
+    },
+  )
+
+
+def stack_check() -> Check:
+  return Check(
+    _at_once,
+    {
+      "out/prefill_*": "not built: the production layers keep no keys and values",
+      "out/delta_y": "as full_y_rows; but where all rows are shorter than the batch is wide, divided by another length",
+      "out/max_abs_diff": "between two ways of the reference",
+    },
+  )
+
+
+def _fed(golden: GoldenFile, dtype: type) -> dict:
+  """Up to each step's position `encoded`, and keys and values of all but the open event, which is not kept."""
+  config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
+  options = layer_options(config, golden.arrays, "timestamps" in inputs, dtype) | {"implementation": "reference"}
+  model = HSTU(
+    num_items=config["num_items"], width=config["d"], max_positions=options["attention_length"],
+    num_layers=config["blocks"], output_norm=config["postproc"], **options,
+  )  # fmt: skip
+  items, step_position = inputs["past_ids"].copy(), [inputs[f"step{i}_pos"] for i in range(config["steps"])]
+  row, width = np.arange(len(items)), items.shape[1]
+  for i, position in enumerate(step_position):
+    items[row, position] = inputs[f"step{i}_ids"]
+  times = inputs.get("timestamps", np.zeros_like(items))
+  asked = np.concatenate([times[:, 1:], times[:, -1:]], axis=1)
+
+  serving = IncrementalModel(model, jax.tree.map(jnp.asarray, model_params(params, config["blocks"])))
+  state, domain, encoded = serving.start(len(items), width), np.ones_like(row), []
+  for t in range(width):
+    state = serving.observe(state, np.where(t <= step_position[-1], items[:, t], 0), domain, times[:, t])
+    encoded.append(np.asarray(serving.query(state, domain, asked[:, t])))
+  encoded, position = np.stack(encoded, axis=1), np.arange(width)
+  results = {}
+  for i, last in enumerate(step_position):
+    until = np.ma.array(encoded, mask=np.broadcast_to((position > last[:, None])[..., None], encoded.shape))
+    results |= {f"out/step{i}_{kind}_encoded": until for kind in ("cached", "full")}
+    results |= {f"out/step{i}_{kind}_at_pos": encoded[row, last] for kind in ("cached", "full")}
+  layout, is_open = Layout(inputs["past_lengths"], width), position >= step_position[-1][:, None]
+  for i in range(config["blocks"]):
+    keys, values = (_kept(state.cache[f"layers_{i}"][name], is_open) for name in ("cached_key", "cached_value"))
+    flat = np.ma.array(layout.unpad(values.data), mask=layout.unpad(values.mask))
+    results |= {f"out/final_cache{i}_padded_k": keys, f"out/final_cache{i}_v": flat}
+  return results
+
+
+def _kept(cached, is_open):
+  """`[B, 1, L, H, D]` as `[B, L, H * D]`."""
+  flat = np.asarray(cached).reshape(*is_open.shape, -1)
+  return np.ma.array(flat, mask=np.broadcast_to(is_open[..., None], flat.shape))
+
+
+def _at_once(golden: GoldenFile, dtype: type) -> dict:
+  config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
+  layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"])
+  lengths, targets = jnp.asarray(layout.lengths), jnp.asarray(inputs["num_targets"])
+  run = quick_jit(lambda params, x: forward(config, dtype, lengths, targets, None, params, x)[0])
+  full = np.asarray(run(params, layout.pad(inputs["x"])))
+  is_last = layout.is_real & (np.arange(layout.width) >= layout.lengths[:, None] - config["delta_size"])
+  return {"out/full_y": layout.unpad(full), "out/full_y_rows": full[is_last]}
