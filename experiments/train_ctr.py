@@ -90,6 +90,7 @@ def train(pieces: ClickThrough, workdir: str) -> dict[str, Any]:
   batches, num_steps = iter(training_candidates(plan)), len(plan)
   state = click_through.initial_state(pieces)
   train_step, score = click_through.make_train_step(pieces), click_through.make_scorer(pieces)
+  renew = click_through.make_statistics(pieces)
   logging.info(
     "%d parameters; %d steps of %d candidates, %d an epoch; %d examples left out of each epoch",
     num_parameters(state.params["params"]), num_steps, settings.batch_size, plan.batches_per_epoch,
@@ -114,6 +115,8 @@ def train(pieces: ClickThrough, workdir: str) -> dict[str, Any]:
         evaluates, must_stop = step % settings.evaluate_every_steps == 0 or step == num_steps, stop.requested(step)
         if evaluates:
           log.drain(step)
+          latest = (plan[i] for i in range(max(step - settings.statistics_batches, 0), step))
+          state = state.replace(params=renew(state.params, latest))
           stopping.update(plan.epoch(step), step, log.scores("validation", step, score(state.params, VALIDATION)))
         if evaluates or must_stop:
           log.drain(step)  # A loss that is not finite raises here, before the state is saved.

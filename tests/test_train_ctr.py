@@ -1,10 +1,12 @@
 """Training of click-through models: loop, resuming, best parameters, configs, and a tiny model of its own."""
 
 import json
+import os
 import signal
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,6 +110,37 @@ def test_the_running_statistics_are_kept_with_the_parameters():
     state, scalars = step(state, pieces.examples.batch(TRAIN, np.arange(start, start + 8)))
   assert float(state.params["batch_stats"]["batches"]) == 2
   assert int(state.step) == 2 and float(scalars["auxiliary"]) == 0
+
+
+def test_what_is_evaluated_has_the_mean_statistics_of_the_batches():
+  pieces = ClickThrough.from_config(tiny_config())
+  variables = click_through.initial_state(pieces).params
+  batches = [pieces.examples.batch(TRAIN, np.arange(start, start + 16)) for start in (0, 16)]
+  renewed = click_through.make_statistics(pieces)(variables, batches)
+  features = [np.asarray(pieces.model.apply(variables, batch, deterministic=True).features) for batch in batches]
+  found = renewed["batch_stats"]["head"]["norm"]
+  np.testing.assert_allclose(found["mean"], np.mean([x.mean(axis=0) for x in features], axis=0), atol=1e-7)
+  np.testing.assert_allclose(found["variance"], np.mean([x.var(axis=0, ddof=1) for x in features], axis=0), rtol=1e-4)
+  assert jax.tree.structure(renewed) == jax.tree.structure(variables)
+  assert renewed["params"] is variables["params"]
+
+
+def test_a_model_without_such_statistics_keeps_its_variables():
+  pieces = popularity_pieces(tiny_config())
+  variables = click_through.initial_state(pieces).params
+  assert click_through.make_statistics(pieces)(variables, [pieces.examples.batch(TRAIN, np.arange(8))]) is variables
+
+
+def test_evaluation_reads_the_statistics_of_the_latest_batches(tmp_path):
+  found = {}
+  for count in (0, 1):
+    workdir = str(tmp_path / str(count))
+    config = tiny_config(statistics_batches=count, num_epochs=1, evaluate_every_steps=2)
+    train_ctr.run(config, workdir)
+    records = writers.read_records(os.path.join(workdir, "metrics.jsonl"))
+    found[count] = {kind: [x for x in records if x["kind"] == kind] for kind in ("train", "validation")}
+  assert found[0]["train"] == found[1]["train"]  # Training does not read them.
+  assert found[0]["validation"] != found[1]["validation"]
 
 
 def test_scores_do_not_depend_on_the_size_of_the_batches():

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 EVALUATIONS = ("running", "batch")
+OF_BATCH = "statistics_of_batch"
 
 
 class BatchNorm(nn.Module):
   """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, each feature by itself.
 
   In training the statistics are those of the batch, and the collection "batch_stats" (to be passed as mutable) takes
-  on `momentum` of them, the variance with B - 1 in its denominator.
+  on `momentum` of them, the variance with B - 1 in its denominator. The collection "statistics_of_batch", if that is
+  mutable, has them as they are, like "batch_stats".
 
   evaluation: "running": an evaluated row is normalised by the running statistics, and so depends on no other row.
     "batch": by the statistics of the evaluated batch, as the published scripts of arXiv 2410.02604 do, which never
@@ -43,8 +45,10 @@ class BatchNorm(nn.Module):
       mean, variance = batch_statistics(x)
     if not deterministic and not self.is_initializing():
       unbiased = variance * (x.shape[0] / (x.shape[0] - 1))
-      for running, value in ((running_mean, mean), (running_variance, unbiased)):
-        running.value += self.momentum * (jax.lax.stop_gradient(value).astype(running.value.dtype) - running.value)
+      for name, running, value in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
+        value = jax.lax.stop_gradient(value).astype(running.value.dtype)
+        running.value += self.momentum * (value - running.value)
+        self.sow(OF_BATCH, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 
