@@ -109,7 +109,7 @@ def test_a_file_name_without_a_check_is_an_error():
 def test_the_longest_prefix_wins():
   assert checks_for("metrics_hstu_filter") is CHECKS["metrics_hstu_"]
   assert checks_for("dare_twin_hard") is not checks_for("dare_twin_soft")
-  assert not checks_for("stu_cached_targets")
+  assert checks_for("stu_cached_targets") is CHECKS["stu_cached_"]
 
 
 def test_every_exception_says_why():
