@@ -19,7 +19,7 @@ class SequenceBatch:
   domain_id: domains 1..C; 0 on padding.
   timestamp: seconds since an epoch shared by the data set; all 0 where the data has no times.
   sequence_id: 1, 2, ... for the sequences packed into the row; 0 on padding.
-  position: index inside its own sequence, from 0.
+  position: index inside its own sequence, from 0; in masked_item counted back from the latest event.
   target_item: the item to predict at this position.
   target_domain: its domain.
   target_time: its time, or the time at which it is requested.

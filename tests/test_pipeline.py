@@ -282,6 +282,10 @@ def test_the_last_event_alone_can_be_masked():
   np.testing.assert_array_equal(batch.target_weight.sum(axis=1), [1, 1, 1])
 
 
+def test_positions_of_masked_sequences_count_back_from_the_latest_event():
+  assert sorted(masked_batch().position.tolist()) == [[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0]]
+
+
 def test_the_domain_of_a_masked_item_is_told_only_when_asked_for():
   batch = masked_batch(reveal_domain=True)
   np.testing.assert_array_equal(batch.domain_id > 0, batch.sequence_id > 0)

@@ -101,6 +101,9 @@ def masked_item_rows(
   """Returns rows with some events replaced by the mask token V + 1, and these as the targets.
 
   At a masked position the action is hidden as well, and so is the domain (0) unless `reveal_domain`; the time stays.
+  Positions count back from the latest event: what is asked for in serving is always at 0, whatever the length.
+
+  Source: arXiv 1904.06690, whose sequences of one length are padded on the left.
 
   Args:
     columns: event columns.
@@ -115,6 +118,8 @@ def masked_item_rows(
   hidden = put(masked)
   inputs["item_id"] = np.where(hidden, np.int32(columns.num_items + 1), inputs["item_id"])
   inputs["action"] = None if columns.action is None else np.where(hidden, 0, inputs["action"])
+  last = put(np.repeat(spans.length - 1, spans.length).astype(np.int32))
+  inputs["position"] = last - inputs["position"]
   inputs["domain_id"] = inputs["domain_id"] if reveal_domain else np.where(hidden, 0, inputs["domain_id"])
   return SequenceBatch(
     **inputs,
