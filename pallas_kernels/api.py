@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
@@ -35,7 +35,9 @@ def segment_attention(
   implementation: str = "auto",
   interpret: bool = False,
   block_sizes: Any = None,
-) -> Float[Array, "B N H E"]:
+  key_group: Int[Array, "B S"] | None = None,
+  num_groups: int = 0,
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
   """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
 
   silu: `out_i = sum_j may_attend(i, j) * silu(scale * q_i·k_j + bias_ij) / normalizer_i * v_j`.
@@ -54,9 +56,12 @@ def segment_attention(
     interpret: run a Pallas implementation on the CPU.
     block_sizes: sizes of the tiles of the named implementation (`BlockSizes`, or `pallas_kernels.gpu.BlockSizes`), or
       of xla where "auto" takes it; they change speed, never results.
+    key_group: 0..G - 1, a group for each key: asks for the sums of each query's weights by group as well.
+    num_groups: G.
 
   Returns:
-    Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs).
+    Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs). With
+    `key_group` a pair of that and the sums by group, `[B, N, H, G]`, differentiable like it.
 
   Raises:
     ValueError: for shapes that do not fit, unknown names, or options that the choice would ignore.
@@ -64,41 +69,58 @@ def segment_attention(
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
   """
-  _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes)
-  out = _run(q, k, v, mask, bias, activation, scale, implementation, interpret, block_sizes)
+  _check_options(activation, normalizer, implementation, interpret, block_sizes)
+  _check_shapes(q, k, v, mask, bias, key_group, num_groups)
+  arguments = (q, k, v, mask, bias) if key_group is None else (q, k, v, mask, bias, key_group)
+  out = _run(arguments, num_groups, activation, scale, implementation, interpret, block_sizes)
   if normalizer is None:
     return out
-  divisor = jnp.broadcast_to(jnp.asarray(normalizer, out.dtype), q.shape[:2])
-  return out / divisor[..., None, None]  # [B, N, H, E]
+  divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
+  return jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
 
 
-def _run(q, k, v, mask, bias, activation, scale, implementation, interpret, block_sizes):
-  arguments, options = (q, k, v, mask, bias), {"activation": activation, "scale": scale}
+def _run(arguments, num_groups, activation, scale, implementation, interpret, block_sizes):
+  options = {"activation": activation, "scale": scale}
   arguments = vary(arguments, axes_of(arguments))
   match implementation:
     case "reference":
-      return reference.attention(*arguments, **options)
+      return _by_columns(reference.attention, num_groups, *arguments, **options)
     case "xla":
-      return xla.attention(*arguments, **options, block_sizes=block_sizes)
+      return xla.attention(*arguments, num_groups=num_groups, **options, block_sizes=block_sizes)
     case "tpu":
-      return tpu.attention(*arguments, **options, block_sizes=block_sizes, interpret=interpret)
+      return _by_columns(tpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
     case "gpu":
       from pallas_kernels import gpu  # Its packages take a second to import.
 
-      return gpu.attention(*arguments, **options, block_sizes=block_sizes, interpret=interpret)
+      return _by_columns(gpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
+  options["num_groups"] = num_groups
   branches = {"default": functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes)}
-  if _why_not_tpu(q, k, bias) is None:
+  if _why_not_tpu(arguments[0], arguments[1], arguments[4]) is None:
     branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
   return jax.lax.platform_dependent(*arguments, **branches)
+
+
+def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **options):
+  """Sums by group from attention that knows of none: a value column per group, one where the key is of that group."""
+  if key_group is None:
+    return attention(q, k, v, mask, bias, **options)
+  is_group = jax.nn.one_hot(key_group, num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
+  columns = jnp.broadcast_to(is_group, (*v.shape[:3], num_groups))
+  out = attention(q, k, jnp.concatenate([v, columns], axis=-1), mask, bias, **options)
+  return out[..., : v.shape[-1]], out[..., v.shape[-1] :]
 
 
 @functools.cache
 def _compiled_once(attention):
   """Layers of equal shapes share what was traced; of the platforms, only that of the lowering is compiled."""
-  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes"))
+  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups"))
 
 
-def _tpu_on_each_device(q, k, v, mask, bias, **options):
+def _tpu_on_each_device(*arguments, num_groups, **options):
+  return _by_columns(_rows_and_heads_of_each_device, num_groups, *arguments, **options)
+
+
+def _rows_and_heads_of_each_device(q, k, v, mask, bias, **options):
   """The kernel on the rows and heads of each device: the compiler cannot cut kernels itself.
 
   The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes but "model".
@@ -152,7 +174,7 @@ def chosen_implementation(
   return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
 
 
-def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpret, block_sizes):
+def _check_options(activation, normalizer, implementation, interpret, block_sizes):
   if activation not in ACTIVATIONS:
     raise ValueError(f"{activation=} is not one of {ACTIVATIONS}")
   if implementation not in IMPLEMENTATIONS:
@@ -165,6 +187,9 @@ def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpre
     raise ValueError("block_sizes has no meaning for implementation='reference'")
   if normalizer is not None and activation == "softmax":
     raise ValueError("normalizer is for activation='silu'; softmax weights already sum to one")
+
+
+def _check_shapes(q, k, v, mask, bias, key_group, num_groups):
   if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
     raise ValueError(f"q, k, v must be [B, N, H, D]; got {q.shape}, {k.shape}, {v.shape}")
   if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
@@ -175,3 +200,5 @@ def _check(q, k, v, mask, activation, normalizer, bias, implementation, interpre
     raise ValueError(f"mask is for queries {mask.shape}, but q has {q.shape[:2]}")
   if bias is not None:
     bias.validate(q.shape[0], q.shape[1], k.shape[1], q.shape[2])
+  if key_group is not None and (key_group.shape != k.shape[:2] or num_groups < 1):
+    raise ValueError(f"key_group {key_group.shape} must be {k.shape[:2]} as the keys, with {num_groups=} positive")

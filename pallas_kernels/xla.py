@@ -13,7 +13,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
@@ -47,12 +48,17 @@ def attention(
   v: Float[Array, "B S H E"],
   mask: IntervalMask,
   bias: RelativeBias | None,
+  key_group: Int[Array, "B S"] | None = None,
   *,
   activation: str,
   scale: float,
+  num_groups: int = 0,
   block_sizes: BlockSizes | None = None,
-) -> Float[Array, "B N H E"]:
-  """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory."""
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
+  """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory.
+
+  A result whose gradient is not asked for costs nothing in the backward pass.
+  """
   num_queries, num_keys = q.shape[1], k.shape[1]
   blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2])
   key_tiles = -(-num_keys // blocks.key)
@@ -71,15 +77,20 @@ def attention(
   )
   if bias.time_table is not None and work.query_tile.size * blocks.query * blocks.key <= _MAX_BUCKETS_KEPT:
     index = dataclasses.replace(index, buckets=_buckets(index, work.query_tile, work.key_tile).astype(jnp.uint8))
-  out = _tiled_attention(
+  values = (_to_tiles(v, blocks.key),)
+  if key_group is not None:
+    is_group = jax.nn.one_hot(_tiles_of(key_group, blocks.key), num_groups, dtype=v.dtype)  # [B * Tk, block_k, G]
+    values = (*values, is_group)
+  outs = _tiled_attention(
     spec,
     _to_tiles(q, blocks.query),
     _to_tiles(k, blocks.key),
-    _to_tiles(v, blocks.key),
+    values,
     (bias.time_table, bias.position_table),
     index,
-  )  # [B * Tq, H, block_q, E]
-  return _from_tiles(out, q.shape[0], num_queries).astype(v.dtype)  # [B, N, H, E]
+  )  # [B * Tq, H, block_q, E], and of groups
+  outs = tuple(_from_tiles(out, q.shape[0], num_queries).astype(v.dtype) for out in outs)  # [B, N, H, E]
+  return outs[0] if key_group is None else outs
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
@@ -169,34 +180,40 @@ class _TileIndex:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiled_attention(spec, q, k, v, tables, index):
-  return _forward(spec, q, k, v, tables, index)[0]
+def _tiled_attention(spec, q, k, values, tables, index):
+  """What the weights make of the values `[T, H, block_k, E]`, and of those that all heads share `[T, block_k, G]`."""
+  return _forward(spec, q, k, values, tables, index)[0]
 
 
-def _forward(spec, q, k, v, tables, index):
+def _forward(spec, q, k, values, tables, index):
   if spec.activation == "silu":
-    out = _silu_forward(spec, q, k, v, tables, index)
-    return out, (q, k, v, tables, index, None)
-  out, log_sum = _softmax_forward(spec, q, k, v, tables, index)
-  return out, (q, k, v, tables, index, (out, log_sum))
+    return _silu_forward(spec, q, k, values, tables, index), None
+  outs, log_sum = _softmax_forward(spec, q, k, values, tables, index)
+  return outs, (outs, log_sum)
 
 
-def _silu_forward(spec, q, k, v, tables, index):
-  def add_group(group, out):
+def _forward_with_residuals(spec, *arguments):
+  """`_forward` for differentiation: keeps what the backward pass needs."""
+  arguments = jax.tree.map(lambda x: x.value, arguments)
+  outs, softmax = _forward(spec, *arguments)
+  return outs, (*arguments, softmax)
+
+
+def _silu_forward(spec, q, k, values, tables, index):
+  def add_group(group, outs):
     qi, kj, may_attend, entries = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)  # [G, H, block_q, block_k]
     weights = jnp.where(may_attend, scores * jax.nn.sigmoid(scores), 0)
-    return out.at[qi].add(_matmul("ghnd,ghde->ghne", weights, v[kj], spec.dtype))
+    return tuple(out.at[qi].add(_weigh(weights, v[kj], spec)) for out, v in zip(outs, values, strict=True))
 
-  zeros = jnp.zeros(q.shape[:3] + v.shape[3:], spec.dtype)
-  return _for_each_group(spec, index, add_group, zeros)
+  return _for_each_group(spec, index, add_group, _zero_outputs(spec, q, values))
 
 
-def _softmax_forward(spec, q, k, v, tables, index):
+def _softmax_forward(spec, q, k, values, tables, index):
   """Online softmax: a running maximum, sum and weighted sum for each query."""
 
   def add_group(group, state):
-    running_max, total, out = state
+    running_max, total, outs = state
     qi, kj, may_attend, entries = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)
     scores = jnp.where(may_attend, scores, -jnp.inf)  # [G, H, block_q, block_k]
@@ -206,35 +223,41 @@ def _softmax_forward(spec, q, k, v, tables, index):
     weights = jnp.exp(scores - finite_max[..., None])
     # Pairs of one query tile may share a group: rescaling is a set (they all write the same), then each adds its part.
     total = total.at[qi].set(total[qi] * shrink).at[qi].add(weights.sum(axis=-1))
-    out = out.at[qi].set(out[qi] * shrink[..., None])
-    out = out.at[qi].add(_matmul("ghnd,ghde->ghne", weights, v[kj], spec.dtype))
-    return new_max, total, out
+    outs = tuple(out.at[qi].set(out[qi] * shrink[..., None]) for out in outs)
+    outs = tuple(out.at[qi].add(_weigh(weights, v[kj], spec)) for out, v in zip(outs, values, strict=True))
+    return new_max, total, outs
 
   shape = q.shape[:3]
-  start = (
-    jnp.full(shape, -jnp.inf, spec.dtype),
-    jnp.zeros(shape, spec.dtype),
-    jnp.zeros(shape + v.shape[3:], spec.dtype),
-  )
-  running_max, total, out = _for_each_group(spec, index, add_group, start)
+  start = jnp.full(shape, -jnp.inf, spec.dtype), jnp.zeros(shape, spec.dtype), _zero_outputs(spec, q, values)
+  running_max, total, outs = _for_each_group(spec, index, add_group, start)
   has_key = total > 0
   log_sum = jnp.where(has_key, running_max + jnp.log(jnp.where(has_key, total, 1)), jnp.inf)
-  return out / jnp.where(has_key, total, 1)[..., None], log_sum
+  return tuple(out / jnp.where(has_key, total, 1)[..., None] for out in outs), log_sum
 
 
-def _backward(spec, residuals, d_out):
-  q, k, v, tables, index, softmax = residuals
-  d_out = d_out.astype(spec.dtype)
-  inner = None if softmax is None else (softmax[0] * d_out).sum(axis=-1)  # [T, H, block_q]
+def _zero_outputs(spec, q, values):
+  return tuple(jnp.zeros(q.shape[:3] + v.shape[-1:], spec.dtype) for v in values)
+
+
+def _weigh(weights, v, spec):
+  return _matmul("ghnm,ghme->ghne" if v.ndim == 4 else "ghnm,gme->ghne", weights, v, spec.dtype)
+
+
+def _backward(spec, residuals, d_outs):
+  """Gradients of the results whose cotangents are not known to be zero; values that heads share have none."""
+  q, k, values, tables, index, softmax = residuals
+  asked = [i for i, d_out in enumerate(d_outs) if not isinstance(d_out, SymbolicZero)]
+  d_outs = {i: d_outs[i].astype(spec.dtype) for i in asked}
+  inner = None if softmax is None else sum((softmax[0][i] * d_outs[i]).sum(axis=-1) for i in asked)  # [T, H, block_q]
   # On CPUs a product over the first axis of the weights is fast only where the result has the tokens last.
-  q_t, d_out_t = _transposed(q), _transposed(d_out)  # [T, H, D, block_q]
+  q_t = _transposed(q)  # [T, H, D, block_q]
+  d_out_t = _transposed(d_outs[0]) if 0 in asked else None
 
   def add_group(group, state):
     dq, dk, dv, d_tables = state
     qi, kj, may_attend, entries = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)
-    d_out_tile = d_out[qi]
-    d_weights = _matmul("ghne,ghme->ghnm", d_out_tile, v[kj], spec.dtype)  # [G, H, block_q, block_k]
+    d_weights = sum(_d_weights(d_outs[i][qi], values[i][kj], spec) for i in asked)  # [G, H, block_q, block_k]
     if softmax is None:
       gate = jax.nn.sigmoid(scores)
       weights = jnp.where(may_attend, scores * gate, 0)
@@ -242,19 +265,24 @@ def _backward(spec, residuals, d_out):
     else:
       weights = jnp.where(may_attend, jnp.exp(scores - softmax[1][qi][..., None]), 0)
       d_scores = weights * (d_weights - inner[qi][..., None])
-    dv = dv.at[kj].add(_matmul("ghen,ghnm->ghem", d_out_t[qi], weights, spec.dtype))
+    if d_out_t is not None:
+      dv = dv.at[kj].add(_matmul("ghen,ghnm->ghem", d_out_t[qi], weights, spec.dtype))
     dq = dq.at[qi].add(spec.scale * _matmul("ghnm,ghmd->ghnd", d_scores, k[kj], spec.dtype))
     dk = dk.at[kj].add(spec.scale * _matmul("ghdn,ghnm->ghdm", q_t[qi], d_scores, spec.dtype))
     return dq, dk, dv, _add_table_gradients(d_tables, entries, d_scores)
 
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, _transposed(k), _transposed(v), tables))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, spec.dtype), (q, _transposed(k), _transposed(values[0]), tables))
   dq, dk, dv, d_tables = _for_each_group(spec, index, add_group, zeros)
   dk, dv = _transposed(dk), _transposed(dv)  # [T, H, block_k, D]
-  cast = jax.tree.map(lambda d, x: d.astype(x.dtype), (dq, dk, dv, d_tables), (q, k, v, tables))
-  return (*cast, None)
+  cast = jax.tree.map(lambda d, x: d.astype(x.dtype), (dq, dk, dv, d_tables), (q, k, values[0], tables))
+  return (*cast[:2], (cast[2], *([None] * (len(values) - 1))), cast[3], None)
 
 
-_tiled_attention.defvjp(_forward, _backward)
+def _d_weights(d_out, v, spec):
+  return _matmul("ghne,ghme->ghnm" if v.ndim == 4 else "ghne,gme->ghnm", d_out, v, spec.dtype)
+
+
+_tiled_attention.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
 
 
 def _for_each_group(spec, index, add_group, state):

@@ -91,6 +91,41 @@ def test_huge_scores_stay_finite(activation):
   assert all(np.isfinite(value).all() for value in results.values())
 
 
+@pytest.mark.parametrize("asked", [("out",), ("mass",), ("out", "mass")], ids="_".join)
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+def test_sums_of_weights_by_group_are_those_of_the_definition_with_gradients_of_what_is_asked_for(activation, asked):
+  inputs, mask, (_, positions) = problem(Case(activation=activation))
+  group = jax.random.randint(jax.random.key(3), inputs["k"].shape[:2], 0, 3)
+
+  def loss_of(implementation):
+    def loss(inputs):
+      bias = RelativeBias(position_table=inputs["position_table"], **positions)
+      divisor = 2.0 if activation == "silu" else None
+      out, mass = segment_attention(
+        inputs["q"], inputs["k"], inputs["v"], mask, activation=activation, normalizer=divisor, bias=bias,
+        key_group=group, num_groups=3, implementation=implementation,
+        block_sizes=BlockSizes(16, 8, 4) if implementation == "xla" else None,
+      )  # fmt: skip
+      results = {"out": out, "mass": mass}
+      total = sum((results[name] * jnp.sin(jnp.arange(results[name].size)).reshape(results[name].shape)).sum()
+                  for name in asked)  # fmt: skip
+      return total, results
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+  (actual, results), (expected, correct) = loss_of("xla")(inputs), loss_of("reference")(inputs)
+  weights = attention_weights(
+    inputs["q"], inputs["k"], mask, RelativeBias(position_table=inputs["position_table"], **positions),
+    activation=activation,
+  )  # fmt: skip
+  by_group = jnp.einsum("bhns,bsg->bnhg", weights, jax.nn.one_hot(group, 3)) / (2 if activation == "silu" else 1)
+  np.testing.assert_allclose(correct["mass"], by_group, atol=1e-5)
+  assert_close(results, correct, 1e-5)
+  assert_close(actual, expected, 1e-5)
+  assert bool(np.asarray(expected["v"]).any()) == ("out" in asked)
+  assert np.asarray(expected["q"]).any() and np.asarray(expected["position_table"]).any()
+
+
 def test_a_packed_row_gives_the_same_as_separate_rows():
   lengths = (5, 7, 3)
   ids = jnp.repeat(jnp.arange(1, 4), jnp.array(lengths), total_repeat_length=16).at[15].set(0)[None]
@@ -192,6 +227,8 @@ PLACE = jnp.zeros((2, 3), jnp.int32)
     ({"q": Q[0]}, ValueError, r"q, k, v must be \[B, N, H, D\]; got \(3, 4, 8\)"),
     ({"k": Q[..., :7]}, ValueError, "must agree in rows, heads and width"),
     ({"v": Q[:, :2]}, ValueError, "must agree in rows, keys and heads"),
+    ({"key_group": jnp.zeros((2, 9)), "num_groups": 2}, ValueError, r"key_group \(2, 9\) must be"),
+    ({"key_group": jnp.zeros(Q.shape[:2], jnp.int32)}, ValueError, "num_groups=0 positive"),
     ({"q": Q[:, :2]}, ValueError, r"mask is for queries \(2, 3\), but q has \(2, 2\)"),
     ({"bias": RelativeBias(time_table=jnp.zeros(129))}, ValueError, "bias.query_time must be given together"),
     ({"bias": RelativeBias(jnp.zeros(128), PLACE, PLACE)}, ValueError, "has 128 buckets, needs 129"),

@@ -105,6 +105,29 @@ def test_three_objectives_cost_less_than_three_passes():
   assert flops(lambda p: upper_bound_gradient(deep, heads, p, lambda g, x: (x, None))) < 3.5 * forward  # 1 + 2
 
 
+def test_a_head_of_several_activations_is_pulled_back_once():
+  traced = []
+
+  @jax.custom_vjp
+  def twice(x):
+    return 2 * x
+
+  def pull(_, cotangent):
+    traced.append(1)
+    return (2 * cotangent,)
+
+  twice.defvjp(lambda x: (twice(x), None), pull)
+
+  def two(params):
+    x = twice(params["w"])
+    return x, x**2, params["u"]
+
+  heads = [lambda z, p: z[0].sum() + z[1].sum(), lambda z, p: z[2].sum()]
+  _, _, grads = task_gradients(two, heads, PARAMS, batched=False)
+  np.testing.assert_allclose(grads[0]["w"], 2 + 8 * PARAMS["w"], rtol=1e-5)
+  assert len(traced) == 1  # and not at all for the second head, which uses nothing of it
+
+
 def test_gradients_go_through_custom_rules():
   @jax.custom_vjp
   def cube(x):

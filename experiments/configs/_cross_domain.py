@@ -21,7 +21,9 @@ INTRA_DOMAIN = {
 VARIANTS = ("base", "token", *AUTOCDSR, *INTRA_DOMAIN)
 
 
-def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int) -> ConfigDict:
+def apply(
+  config: ConfigDict, choice: str, *, width: int, num_heads: int, dropout: float, stride: int, output_norm: str = "l2"
+) -> ConfigDict:
   """Sets name, model and objectives to those of a choice such as "hstu-autocdsr"; "" is "hstu-base".
 
   base: attention among all events. token: the domain that is asked for is an input.
@@ -34,7 +36,7 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
   Args:
     config: changed and returned; its `data.max_length` must be set.
     choice: an encoder and a variant with a hyphen between them.
-    width, num_heads, dropout: of the encoder, with two layers.
+    width, num_heads, dropout, output_norm: of the encoder, with two layers.
     stride: events from one bottleneck token to the next in "autocdsr_plus".
 
   Raises:
@@ -51,7 +53,7 @@ def apply(config: ConfigDict, choice: str, *, width: int, num_heads: int, dropou
   config.name = "_".join(filter(None, (config.name, encoder, variant, weight)))
   config.model = dict(
     name=encoder, width=width, num_layers=2, num_heads=num_heads, max_positions=config.data.max_length + 1,
-    input_dropout=dropout, dropout=dropout,
+    input_dropout=dropout, dropout=dropout, output_norm=output_norm,
   )  # fmt: skip
   if encoder == "hstu":
     head = width // num_heads

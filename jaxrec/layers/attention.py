@@ -1,8 +1,4 @@
-"""Attention of a layer in its context, and how much of it goes to each domain.
-
-How much a query attends to the keys of a group is a value like any other: with a column per group appended to the
-values, one where the key is of that group, unmodified attention returns it, differentiably, without an `[N, N]` array.
-"""
+"""Attention of a layer in its context, and how much of it goes to each domain."""
 
 from __future__ import annotations
 
@@ -40,21 +36,21 @@ def attend(
     **options: of `segment_attention`.
   """
   wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
-  width = v.shape[-1]
-  if wants_mass:
-    is_group = jax.nn.one_hot(context.group, context.num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
-    v = jnp.concatenate([v, jnp.broadcast_to(is_group, (*v.shape[:3], context.num_groups))], axis=-1)
   if context.place is not None:
     k, v = (with_earlier(module, name, x, context.place) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
     q, k, v = bottlenecks.asked(q), bottlenecks.keys(k), bottlenecks.keys(v)
-  y = segment_attention(q, k, v, context.mask, **options)
-  y = y if bottlenecks is None else bottlenecks.answered(y)
-  if wants_mass:
-    mass = y[..., width:] if context.order is None else context.order.undo(y[..., width:])
-    module.sow(MASS, "mass", mass, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-  return y[..., :width]
+  if not wants_mass:
+    y = segment_attention(q, k, v, context.mask, **options)
+    return y if bottlenecks is None else bottlenecks.answered(y)
+  group = context.group if bottlenecks is None else bottlenecks.keys(context.group)
+  y, mass = segment_attention(q, k, v, context.mask, key_group=group, num_groups=context.num_groups, **options)
+  if bottlenecks is not None:
+    y, mass = bottlenecks.answered(y), bottlenecks.answered(mass)
+  mass = mass if context.order is None else context.order.undo(mass)
+  module.sow(MASS, "mass", mass, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+  return y
 
 
 def cross_domain_share(

@@ -133,7 +133,12 @@ def _forward(trunk, params):
   def pull(cotangents, use=None):
     """Transposes what leads to the used activations only: for `jax.vjp` a zero is a number like any other."""
     which = [i for i in range(len(floats)) if use is None or use[i]]
-    back = jax.linear_transpose(lambda tangent: [push(tangent)[i] for i in which], params)
+
+    def push_used(tangent):
+      pushed = push(tangent)
+      return [pushed[i] for i in which]
+
+    back = jax.linear_transpose(push_used, params)
     return back([cotangents[i] for i in which])[0]
 
   def rebuild(floats):
