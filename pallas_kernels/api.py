@@ -116,7 +116,7 @@ def _compiled_once(attention):
   return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups"))
 
 
-def _tpu_on_each_device(*arguments, num_groups, **options):
+def _tpu_on_each_device(*arguments, num_groups=0, **options):
   return _by_columns(_rows_and_heads_of_each_device, num_groups, *arguments, **options)
 
 

@@ -29,6 +29,10 @@ _SIDES = {"target": "target", "history": "behavior"}
 _TABLES = {"twin": "shared", "DIN": "shared", "projection": "shared", "DARE": "decoupled", "four_embedding": "four"}
 _LOGITS = {"out/main_logits": "two logits, of which the difference alone means anything; ours is that difference"}
 
+# The age of a target is the same in the whole batch. Batch norm takes what is the same out again, and its gradient is
+# what is left of terms that cancel (8e-6 here); five times the largest measured error of any gradient of these files.
+_CANCELLING = {"grad/time_id_embedding_layer*target.weight": 4e-6}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Quirks:
@@ -59,7 +63,7 @@ def category_check() -> Check:
 
 
 def _check(quirks):
-  return Check(lambda golden, dtype: _compute(golden, dtype, quirks), _LOGITS)
+  return Check(lambda golden, dtype: _compute(golden, dtype, quirks), _LOGITS, cancelling=_CANCELLING)
 
 
 def _kept_by_reference(golden):
