@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import reference, tpu, xla
+from pallas_kernels import dense, reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
 
 HEADS_AXIS = "model"  # The mesh axis along which heads lie, where it divides them; rows lie along all others.
 ACTIVATIONS = ("silu", "softmax")
-IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
+IMPLEMENTATIONS = ("auto", "reference", "dense", "xla", "tpu", "gpu")
 
 
 def segment_attention(
@@ -84,6 +84,8 @@ def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implemen
   match implementation:
     case "reference":
       return _by_columns(reference.attention, num_groups, *arguments, **options)
+    case "dense":
+      return _by_columns(dense.attention, num_groups, *arguments, **options)
     case "xla":
       return xla.attention(*arguments, num_groups=num_groups, **options, block_sizes=block_sizes)
     case "tpu":
@@ -182,8 +184,8 @@ def _check_options(activation, normalizer, implementation, interpret, block_size
     raise ValueError(
       "interpret=True is for Pallas implementations; 'auto', 'xla' and 'reference' run anywhere without it"
     )
-  if block_sizes is not None and implementation == "reference":
-    raise ValueError("block_sizes has no meaning for implementation='reference'")
+  if block_sizes is not None and implementation in ("reference", "dense"):
+    raise ValueError(f"block_sizes has no meaning for {implementation=}")
   if normalizer is not None and activation == "softmax":
     raise ValueError("normalizer is for activation='silu'; softmax weights already sum to one")
 
