@@ -135,13 +135,21 @@ def position_index(difference: Int[Array, "..."], table_size: int) -> Int[Array,
 def dense_bias(bias: RelativeBias) -> Float[Array, "B H N S"] | float:
   """The whole bias: for the reference implementation and for pictures."""
   total = 0.0
-  if bias.time_table is not None:
-    bucket = time_bucket(bias.query_time[:, :, None] - bias.key_time[:, None, :])  # [B, N, S]
-    total += look_up(bias.time_table, bucket)
-  if bias.position_table is not None:
-    difference = bias.query_position[:, :, None] - bias.key_position[:, None, :]  # [B, N, S]
-    total += look_up(bias.position_table, position_index(difference, bias.position_table.shape[-1]))
+  for table, entry in zip((bias.time_table, bias.position_table), table_entries(bias), strict=True):
+    if table is not None:
+      total += look_up(table, entry)
   return total
+
+
+def table_entries(bias: RelativeBias) -> tuple[Int[Array, "B N S"] | None, Int[Array, "B N S"] | None]:
+  """The entries of the time table and of the position table that each pair reads; None where there is no table."""
+  bucket = entry = None
+  if bias.time_table is not None:
+    bucket = time_bucket(bias.query_time[:, :, None] - bias.key_time[:, None, :])
+  if bias.position_table is not None:
+    difference = bias.query_position[:, :, None] - bias.key_position[:, None, :]
+    entry = position_index(difference, bias.position_table.shape[-1])
+  return bucket, entry
 
 
 def look_up(table: Float[Array, "*H T"], index: Int[Array, "G N S"]) -> Float[Array, "G _ N S"]:

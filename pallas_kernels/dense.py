@@ -10,10 +10,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import RelativeBias, dense_bias
+from pallas_kernels.bias import RelativeBias, look_up, table_entries
 from pallas_kernels.mask import IntervalMask
+
+_MAX_COMPARED = 512  # entries of a table
 
 
 def attention(
@@ -31,39 +33,45 @@ def attention(
   Source: Zhai et al. 2024, arXiv 2402.17152, equation 2.
   """
   may_attend = mask.to_dense(k.shape[1])[:, None]  # [B, 1, N, S]
-  added = None if bias is None else dense_bias(bias)  # [B or 1, H or 1, N, S]
-  return _attention(activation, scale, q, k, v, added, may_attend)
+  bias = bias or RelativeBias()
+  tables = bias.time_table, bias.position_table
+  return _attention(activation, scale, q, k, v, tables, table_entries(bias), may_attend)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(activation, scale, q, k, v, added, may_attend):
-  return _forward(activation, scale, q, k, v, added, may_attend)[0]
+def _attention(activation, scale, q, k, v, tables, entries, may_attend):
+  return _forward(activation, scale, q, k, v, tables, entries, may_attend)[0]
 
 
-def _forward(activation, scale, q, k, v, added, may_attend):
-  weights, _ = _weights(activation, _scores(scale, q, k, added), may_attend)
+def _forward(activation, scale, q, k, v, tables, entries, may_attend):
+  weights, _ = _weights(activation, _scores(scale, q, k, tables, entries), may_attend)
   out = _product("bhns,bshe->bnhe", weights, v).astype(v.dtype)  # [B, N, H, E]
-  return out, (q, k, v, added, may_attend)
+  return out, (q, k, v, tables, entries, may_attend)
 
 
 def _backward(activation, scale, residuals, d_out):
-  q, k, v, added, may_attend = residuals
-  weights, slope = _weights(activation, _scores(scale, q, k, added), may_attend)
+  q, k, v, tables, entries, may_attend = residuals
+  weights, to_d_scores = _weights(activation, _scores(scale, q, k, tables, entries), may_attend)
   dv = _product("bhns,bnhe->bshe", weights, d_out)
-  d_weights = _product("bnhe,bshe->bhns", d_out, v)
-  d_scores = slope(d_weights)  # [B, H, N, S]
+  d_scores = to_d_scores(_product("bnhe,bshe->bhns", d_out, v))  # [B, H, N, S]
   dq = scale * _product("bhns,bshd->bnhd", d_scores, k)
   dk = scale * _product("bhns,bnhd->bshd", d_scores, q)
-  d_added = None if added is None else _sum_to(d_scores, added.shape).astype(added.dtype)
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_added, None
+  d_tables = tuple(
+    None if table is None else _table_gradient(table, entry, d_scores).astype(table.dtype)
+    for table, entry in zip(tables, entries, strict=True)
+  )
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_tables, None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _scores(scale, q, k, added) -> Float[Array, "B H N S"]:
+def _scores(scale, q, k, tables, entries) -> Float[Array, "B H N S"]:
   scores = scale * _product("bnhd,bshd->bhns", q, k)
-  return scores if added is None else scores + added
+  for table, entry in zip(tables, entries, strict=True):
+    if table is not None:
+      scores += look_up(table.astype(scores.dtype), entry)
+  return scores
 
 
 def _weights(activation: str, scores: Float[Array, "B H N S"], may_attend: Bool[Array, "B 1 N S"]):
@@ -83,6 +91,22 @@ def _product(equation, a, b):
   return jnp.einsum(equation, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
 
 
-def _sum_to(x, shape):
-  axes = tuple(axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] != 1)
-  return x.sum(axis=axes, keepdims=True)
+def _table_gradient(table: Float[Array, "*H T"], entry: Int[Array, "B N S"], d_scores: Float[Array, "B H N S"]):
+  """The sum of `d_scores` over the pairs that read each entry of the table."""
+  d_scores = d_scores.sum(axis=1, keepdims=True) if table.ndim == 1 else d_scores
+  add_up = {"default": _by_scatter}
+  if table.shape[-1] <= _MAX_COMPARED:
+    add_up["cuda"] = _by_comparison
+  add_up = {name: functools.partial(function, table.shape[-1]) for name, function in add_up.items()}
+  return jax.lax.platform_dependent(entry, d_scores, **add_up).reshape(table.shape)
+
+
+def _by_scatter(size, entry, d_scores):
+  sums = jnp.zeros((d_scores.shape[1], size), d_scores.dtype)
+  return sums.at[:, entry].add(jnp.moveaxis(d_scores, 1, 0), mode="promise_in_bounds")
+
+
+def _by_comparison(size, entry, d_scores):
+  """On GPUs, additions to the same few numbers wait for each other: there it is faster to read the scores `size` times."""
+  is_entry = entry[:, None, :, :, None] == jnp.arange(size)  # [B, 1, N, S, T], never in memory
+  return jnp.where(is_entry, d_scores[..., None], 0).sum(axis=(0, 2, 3))

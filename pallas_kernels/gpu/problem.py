@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.schedule import interior_tiles, live_tiles
 
 ROWS = 64  # of an accumulator of wgmma: what a warpgroup multiplies at a time
 LANES = 128  # threads of a warpgroup
 SPANS = 5  # start_a, end_a, start_b, end_b, own key
 TABLE = 96  # buckets that are copied to shared memory: a multiple of 128 bytes
+_MAX_COMPARED = 256  # tiles that are put in order by comparing each with each, which is one launch; more are sorted
 _PAD = 128  # lengths are padded to multiples of it
 
 
@@ -84,16 +84,35 @@ def key_rows(bias: RelativeBias) -> Int[Array, "B R S2"] | None:
 def tile_kinds(
   rows: Int[Array, "B R N"], num_keys: int, block_q: int, block_k: int
 ) -> tuple[Bool[Array, "B Tq Tk"], Bool[Array, "B Tq Tk"]]:
-  """Whether a tile may have an allowed pair, and whether all its pairs are allowed. rows: of `query_rows`."""
+  """Whether a tile may have an allowed pair, and whether all its pairs are allowed. rows: of `query_rows`.
+
+  The same as `schedule.live_tiles` and `schedule.interior_tiles`, in one reduction: each operation of the preparation
+  is a launch on the GPU, and they take longer than the attention of short rows.
+  """
   start_a, end_a, start_b, end_b, own = jnp.moveaxis(rows[:, :SPANS], 1, 0)  # each [B, N]
-  mask = IntervalMask(start_a, end_a, start_b, end_b, own >= 0, own)
-  return live_tiles(mask, num_keys, block_q, block_k), interior_tiles(mask, num_keys, block_q, block_k)
+  starts = jnp.stack([start_a, start_b, own], axis=1)  # [B, 3, N]
+  ends = jnp.stack([end_a, end_b, jnp.where(own >= 0, own + 1, own)], axis=1)
+  is_empty = starts >= ends
+  first, last = jnp.where(is_empty, num_keys, starts), jnp.where(is_empty, 0, ends)
+  bounds = jnp.concatenate([-first, last, starts[:, :2], -ends[:, :2]], axis=1)  # [B, 10, N]
+  bounds = bounds.reshape(*bounds.shape[:2], -1, block_q).max(axis=-1)[..., None]  # [B, 10, Tq, 1]
+  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
+  live = (first_key < bounds[:, 3:6]) & (first_key + block_k > -bounds[:, :3])  # [B, 3, Tq, Tk]
+  full = (bounds[:, 6:8] <= first_key) & (-bounds[:, 8:] >= first_key + block_k)  # [B, 2, Tq, Tk]
+  return live.any(axis=1), full.any(axis=1)
 
 
 def tile_lists(live: Bool[Array, "B T U"], full: Bool[Array, "B T U"]) -> dict[str, Int[Array, "..."]]:
   """order: for each tile of axis T those of axis U, first the full ones, then the other live ones, the dead ones last
   `[B, T, U]`. counts: how many are full, and how many are live `[B, T, 2]`."""
   kind = jnp.where(full, 0, jnp.where(live, 1, 2))
-  order = jnp.argsort(kind, axis=-1, stable=True).astype(jnp.int32)
   counts = jnp.stack([full.sum(-1), (full | live).sum(-1)], axis=-1).astype(jnp.int32)
-  return {"order": order, "counts": counts}
+  if kind.shape[-1] > _MAX_COMPARED:
+    return {"order": jnp.argsort(kind, axis=-1, stable=True).astype(jnp.int32), "counts": counts}
+  index = jnp.arange(kind.shape[-1])
+  is_before = (kind[..., None, :] < kind[..., None]) | (  # [B, T, U, U]
+    (kind[..., None, :] == kind[..., None]) & (index < index[:, None])
+  )
+  place = is_before.sum(axis=-1)  # [B, T, U]
+  order = jnp.where(place[..., None, :] == index[:, None], index, 0).sum(axis=-1)
+  return {"order": order.astype(jnp.int32), "counts": counts}
