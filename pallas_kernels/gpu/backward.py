@@ -9,12 +9,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.bias import REACHED_BUCKETS
-from pallas_kernels.gpu import tiles
+from pallas_kernels.gpu import bias, tiles
 from pallas_kernels.gpu.call import bias_inputs, bias_scratch, launch, own, ring
 from pallas_kernels.gpu.operations import (
   accumulate,
-  add_to_histogram,
-  add_to_table,
   filled,
   iota,
   products,
@@ -24,14 +22,13 @@ from pallas_kernels.gpu.operations import (
 from pallas_kernels.gpu.pipeline import (
   fetch_own,
   for_each_tile,
-  key_vectors,
   own_tokens,
   specialise,
   store,
   tokens_of,
   with_long_lists_first,
 )
-from pallas_kernels.gpu.problem import LANES, ROWS, TABLE, Spec, tile_kinds, tile_lists
+from pallas_kernels.gpu.problem import LANES, ROWS, SPANS, TABLE, Spec, tile_kinds, tile_lists
 
 _POSITION_SLICES = 8  # copies of the gradient of the position table, so that fewer atomic additions meet
 _FETCHED_FOR_DQ = ("k", "v", "key_info")
@@ -120,23 +117,29 @@ def _dq_rows(spec, refs, place):
   warpgroup, block, tokens = place["warpgroup"], spec.blocks.dq_keys, own_tokens(spec, place)
   fetch_own(spec, refs, place, ("q", "d_out"))
   own_q, own_d_out = (refs[f"own_{name}"].at[warpgroup] for name in ("q", "d_out"))
-  query = vectors(spec, tokens_of(refs, "query_info", place, tokens), axis=0)
+  query = vectors(spec, tokens_of(refs, "query_info", place, tokens), 0, bias.rows_of_queries(spec))
+  own_block = bias.own_block(spec, refs, "query_info", place, tokens)
   softmax = None
   if spec.activation == "softmax":
-    softmax = vectors(spec, tokens_of(refs, "softmax_info", place, tokens), axis=0)
+    softmax = vectors(spec, tokens_of(refs, "softmax_info", place, tokens), 0, range(2))
   part = place["tile"] * spec.blocks.consumers + warpgroup
-  table_gradients = _table_gradients(spec, refs, place, part)
+  targets = _table_gradients(spec, refs, place, part)
 
   def step(first_key, slot, carry):
     ring_k = refs["ring_k"].at[slot]
     product, d_weights = products(spec, [(own_q, ring_k), (own_d_out, refs["ring_v"].at[slot])])
-    scores, entries = tiles.scores(spec, refs, place, product, query, key_vectors(spec, refs, slot), query_axis=0)
+    scores = spec.scale * product
+    if targets:
+      info = refs["ring_key_info"].at[slot]
+      key = vectors(spec, info, 1, bias.rows_of_keys(spec))
+      found = bias.common(spec, refs, own_block, bias.block_in(spec, info, block), scores.shape)
+      scores = bias.add_bias(spec, refs, place, scores, query[SPANS:], key, found, query_axis=0)
     if first_key is not None:
       may_attend = tiles.may_attend(query, first_key + iota(spec, scores.shape, 1), query_axis=0)
       scores, d_weights = tiles.masked(spec, may_attend, scores, d_weights)
     _, d_scores = tiles.gradients(spec, scores, d_weights, softmax, query_axis=0)
-    for add, ref, entry in zip(*table_gradients, entries, strict=True):
-      add(spec, ref, entry, d_scores)
+    if targets:
+      bias.add_table_gradients(spec, refs, targets, d_scores, query[SPANS:], key, found)
     return accumulate(spec, [(carry[0], d_scores.astype(refs["q"].dtype), ring_k)])
 
   carry = (filled(spec, (ROWS, refs["q"].shape[3]), 0.0),)
@@ -147,20 +150,18 @@ def _dq_rows(spec, refs, place):
 
 
 def _table_gradients(spec, refs, place, part):
-  """For each table: what adds to its gradient, and where it adds to."""
-  adders, targets = [], []
+  """Where the gradient of each table is added up; starts the sums with zeros."""
+  targets = {}
   if spec.has_time:
-    adders.append(add_to_histogram)
-    targets.append(refs["histogram"].at[place["warpgroup"]])
-    targets[-1][...] = jnp.zeros((REACHED_BUCKETS, LANES), jnp.float32)
+    targets["time"] = refs["histogram"].at[place["warpgroup"]]
+    targets["time"][...] = jnp.zeros((REACHED_BUCKETS, LANES), jnp.float32)
   if spec.has_position:
-    adders.append(add_to_table)
     sums = refs["d_position"]
     index = place["row"] * (refs["q"].shape[1] // ROWS) + part if spec.simulate else lax.rem(part, _POSITION_SLICES)
-    targets.append(sums.at[index, place["head"]])
+    targets["position"] = sums.at[index, place["head"]]
     if spec.simulate:
-      targets[-1][...] = jnp.zeros(sums.shape[2:], jnp.float32)
-  return adders, targets
+      targets["position"][...] = jnp.zeros(sums.shape[2:], jnp.float32)
+  return targets
 
 
 def _dkv_rows(spec, refs, place):
@@ -169,18 +170,23 @@ def _dkv_rows(spec, refs, place):
   own_k, own_v = (refs[f"own_{name}"].at[warpgroup] for name in ("k", "v"))
   key = []
   if "key_info" in refs:
-    key = vectors(spec, tokens_of(refs, "key_info", place, tokens), axis=0)
+    key = vectors(spec, tokens_of(refs, "key_info", place, tokens), 0, bias.rows_of_keys(spec))
+    own_block = bias.own_block(spec, refs, "key_info", place, tokens)
   wanted = [name for name in ("dk", "dv") if name in refs]
 
   def step(first_query, slot, carry):
     ring_q, ring_d_out = refs["ring_q"].at[slot], refs["ring_d_out"].at[slot]
     pairs = [(own_k, ring_q)] + [(own_v, ring_d_out)] * ("dk" in wanted)
     product, d_weights = (*products(spec, pairs), None)[:2]  # [keys, queries]
-    query = vectors(spec, refs["ring_query_info"].at[slot], axis=1)
+    info = refs["ring_query_info"].at[slot]
+    query = vectors(spec, info, 1, bias.rows_of_queries(spec))
     softmax = None
     if spec.activation == "softmax":
-      softmax = vectors(spec, refs["ring_softmax_info"].at[slot], axis=1)
-    scores, _ = tiles.scores(spec, refs, place, product, query, key, query_axis=1)
+      softmax = vectors(spec, refs["ring_softmax_info"].at[slot], 1, range(2))
+    scores = spec.scale * product
+    if key:
+      found = bias.common(spec, refs, bias.block_in(spec, info, block, "query_info"), own_block, scores.shape)
+      scores = bias.add_bias(spec, refs, place, scores, query[SPANS:], key, found, query_axis=1)
     if first_query is not None:
       may_attend = tiles.may_attend(query, tokens.start + iota(spec, scores.shape, 0), query_axis=1)
       scores, d_weights = tiles.masked(spec, may_attend, scores, d_weights)

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.bias import CELLS, cell_words
+from pallas_kernels.bias import CELLS, cell_words, first_seconds_of_buckets
 from pallas_kernels.gpu.operations import simulator
 from pallas_kernels.gpu.problem import ROWS, TABLE, Spec
 
@@ -28,7 +29,7 @@ def bias_inputs(
   if integers[1] is not None:
     inputs["key_info"] = integers[1]
   if spec.has_time:
-    inputs |= {"words": jnp.asarray(cell_words()), "time_table": tables[0]}
+    inputs |= {"words": jnp.asarray(cell_words()), "edges": jnp.asarray(_edges()), "time_table": tables[0]}
   if spec.has_position:
     inputs["position_table"] = tables[1]
   return inputs
@@ -41,8 +42,14 @@ def bias_scratch(spec: Spec) -> dict[str, Any]:
   return {
     "own_words": plgpu.SMEM((CELLS,), jnp.uint32),
     "own_time_table": plgpu.SMEM((TABLE,), jnp.float32),
-    "tables_ready": plgpu.Barrier(num_arrivals=2),
+    "own_edges": plgpu.SMEM((TABLE,), jnp.int32),
+    "tables_ready": plgpu.Barrier(num_arrivals=3),
   }
+
+
+def _edges():
+  """The smallest count of seconds in each bucket."""
+  return np.minimum(first_seconds_of_buckets()[:TABLE], np.iinfo(np.int32).max).astype(np.int32)
 
 
 def ring(spec: Spec, inputs: dict[str, Array], names: Sequence[str], block: int) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.gpu import tiles
+from pallas_kernels.gpu import bias, tiles
 from pallas_kernels.gpu.call import bias_inputs, bias_scratch, launch, own, ring, shared_memory
 from pallas_kernels.gpu.operations import accumulate, filled, iota, products, vectors
 from pallas_kernels.gpu.pipeline import (
   fetch_own,
   for_each_tile,
-  key_vectors,
   next_turn,
   own_tokens,
   specialise,
@@ -24,7 +23,7 @@ from pallas_kernels.gpu.pipeline import (
   tokens_of,
   with_long_lists_first,
 )
-from pallas_kernels.gpu.problem import ROWS, Spec, tile_kinds, tile_lists
+from pallas_kernels.gpu.problem import ROWS, SPANS, Spec, tile_kinds, tile_lists
 
 _FLOOR = -1e30  # under every score, and finite: rows that have not seen a key yet subtract it without harm
 _FETCHED = ("k", "v", "key_info")
@@ -65,11 +64,18 @@ def _forward_rows(spec, refs, place):
   take_turns = functools.partial(next_turn, spec, refs)
   fetch_own(spec, refs, place, ("q",))
   own_q = refs["own_q"].at[warpgroup]
-  query = vectors(spec, tokens_of(refs, "query_info", place, own_tokens(spec, place)), axis=0)
+  tokens = own_tokens(spec, place)
+  query = vectors(spec, tokens_of(refs, "query_info", place, tokens), 0, bias.rows_of_queries(spec))
+  own_block = bias.own_block(spec, refs, "query_info", place, tokens)
 
   def step(first_key, slot, carry):
     (product,) = products(spec, [(own_q, refs["ring_k"].at[slot])], take_turns)
-    scores, _ = tiles.scores(spec, refs, place, product, query, key_vectors(spec, refs, slot), query_axis=0)
+    scores = spec.scale * product
+    if "ring_key_info" in refs:
+      info = refs["ring_key_info"].at[slot]
+      key = vectors(spec, info, 1, bias.rows_of_keys(spec))
+      found = bias.common(spec, refs, own_block, bias.block_in(spec, info, block), scores.shape)
+      scores = bias.add_bias(spec, refs, place, scores, query[SPANS:], key, found, query_axis=0)
     if first_key is not None:
       may_attend = tiles.may_attend(query, first_key + iota(spec, scores.shape, 1), query_axis=0)
       scores, _ = tiles.masked(spec, may_attend, scores, None)

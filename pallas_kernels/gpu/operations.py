@@ -6,10 +6,12 @@ The second form is the branch on `spec.simulate`. No other module of the package
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jax._src.lib.mlir.dialects import llvm  # jax.extend.mlir does not offer it
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
@@ -60,13 +62,13 @@ def accumulate(spec: Spec, terms: Sequence[tuple[Array, Array, Any]]) -> tuple[A
   return pl.run_state(multiply)(tuple(plgpu.ACC.init(total) for total, _, _ in terms))
 
 
-def vectors(spec: Spec, info: Any, axis: int) -> list[Array]:
-  """The rows of `info` as vectors along `axis` of a tile."""
+def vectors(spec: Spec, info: Any, axis: int, rows: Sequence[int]) -> list[Array]:
+  """Some rows of `info` as vectors along `axis` of a tile."""
   if spec.simulate:
-    return [info[i] for i in range(info.shape[0])]
+    return [info[i] for i in rows]
   layout = plgpu.Layout.WGMMA.reduce(1 - axis)
   index = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # in jax 0.10
-  return [plgpu.load(info.at[i], *index, layout=layout, optimized=False) for i in range(info.shape[0])]
+  return [plgpu.load(info.at[i], *index, layout=layout, optimized=False) for i in rows]
 
 
 def iota(spec: Spec, shape: tuple[int, int], axis: int) -> Int[Array, "I J"]:
@@ -106,9 +108,8 @@ def add_to_table(spec: Spec, table: Any, index: Int[Array, "I J"], values: Float
 
   @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA, plgpu.Layout.WGMMA))
   def scatter(_, table, index, values):
-    nothing, add = ir.Type.parse("!llvm.void"), "red.relaxed.gpu.global.add.f32 [$0], $1;"
-    for i, value in _elements(index, values):  # LLVM's own atomic addition becomes a loop of compare and swap.
-      llvm.inline_asm(nothing, [_address(table, i), value], add, "l,f", has_side_effects=True)
+    for i, value in _elements(index, values):
+      _add_atomically(_address(table, i), value)
 
   scatter(table, index, values)
 
@@ -127,6 +128,23 @@ def add_to_histogram(spec: Spec, histogram: Any, bucket: Int[Array, "I J"], valu
       llvm.store(arith.addf(llvm.load(_element(histogram), address), value), address)
 
   scatter(histogram, bucket, values)
+
+
+def add_to_bucket(spec: Spec, bucket: Any, values: Float[Array, "I J"]) -> None:
+  """`bucket[thread] += the sum of the values that the thread holds`, for a row of a histogram."""
+  if spec.simulate:
+    bucket[0] += values.sum()
+    return
+
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA))
+  def add(_, bucket, values):
+    terms = [value for _, value in _elements(values, values)]
+    while len(terms) > 1:  # Pairs, as additions of a chain would wait for each other.
+      terms = [arith.addf(*pair) for pair in zip(terms[::2], terms[1::2], strict=True)]
+    address = _address(bucket, _thread_of_warpgroup())
+    llvm.store(arith.addf(llvm.load(terms[0].type, address), terms[0]), address)
+
+  add(bucket, values)
 
 
 def sum_histogram(spec: Spec, histogram: Any, sums: Any) -> None:
@@ -148,6 +166,103 @@ def sum_histogram(spec: Spec, histogram: Any, sums: Any) -> None:
       llvm.store(total, _address(sums, thread))
 
   reduce(histogram, sums)
+
+
+def plus_diagonals(spec: Spec, tile: Float[Array, "I J"], table: Any, first: Array, sign: int) -> Float[Array, "I J"]:
+  """`tile[i, j] + table[first + sign * (i - j)]` for a table of one axis in global memory that has all these entries."""
+  if spec.simulate:
+    return tile + table[...][_diagonal_index(tile.shape, first, sign)]
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA),
+    return_type=plgpu.ShapeDtypeStruct(tile.shape, jnp.float32, plgpu.Layout.WGMMA),
+  )
+  def add(_, table, tile):
+    row, column, _ = _place_of_thread()
+    corner = arith.muli(arith.subi(row, column), _constant(sign))
+    offsets = (sign * (8 * (half - block) - lane) for block, half, lane in _places(tile.shape))
+    loaded: dict[int, Any] = {}
+
+    def plus(value, _):
+      offset = next(offsets)
+      if offset not in loaded:
+        loaded[offset] = llvm.load(value.type, _address(table, arith.addi(corner, _constant(offset))))
+      return arith.addf(value, loaded[offset])
+
+    return tile.foreach(plus, create_array=True)
+
+  return add(table.at[pl.ds(first, 1)], tile)
+
+
+def add_diagonals_to_table(spec: Spec, table: Any, first: Array, values: Float[Array, "I J"]) -> None:
+  """`table[first + i - j] += values[i, j]`, atomically, for a table of one axis in global memory.
+
+  Each warp adds up its 16 rows along the diagonals, in registers, and sends one sum for each.
+  """
+  if spec.simulate:
+    table[...] += _sum_by(_diagonal_index(values.shape, first, 1), values, table.shape[0])
+    return
+
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA))
+  def scatter(_, table, values):
+    blocks = values.shape[1] // 8
+    row, _, lane = _place_of_thread()
+    eighth, quarter = arith.divui(lane, _constant(4)), arith.remui(lane, _constant(4))
+    zero = arith.constant(ir.F32Type.get(), 0.0)
+    # A thread holds rows r and r + 8 and columns c, c + 1, c + 8, ...: sums[m, l] is of diagonal r - c + 8 m - l.
+    sums: dict[tuple[int, int], Any] = {}
+    for (block, half, column), (_, value) in zip(_places(values.shape), _elements(values, values), strict=True):
+      place = half - block, column
+      sums[place] = arith.addf(sums[place], value) if place in sums else value
+    diagonals = range(-blocks, 2)
+
+    def received(of, rows, columns):
+      """What the thread `rows` further down, `columns` further right holds of the same diagonals."""
+      source_row = arith.remui(arith.addi(eighth, _constant(rows)), _constant(8))
+      source = arith.addi(arith.muli(source_row, _constant(4)), arith.addi(quarter, _constant(columns)))
+      wraps = arith.cmpi(arith.CmpIPredicate.ult, eighth, _constant(rows))
+      sent = {m: arith.select(wraps, of.get(m + 1, zero), of.get(m, zero)) for m in diagonals}
+      return {m: _from_lane(value, source) for m, value in sent.items()}
+
+    second = received({m: value for (m, column), value in sums.items() if column == 1}, 1, 0)
+    totals = {m: arith.addf(sums.get((m, 0), zero), second[m]) for m in diagonals}
+    for rows, columns in ((2, 1), (4, 2)):
+      other = received(totals, rows, columns)
+      totals = {m: arith.addf(totals[m], other[m]) for m in diagonals}
+    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.eq, quarter, _constant(0))):
+      for m, total in totals.items():
+        _add_atomically(_address(table, arith.addi(row, _constant(8 * m))), total)
+
+  scatter(table.at[pl.ds(first, 1)], values)
+
+
+def _diagonal_index(shape, first, sign):
+  i, j = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(2))
+  return first + sign * (i - j)
+
+
+def _places(shape):
+  """(block of 8 columns, half of 16 rows, column) of the elements that a thread holds, in their order."""
+  return itertools.product(range(shape[1] // 8), range(2), range(2))
+
+
+def _place_of_thread():
+  """The first row and column of a tile that a thread holds, and its number in its warp."""
+  thread = _thread_of_warpgroup()
+  lane = arith.remui(thread, _constant(32))
+  row = arith.addi(arith.muli(arith.divui(thread, _constant(32)), _constant(16)), arith.divui(lane, _constant(4)))
+  return row, arith.muli(arith.remui(lane, _constant(4)), _constant(2)), lane
+
+
+def _from_lane(value, lane):
+  shuffle = "shfl.sync.idx.b32 $0, $1, $2, 31, -1;"
+  return llvm.inline_asm(value.type, [value, lane], shuffle, "=f,f,r", has_side_effects=True)
+
+
+def _add_atomically(address, value):
+  """LLVM's own atomic addition becomes a loop of compare and swap."""
+  nothing, add = ir.Type.parse("!llvm.void"), "red.relaxed.gpu.global.add.f32 [$0], $1;"
+  llvm.inline_asm(nothing, [address, value], add, "l,f", has_side_effects=True)
 
 
 def _sum_by(index, values, size):

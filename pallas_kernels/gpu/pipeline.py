@@ -12,7 +12,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.gpu.operations import vectors
 from pallas_kernels.gpu.problem import ROWS, Spec
 
 
@@ -92,7 +91,8 @@ def fetch_own(spec: Spec, refs: dict[str, Any], place: dict[str, Array], names: 
 
     @pl.when(warpgroup == 0)
     def _():
-      plgpu.copy_gmem_to_smem(refs["words"], refs["own_words"], refs["tables_ready"])
+      for name in ("words", "edges"):
+        plgpu.copy_gmem_to_smem(refs[name], refs[f"own_{name}"], refs["tables_ready"])
       table = refs["time_table"].at[table_head(refs["time_table"], place)]
       plgpu.copy_gmem_to_smem(table, refs["own_time_table"], refs["tables_ready"])
 
@@ -122,11 +122,6 @@ def for_each_tile(
   interior, live = (refs["counts"][place["row"], place["tile"], i] for i in range(2))
   carry = lax.fori_loop(0, interior, functools.partial(body, is_edge=False), carry)
   return lax.fori_loop(interior, live, functools.partial(body, is_edge=True), carry)
-
-
-def key_vectors(spec: Spec, refs: dict[str, Any], slot: Array) -> list[Array]:
-  """The times and the positions of the keys in a stage, where there are tables."""
-  return vectors(spec, refs["ring_key_info"].at[slot], axis=1) if "ring_key_info" in refs else []
 
 
 def store(spec: Spec, refs: dict[str, Any], place: dict[str, Array], name: str, value: Array, room: str) -> None:

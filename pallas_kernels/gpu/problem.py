@@ -13,6 +13,7 @@ from pallas_kernels.mask import IntervalMask
 ROWS = 64  # of an accumulator of wgmma: what a warpgroup multiplies at a time
 LANES = 128  # threads of a warpgroup
 SPANS = 5  # start_a, end_a, start_b, end_b, own key
+NO_RUN = -(2**29)  # in place of the first position of a block: positions do not go up by one in it
 TABLE = 96  # buckets that are copied to shared memory: a multiple of 128 bytes
 _MAX_COMPARED = 256  # tiles that are put in order by comparing each with each, which is one launch; more are sorted
 _PAD = 128  # lengths are padded to multiples of it
@@ -52,6 +53,11 @@ class Spec:
   has_time: bool
   has_position: bool
 
+  @property
+  def position_row(self) -> int:
+    """The first row of the positions among those of `token_rows`."""
+    return 3 if self.has_time else 0
+
 
 def padded(x: Float[Array, "B N H D"]) -> Float[Array, "B N2 H D2"]:
   """Zeros up to a length that is a multiple of 128 and a width that is a multiple of 64."""
@@ -66,19 +72,41 @@ def padded_tables(bias: RelativeBias) -> tuple[Float[Array, "_ T"] | None, Float
 
 
 def query_rows(mask: IntervalMask, bias: RelativeBias, num_keys: int) -> Int[Array, "B R N2"]:
-  """Of each query the five numbers of its mask, then its time and its position where there are tables."""
-  rows = [jnp.minimum(x, num_keys) for x in mask.spans()] + [bias.query_time, bias.query_position]
-  rows = jnp.stack([x.astype(jnp.int32) for x in rows if x is not None], axis=1)
+  """Of each query the five numbers of its mask, then the rows of `token_rows`."""
+  spans = jnp.stack([jnp.minimum(x, num_keys).astype(jnp.int32) for x in mask.spans()], axis=1)
   # Queries added by padding repeat the last one, so that they make no tile live and spoil none without masked pairs.
-  return jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % _PAD)), mode="edge")
+  spans = _padded_tokens(spans)
+  rows = token_rows(bias.query_time, bias.query_position)
+  return spans if rows is None else jnp.concatenate([spans, rows], axis=1)
 
 
 def key_rows(bias: RelativeBias) -> Int[Array, "B R S2"] | None:
-  """The time and the position of each key, where there are tables."""
-  rows = [x for x in (bias.key_time, bias.key_position) if x is not None]
-  if not rows:
-    return None
-  return jnp.pad(jnp.stack(rows, axis=1), ((0, 0), (0, 0), (0, -rows[0].shape[1] % _PAD)))
+  """The rows of `token_rows` of the keys."""
+  return token_rows(bias.key_time, bias.key_position)
+
+
+def token_rows(time: Int[Array, "B N"] | None, position: Int[Array, "B N"] | None) -> Int[Array, "B R N2"] | None:
+  """What the bias needs of tokens. With times: the time, and the first and the last time of the token's block of 64.
+  With positions: the position, and the first position of the block if they go up by one in it, else `NO_RUN`."""
+  rows = []
+  if time is not None:
+    time = _padded_tokens(time)
+    blocks = time.reshape(time.shape[0], -1, ROWS)
+    rows += [time, _for_each_token(blocks.min(axis=-1)), _for_each_token(blocks.max(axis=-1))]
+  if position is not None:
+    position = _padded_tokens(position)
+    blocks = position.reshape(position.shape[0], -1, ROWS)
+    is_run = (blocks[..., 1:] == blocks[..., :-1] + 1).all(axis=-1) & (jnp.abs(blocks[..., 0]) < -NO_RUN)
+    rows += [position, _for_each_token(jnp.where(is_run, blocks[..., 0], NO_RUN))]
+  return jnp.stack(rows, axis=1) if rows else None
+
+
+def _padded_tokens(x):
+  return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -x.shape[-1] % _PAD),), mode="edge")
+
+
+def _for_each_token(x: Int[Array, "B T"]) -> Int[Array, "B N"]:
+  return jnp.repeat(x, ROWS, axis=1)
 
 
 def tile_kinds(

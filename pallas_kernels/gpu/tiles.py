@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.bias import FIRST_CELL, bucket_in_cell, position_index
-from pallas_kernels.gpu.operations import look_up
-from pallas_kernels.gpu.pipeline import table_head
 from pallas_kernels.gpu.problem import SPANS, Spec
 from pallas_kernels.mask import in_spans
 
@@ -27,39 +23,6 @@ _WITHOUT_WEIGHT = {"silu": 0.0, "softmax": -jnp.inf}
 def may_attend(query: Sequence[Int[Array, " N"]], key: Int[Array, "I J"], query_axis: int) -> Bool[Array, "I J"]:
   """Whether each pair is allowed. query: vectors, the first five are the mask; key: index of the key of each pair."""
   return in_spans([_spread(x, key.shape, query_axis) for x in query[:SPANS]], key)
-
-
-def scores(
-  spec: Spec,
-  refs: dict[str, Any],
-  place: dict[str, Array],
-  product: Float[Array, "I J"],
-  query: Sequence[Int[Array, " N"]],
-  key: Sequence[Int[Array, " S"]],
-  query_axis: int,
-) -> tuple[Float[Array, "I J"], list[Int[Array, "I J"]]]:
-  """`scale * product + bias`, and the rows of the tables that were added."""
-
-  def difference(of_query, of_key):
-    return _spread(of_query, product.shape, query_axis) - _spread(of_key, product.shape, 1 - query_axis)
-
-  query, key, total, entries = query[SPANS:], list(key), spec.scale * product, []
-  if spec.has_time:
-    entries.append(_time_bucket(spec, refs["own_words"], difference(query.pop(0), key.pop(0))))
-    total += look_up(spec, refs["own_time_table"], entries[-1])
-  if spec.has_position:
-    table = refs["position_table"]
-    entries.append(position_index(difference(query.pop(0), key.pop(0)), table.shape[1]))
-    total += look_up(spec, table.at[table_head(table, place)], entries[-1])
-  return total, entries
-
-
-def _time_bucket(spec, words, seconds):
-  """Same as `bias.time_bucket`."""
-  magnitude = jnp.maximum(jnp.abs(seconds.astype(jnp.float32)), 1.0)
-  bits = lax.bitcast_convert_type(magnitude, jnp.uint32)
-  cell = lax.shift_right_logical(bits, jnp.uint32(21)).astype(jnp.int32) - FIRST_CELL
-  return bucket_in_cell(bits, look_up(spec, words, cell))
 
 
 def masked(
