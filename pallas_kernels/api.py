@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import dense, reference, tpu, xla
+from pallas_kernels import dense, measured, reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
@@ -50,11 +50,11 @@ def segment_attention(
     scale: multiplies q·k before the bias is added.
     normalizer: silu only: divides the weights; a number, or one for each query. None = 1.
     bias: added to `scale * q·k`.
-    implementation: "reference" (dense, O(N^2) memory), "xla" (live tiles only, O(N) memory), "tpu" or "gpu" (Pallas
-      kernels for TPUs and Hopper), or "auto": by the platform that the program is lowered for, see
-      `chosen_implementation`.
+    implementation: "reference" (the definition, O(N^2) memory), "dense" (the same with products in the dtype of the
+      inputs), "xla" (live tiles only, O(N) memory), "tpu" or "gpu" (Pallas kernels for TPUs and Hopper), or "auto": by
+      the platform that the program is lowered for, see `chosen_implementation`.
     interpret: run a Pallas implementation on the CPU.
-    block_sizes: sizes of the tiles of the named implementation (`BlockSizes`, or `pallas_kernels.gpu.BlockSizes`), or
+    block_sizes: sizes of the tiles of the named implementation (`BlockSizes`, or `tpu.BlockSizes`, `gpu.BlockSizes`), or
       of xla where "auto" takes it; they change speed, never results.
     key_group: 0..G - 1, a group for each key: asks for the sums of each query's weights by group as well.
     num_groups: G.
@@ -82,12 +82,9 @@ def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implemen
   arguments, options = (q, k, v, mask, bias, key_group), {"activation": activation, "scale": scale}
   arguments = vary(arguments, axes_of(arguments))
   match implementation:
-    case "reference":
-      return _by_columns(reference.attention, num_groups, *arguments, **options)
-    case "dense":
-      return _by_columns(dense.attention, num_groups, *arguments, **options)
-    case "xla":
-      return xla.attention(*arguments, num_groups=num_groups, **options, block_sizes=block_sizes)
+    case "reference" | "dense":
+      attention = reference.attention if implementation == "reference" else dense.attention
+      return _by_columns(attention, num_groups, *arguments, **options)
     case "tpu":
       return _by_columns(tpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
     case "gpu":
@@ -95,10 +92,28 @@ def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implemen
 
       return _by_columns(gpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
   options["num_groups"] = num_groups
-  branches = {"default": functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes)}
+  branches = {platform: _xla(platform, options, block_sizes) for platform in ("default", "cuda")}
+  if implementation == "auto":
+    branches |= _chosen(arguments, options, block_sizes)
+  return jax.lax.platform_dependent(*arguments, **branches)
+
+
+def _xla(platform, options, block_sizes):
+  """Tiles by loops of XLA: in groups that fit in a CPU's cache, or that fill a GPU."""
+  fill_device = platform == "cuda"
+  return functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes, fill_device=fill_device)
+
+
+def _chosen(arguments, options, block_sizes):
+  """By platform, what "auto" takes in place of loops of XLA."""
+  q, k, v, _, bias, _ = arguments
+  branches = {}
+  on_gpu = measured.choose(q, k, v, bias).implementation if block_sizes is None else "xla"
+  if on_gpu != "xla":
+    branches["cuda"] = functools.partial(_compiled_once(_dense if on_gpu == "dense" else _gpu_on_each_device), **options)
   if _why_not_tpu(q, k, bias) is None:
     branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
-  return jax.lax.platform_dependent(*arguments, **branches)
+  return branches
 
 
 def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **options):
@@ -114,14 +129,26 @@ def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **op
 @functools.cache
 def _compiled_once(attention):
   """Layers of equal shapes share what was traced; of the platforms, only that of the lowering is compiled."""
-  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups"))
+  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups", "fill_device"))
+
+
+def _dense(*arguments, num_groups=0, **options):
+  return _by_columns(dense.attention, num_groups, *arguments, **options)
 
 
 def _tpu_on_each_device(*arguments, num_groups=0, **options):
-  return _by_columns(_rows_and_heads_of_each_device, num_groups, *arguments, **options)
+  attention = functools.partial(_rows_and_heads_of_each_device, tpu.attention, True)
+  return _by_columns(attention, num_groups, *arguments, **options)
 
 
-def _rows_and_heads_of_each_device(q, k, v, mask, bias, **options):
+def _gpu_on_each_device(*arguments, num_groups=0, **options):
+  from pallas_kernels import gpu
+
+  attention = functools.partial(_rows_and_heads_of_each_device, gpu.attention, False)
+  return _by_columns(attention, num_groups, *arguments, **options)
+
+
+def _rows_and_heads_of_each_device(attention, check_vma, q, k, v, mask, bias, **options):
   """The kernel on the rows and heads of each device: the compiler cannot cut kernels itself.
 
   The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes but "model".
@@ -129,7 +156,7 @@ def _rows_and_heads_of_each_device(q, k, v, mask, bias, **options):
   mesh = jax.sharding.get_abstract_mesh()
   row_axes = tuple(name for name in mesh.axis_names if name != HEADS_AXIS)
   if mesh.empty or mesh.size == 1 or mesh.manual_axes or q.shape[0] % math.prod(mesh.shape[name] for name in row_axes):
-    return tpu.attention(q, k, v, mask, bias, **options)
+    return attention(q, k, v, mask, bias, **options)
   along_heads = HEADS_AXIS if q.shape[2] % mesh.shape.get(HEADS_AXIS, q.shape[2] + 1) == 0 else None
   rows, heads = PartitionSpec(row_axes), PartitionSpec(row_axes, None, along_heads)
   specs = (heads, heads, heads, *jax.tree.map(lambda _: rows, (mask, bias)))
@@ -139,9 +166,9 @@ def _rows_and_heads_of_each_device(q, k, v, mask, bias, **options):
     specs = (*specs[:4], dataclasses.replace(specs[4], **cut))
 
   def run(*arguments):
-    return tpu.attention(*vary(arguments, axes_of(arguments)), **options)
+    return attention(*(vary(arguments, axes_of(arguments)) if check_vma else arguments), **options)
 
-  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads)(q, k, v, mask, bias)
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)(q, k, v, mask, bias)
 
 
 def _why_not_tpu(q, k, bias) -> str | None:
@@ -153,11 +180,12 @@ def _why_not_tpu(q, k, bias) -> str | None:
 
 
 def chosen_implementation(
-  platform: str | None = None, q: Any = None, k: Any = None, bias: RelativeBias | None = None
+  platform: str | None = None, q: Any = None, k: Any = None, bias: RelativeBias | None = None, v: Any = None
 ) -> str:
   """What "auto" runs on `platform` ("cpu", "gpu", "tpu"; default: this process's), and why.
 
-  With q and k (arrays or their shapes) and the bias, it also says where a problem does not suit the platform's kernel.
+  With q, k, v (arrays or their shapes) and the bias, it also says where a problem does not suit the platform's kernel,
+  and for GPUs on what measurement the choice rests. k and v are like q if left out.
 
   >>> chosen_implementation("tpu")
   'tpu: Pallas kernels, live tiles only'
@@ -167,12 +195,17 @@ def chosen_implementation(
   platform = platform or jax.default_backend()
   if platform not in ("cpu", "gpu", "cuda", "rocm", "tpu"):
     raise ValueError(f"{platform=} is not one of 'cpu', 'gpu', 'tpu'")
-  if platform == "cpu":
+  if platform in ("cpu", "rocm"):
     return "xla: live tiles only"
-  if platform != "tpu":
-    return "xla: live tiles only; the kernels for Hopper have not run on one yet: ask for implementation='gpu'"
-  reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias)
-  return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
+  if platform == "tpu":
+    reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias)
+    return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
+  if q is None:
+    rows = (f"compute capability {r.capability}, {r.bits} bits: {r.implementation}; {r.evidence}" for r in measured.ROWS)
+    return "gpu: by what was measured, else dense up to 2,048 tokens and xla beyond\n" + "\n".join(rows)
+  k = q if k is None else k
+  choice = measured.choose(q, k, k if v is None else v, bias)
+  return f"{choice.implementation}: {choice.reason}"
 
 
 def _check_options(activation, normalizer, implementation, interpret, block_sizes):

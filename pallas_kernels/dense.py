@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.bias import RelativeBias, look_up, table_entries
 from pallas_kernels.mask import IntervalMask
 
-_MAX_COMPARED = 512  # entries of a table
+_MAX_COMPARED = 129  # entries of a table
 
 
 def attention(

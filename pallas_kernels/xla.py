@@ -54,13 +54,16 @@ def attention(
   scale: float,
   num_groups: int = 0,
   block_sizes: BlockSizes | None = None,
+  fill_device: bool = False,
 ) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
   """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory.
 
   A result whose gradient is not asked for costs nothing in the backward pass.
+
+  fill_device: whether the default groups of tiles fill a GPU; else the scores of a group fit in the cache of a CPU core.
   """
   num_queries, num_keys = q.shape[1], k.shape[1]
-  blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2])
+  blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2], 2**24 if fill_device else 2**16)
   key_tiles = -(-num_keys // blocks.key)
   bias = bias or RelativeBias()
   table_size = 0 if bias.position_table is None else bias.position_table.shape[-1]
@@ -93,17 +96,17 @@ def attention(
   return outs[0] if key_group is None else outs
 
 
-def default_block_sizes(num_queries: int, num_keys: int, num_heads: int) -> BlockSizes:
+def default_block_sizes(num_queries: int, num_keys: int, num_heads: int, scores: int = 2**16) -> BlockSizes:
   """Tiles of at most 32 x 32 tokens for rows of up to 512, 64 x 64 below 1,024, 128 x 128 for longer ones.
 
-  About 65,000 scores in a group. Short rows hold several short sequences, which small tiles follow closely. The scores
-  of a group fit in the cache of a core: measured on a CPU, larger tiles multiply faster, but lose that again in the
+  About `scores` scores in a group. Short rows hold several short sequences, which small tiles follow closely. The
+  default's fit in the cache of a core: measured on a CPU, larger tiles multiply faster, but lose that again in the
   elementwise work and on the diagonal.
   """
   longest = max(num_queries, num_keys)
   side = 32 if longest <= 512 else 64 if longest < 1024 else 128
   query, key = (_even_parts(length, side) for length in (num_queries, num_keys))
-  return BlockSizes(query, key, max(1, 2**16 // (num_heads * query * key)))
+  return BlockSizes(query, key, max(1, scores // (num_heads * query * key)))
 
 
 def _even_parts(length: int, most: int) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import BlockSizes, IntervalMask, RelativeBias, segment_attention
+from pallas_kernels import BlockSizes, IntervalMask, RelativeBias, segment_attention, tpu
 
 MASK = {
   "causal": lambda ids: IntervalMask.causal(ids),
@@ -90,8 +90,14 @@ def attend(case, implementation, inputs, mask, integers):
   return segment_attention(
     inputs["q"], inputs["k"], inputs["v"], mask, activation=case.activation, scale=case.scale, normalizer=normalizer,
     bias=RelativeBias(**bias) if bias else None, implementation=implementation, interpret=implementation == "tpu",
-    block_sizes=BlockSizes(*case.blocks) if case.blocks and implementation != "reference" else None,
+    block_sizes=_block_sizes(case.blocks, implementation),
   )  # fmt: skip
+
+
+def _block_sizes(blocks, implementation):
+  if not blocks or implementation in ("reference", "dense"):
+    return None
+  return (tpu.BlockSizes if implementation == "tpu" else BlockSizes)(*blocks)
 
 
 # The grid compiles far longer than it computes.

@@ -219,7 +219,7 @@ PLACE = jnp.zeros((2, 3), jnp.int32)
   [
     ({"activation": "relu"}, ValueError, "activation='relu' is not one of"),
     ({"implementation": "cuda"}, ValueError, "implementation='cuda' is not one of"),
-    ({"implementation": "tpu", "block_sizes": BlockSizes(64, 128, 1)}, ValueError, "need multiples of 128"),
+    ({"implementation": "tpu", "block_sizes": tpu.BlockSizes(64, 128, 1)}, ValueError, "need multiples of 128"),
     ({"implementation": "gpu"}, NotImplementedError, "float32"),
     ({"interpret": True}, ValueError, "interpret=True is for Pallas"),
     ({"implementation": "reference", "block_sizes": BlockSizes()}, ValueError, "block_sizes has no meaning"),

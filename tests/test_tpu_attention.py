@@ -8,7 +8,6 @@ from attention_problems import Case, assert_close, output_and_gradients, problem
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import (
-  BlockSizes,
   IntervalMask,
   RelativeBias,
   chosen_implementation,
@@ -57,7 +56,7 @@ def test_tpu_kernels_read_no_memory_that_they_have_not_written():
 
     return jax.jit(jax.grad(loss))(inputs)
 
-  simulated = outputs(tpu.attention, block_sizes=BlockSizes(*case.blocks), interpret=memories)
+  simulated = outputs(tpu.attention, block_sizes=tpu.BlockSizes(*case.blocks), interpret=memories)
   assert_close(simulated, outputs(reference.attention), 2e-5)
 
 
@@ -78,7 +77,6 @@ def test_auto_says_why_it_leaves_a_problem_to_xla():
   long = jax.ShapeDtypeStruct((1, 2**17, 1, 64), jnp.float32)
   reason = chosen_implementation("tpu", long)
   assert reason.startswith("xla: live tiles only; rows of 131072 queries of width 64 need")
-  assert "have not run" in chosen_implementation("gpu")
   with pytest.raises(NotImplementedError, match="rows of 131072 queries"):
     lowered_text("tpu", long, implementation="tpu")
 

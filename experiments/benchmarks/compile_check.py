@@ -29,7 +29,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from pallas_kernels import BlockSizes, IntervalMask, RelativeBias, aot, segment_attention
+from pallas_kernels import IntervalMask, RelativeBias, aot, segment_attention, tpu
 
 FLAGS = flags.FLAGS
 _BIASES = ("none", "time", "position", "both")
@@ -161,7 +161,7 @@ def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) ->
     return segment_attention(
       q, k, v, IntervalMask.causal(sequence_id), activation=about["activation"], scale=width**-0.5,
       bias=RelativeBias(**parts) if parts else None, implementation=implementation,
-      block_sizes=BlockSizes(*map(int, blocks)) if blocks and implementation == "tpu" else None,
+      block_sizes=tpu.BlockSizes(*map(int, blocks)) if blocks and implementation == "tpu" else None,
     )  # fmt: skip
 
   def gradients(*arguments):
@@ -217,7 +217,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string("dtype", "bfloat16", "Of q, k and v.", flag_values=values)
   flags.DEFINE_integer("heads", 2, "Heads.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("rows", 1, "Rows.", lower_bound=1, flag_values=values)
-  flags.DEFINE_list("blocks", None, "query,key,group of `BlockSizes`, for TPUs.", flag_values=values)
+  flags.DEFINE_list("blocks", None, "query,key,heads of `tpu.BlockSizes`, for TPUs.", flag_values=values)
   flags.DEFINE_string("out", None, "File to which the lines are appended as well.", flag_values=values)
   flags.register_validator(
     "biases", lambda chosen: set(chosen) <= set(_BIASES), f"must be of {_BIASES}", flag_values=values

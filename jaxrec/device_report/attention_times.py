@@ -75,40 +75,46 @@ def measure(workload: Workload, implementation: str, block_sizes: Any = None, ba
   }
 
 
+def compile_ahead(workload: Workload, implementation: str, block_sizes: Any = None) -> None:
+  """Compiles what `measure` will run; safe to call from several threads, for different workloads."""
+  for backward in (False, True):
+    _program(workload, implementation, block_sizes, backward)
+
+
 def _ours(workload, implementation, block_sizes):
-  w = workload
+  """A function that starts the forward pass, or with `backward=True` both passes."""
   if implementation in ("dense", "reference"):
-    size = 4 * w.rows * w.heads * w.length**2 * _DENSE_ARRAYS
+    size = 4 * workload.rows * workload.heads * workload.length**2 * _DENSE_ARRAYS
     if size > MAX_DENSE_BYTES:
       raise NotImplementedError(f"dense arrays of {size / 2**30:.0f} GiB")
   if implementation in ("tpu", "gpu") and jax.default_backend() != implementation:
     raise NotImplementedError(f"there is no {implementation.upper()} here")
-  inputs, mask, integers = _problem(w)
-  options = {"implementation": implementation, "block_sizes": block_sizes}
+  arguments = _problem(workload)
+
+  def run(backward):
+    return _program(workload, implementation, block_sizes, backward)(*arguments)
+
+  return run
+
+
+@functools.cache
+def _program(workload, implementation, block_sizes, backward):
+  """The compiled program of one pass or both."""
+  w, options = workload, {"implementation": implementation, "block_sizes": block_sizes}
 
   def attend(inputs, mask, integers):
     bias = {name: inputs[name] for name in ("time_table", "position_table") if name in inputs}
     bias = RelativeBias(**bias, **integers) if bias else None
     qkv = (inputs[name] for name in "qkv")
-    return segment_attention(
-      *qkv, mask, activation=w.activation, scale=w.width**-0.5, bias=bias, **options
-    )  # fmt: skip
+    return segment_attention(*qkv, mask, activation=w.activation, scale=w.width**-0.5, bias=bias, **options)
 
-  def both(inputs, direction, mask, integers):
+  def both(inputs, mask, integers):
+    direction = inputs["direction"]
+    inputs = {name: x for name, x in inputs.items() if name != "direction"}
     out, pull_back = jax.vjp(lambda inputs: attend(inputs, mask, integers), inputs)
     return out, pull_back(direction)
 
-  direction = inputs.pop("direction")
-  forward = jax.jit(attend).lower(inputs, mask, integers).compile()
-  programs = {False: functools.partial(forward, inputs, mask, integers)}
-
-  def run(backward):
-    if backward not in programs:
-      compiled = jax.jit(both).lower(inputs, direction, mask, integers).compile()
-      programs[True] = functools.partial(compiled, inputs, direction, mask, integers)
-    return programs[backward]()
-
-  return run
+  return jax.jit(both if backward else attend).lower(*jax.eval_shape(lambda: _problem(w))).compile()
 
 
 def _problem(w):

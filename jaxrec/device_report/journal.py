@@ -7,11 +7,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+OUT_OF_TIME = "not measured: out of time"
 
 
 class DeviceLostError(Exception):
@@ -26,11 +30,13 @@ class Entry:
   section: heading under which it is shown.
   run: measures and returns what is to be recorded. It raises NotImplementedError, with the reason, for what this
     device cannot do.
+  prepare: what can be done ahead, for several entries at a time: compilation. `run` must not need it.
   """
 
   name: str
   section: str
   run: Callable[[], dict[str, Any]]
+  prepare: Callable[[], Any] | None = None
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -72,16 +78,20 @@ def run_entries(
     say: is told each entry as it begins and as it ends.
     limit: seconds after which an entry that does not end takes the process with it: a kernel that waits forever can be
       stopped in no other way. The next run leaves it out.
-    deadline: `time.monotonic()` after which no entry begins; those that are left are recorded as not measured in what
-      is returned, and not in the journal.
+    deadline: `time.monotonic()` after which no entry begins. Those left are returned as not measured; the journal does
+      not hold them, so that the next run measures them.
 
   Raises:
     DeviceLostError: after a failure, when the device cannot even add two numbers; call again in a new process.
   """
   known = {record["name"] for record in read(path)}
+  prepared: set[str] = set()
   for entry in entries:
     if entry.name in known or (deadline is not None and time.monotonic() > deadline):
       continue
+    if entry.section not in prepared:
+      prepared.add(entry.section)
+      _prepare([e for e in entries if e.section == entry.section and e.name not in known], say, 4 * limit)
     record = {"name": entry.name, "section": entry.section} | about
     _append(path, record | {"begun": True})
     say(f"{entry.section}: {entry.name} ...")
@@ -94,7 +104,22 @@ def run_entries(
       raise DeviceLostError(f"after {entry.name} the device computes nothing more: {record['failed']}")
   found = {record["name"]: record for record in read(path)}
   left = [entry for entry in entries if entry.name not in found]
-  return [*found.values(), *({"name": e.name, "section": e.section, "skipped": "not measured: out of time"} for e in left)]
+  return [*found.values(), *({"name": e.name, "section": e.section, "skipped": OUT_OF_TIME} for e in left)]
+
+
+def _prepare(entries, say, limit) -> None:
+  """What fails here fails again, and is recorded, when its entry runs."""
+  tasks = [entry.prepare for entry in entries if entry.prepare is not None]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  if not tasks or cores < 4:
+    return
+  start = time.perf_counter()
+  faulthandler.dump_traceback_later(limit, exit=True)
+  with ThreadPoolExecutor(cores - 1) as pool:
+    for future in [pool.submit(task) for task in tasks]:
+      future.exception()
+  faulthandler.cancel_dump_traceback_later()
+  say(f"{entries[0].section}: compiled {len(tasks)} programs in {time.perf_counter() - start:.0f} s")
 
 
 def summary_of(record: dict[str, Any]) -> str:

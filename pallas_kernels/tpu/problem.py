@@ -22,6 +22,23 @@ def divide(x: Int[Array, "..."], by: int) -> Int[Array, "..."]:
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockSizes:
+  """Sizes that change speed, never results.
+
+  query, key: tokens in a tile, multiples of 128.
+  heads: heads of a tile that are computed in one step; must divide the number of heads.
+  """
+
+  query: int = 512
+  key: int = 1024
+  heads: int = 1
+
+  def __post_init__(self):
+    if min(self.query, self.key, self.heads) < 1:
+      raise ValueError(f"{self} needs positive sizes")
+
+
+@dataclasses.dataclass(frozen=True)
 class TileSpec:
   """What is known at compilation.
 

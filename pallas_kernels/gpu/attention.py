@@ -1,0 +1,119 @@
+"""Segment attention for Hopper GPUs (sm_90a) in Pallas Mosaic GPU: wgmma, TMA, warp specialisation, forward and
+backward.
+
+    scores_ij = scale * q_i·k_j + time_table[bucket(|t_i - t_j|)] + position_table[p_i - p_j + P - 1]
+    silu:     out_i = sum_j may_attend(i, j) * silu(scores_ij) * v_j
+    softmax:  out_i = sum_j softmax over the allowed j (scores_ij) * v_j
+
+Three kernels: the outputs; dq and the gradients of the tables; dk and dv. A block of a kernel owns some rows (queries,
+or keys for dk and dv) and a list of the tiles of the other side that are alive for it, so that dead tiles are neither
+fetched nor computed. One warpgroup copies the tiles of the list into a ring in shared memory, the others multiply.
+Tiles in which every pair is allowed come first in the list and skip the mask.
+
+Checked and timed on NVIDIA H200s: experiments/results/device_h200.md. Pallas's simulator of Mosaic GPU kernels executes
+them on a CPU; the functions with a branch on `spec.simulate` (products, loads with a layout, accesses to tables) take
+another path there.
+
+Limits: bfloat16 and float16; `shard_map` with `check_vma=True` is an error of Pallas; under `vmap` the mapped problems
+run one after another; the gradient of the position table is added up atomically, in an order that varies from run to run.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3; Dao 2023, arXiv 2307.08691 (the recomputing backward
+pass); Shah et al. 2024, arXiv 2407.08608 (a producer warpgroup, and consumers that take turns at the tensor cores).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.bias import RelativeBias
+from pallas_kernels.gpu.backward import backward
+from pallas_kernels.gpu.forward import forward
+from pallas_kernels.gpu.problem import BlockSizes, Spec, key_rows, padded, padded_tables, query_rows
+from pallas_kernels.mask import IntervalMask
+
+
+def attention(
+  q: Float[Array, "B N H D"],
+  k: Float[Array, "B S H D"],
+  v: Float[Array, "B S H E"],
+  mask: IntervalMask,
+  bias: RelativeBias | None,
+  *,
+  activation: str,
+  scale: float,
+  block_sizes: BlockSizes | None = None,
+  interpret: bool = False,
+) -> Float[Array, "B N H E"]:
+  """Same as `reference.attention`, for bfloat16 and float16, in time proportional to the live tiles and O(N) memory.
+
+  Args:
+    block_sizes: see `BlockSizes`; None chooses by the widths.
+    interpret: execute the kernels in Pallas's simulator, on any platform (slow: seconds for a tile).
+
+  Raises:
+    NotImplementedError: for other dtypes, widths over 256, or times and positions that are not int32.
+  """
+  bias = bias or RelativeBias()
+  check(q, k, v, bias)
+  tables = padded_tables(bias)
+  width, value_width = (-(-x.shape[3] // 64) * 64 for x in (q, v))
+  spec = Spec(
+    activation=activation,
+    scale=float(scale),
+    blocks=block_sizes or default_block_sizes(width, value_width, bias.time_table is not None),
+    simulate=interpret,
+    has_time=bias.time_table is not None,
+    has_position=bias.position_table is not None,
+  )
+  integers = query_rows(mask, bias, k.shape[1]), key_rows(bias)
+  out = _attention(spec, padded(q), padded(k), padded(v), tables, integers)
+  return out[:, : q.shape[1], :, : v.shape[3]]
+
+
+def default_block_sizes(width: int, value_width: int, has_time: bool = False) -> BlockSizes:
+  """What fits into the registers and the shared memory, for padded widths."""
+  if max(width, value_width) <= 128:
+    return BlockSizes(forward_keys=64 if has_time else 128)
+  # The histogram of the time buckets takes the room of the second stage.
+  return BlockSizes(consumers=1, forward_keys=64, stages=1 if has_time and width + value_width > 384 else 2)
+
+
+def check(q, k, v, bias: RelativeBias | None) -> None:
+  """Raises NotImplementedError, with the reason, for what these kernels cannot do. Shapes and dtypes suffice."""
+  bias = bias or RelativeBias()
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
+    raise NotImplementedError(
+      f"the GPU kernels multiply bfloat16 or float16, the same for q, k, v; got {q.dtype}, {k.dtype}, {v.dtype}"
+    )
+  if max(q.shape[3], v.shape[3]) > 256:
+    raise NotImplementedError(f"head widths {q.shape[3]} and {v.shape[3]}: the GPU kernels take up to 256")
+  for name in ("query_time", "key_time", "query_position", "key_position"):
+    value = getattr(bias, name)
+    if value is not None and value.dtype != jnp.int32:
+      raise NotImplementedError(f"bias.{name} has dtype {value.dtype}; the GPU kernels need int32")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(spec, q, k, v, tables, integers):
+  return _forward(spec, q, k, v, tables, integers)[0]
+
+
+def _forward(spec, q, k, v, tables, integers):
+  out, log_sum = _one_at_a_time(forward, spec)(q, k, v, tables, integers)
+  return out, (q, k, v, tables, integers, None if log_sum is None else (out, log_sum))
+
+
+def _backward(spec, residuals, d_out):
+  return *_one_at_a_time(backward, spec)(*residuals, d_out), None
+
+
+def _one_at_a_time(kernel, spec):
+  """Under `vmap`, the problems of the mapped axis run one after another: each has its own lists of tiles."""
+  return jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
+
+
+_attention.defvjp(_forward, _backward)

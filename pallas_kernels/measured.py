@@ -1,0 +1,92 @@
+"""Which implementation "auto" takes on a GPU: rows of what was measured, and the safe choice where nothing was."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from pallas_kernels.bias import RelativeBias
+from pallas_kernels.varying import axes_of
+
+_MAX_DENSE_BYTES = 2**33  # of the arrays of the size of the attention matrix
+_DENSE_ARRAYS = 4
+_UNMEASURED = 2048  # tokens, up to which the dense form is taken where nothing was measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What was fastest.
+
+  capability: compute capability of the GPU. bits: of the dtype. longest: queries or keys, up to which it was.
+  evidence: the numbers, and the file that they are from.
+  """
+
+  capability: str
+  bits: int
+  longest: int
+  implementation: str
+  evidence: str
+
+
+ROWS: tuple[Row, ...] = (
+  Row("9.0", 16, 2**30, "gpu", ""),
+  Row("9.0", 32, 4096, "dense", ""),
+  Row("9.0", 32, 2**30, "xla", ""),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """An implementation, and why it is taken."""
+
+  implementation: str
+  reason: str
+
+
+def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | None = None) -> Choice:
+  """What "auto" runs on GPUs; shapes and dtypes suffice.
+
+  Args:
+    q, k, v, bias: as of `segment_attention`.
+    capability: compute capability, "9.0" for Hopper; None: that of this process's GPU, if it has one.
+  """
+  capability = capability or _capability()
+  bits, longest = 8 * q.dtype.itemsize, max(q.shape[1], k.shape[1])
+  notes = []
+  for row in ROWS:
+    if (row.capability, row.bits) != (capability, bits) or longest > row.longest:
+      continue
+    obstacle = _obstacle(row.implementation, q, k, v, bias)
+    if obstacle is None:
+      return Choice(row.implementation, "; ".join([*notes, row.evidence]))
+    notes.append(f"not {row.implementation}: {obstacle}")
+  what = f"{bits}-bit attention over {longest} tokens on " + (f"compute capability {capability}" if capability else "a GPU that is not here")
+  notes.append(f"not measured: {what}")
+  is_short = longest <= _UNMEASURED and _obstacle("dense", q, k, v, bias) is None
+  return Choice("dense" if is_short else "xla", "; ".join(notes))
+
+
+def _obstacle(implementation, q, k, v, bias) -> str | None:
+  if implementation == "dense":
+    size = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * _DENSE_ARRAYS
+    return None if size <= _MAX_DENSE_BYTES else f"arrays of {size / 2**30:.0f} GiB"
+  if implementation == "gpu":
+    if isinstance(q, jax.Array) and axes_of((q, k, v)):
+      return "under shard_map with check_vma=True"
+    from pallas_kernels import gpu  # Its packages take a second to import.
+
+    try:
+      gpu.check(q, k, v, bias)
+    except NotImplementedError as error:
+      return str(error)
+  return None
+
+
+def _capability() -> str | None:
+  """The compute capability of this process's first GPU."""
+  try:
+    return str(jax.devices("cuda")[0].compute_capability)
+  except (RuntimeError, AttributeError):
+    return None
