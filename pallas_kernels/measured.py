@@ -30,11 +30,19 @@ class Row:
   evidence: str
 
 
+_SOURCE = "NVIDIA H200, experiments/results/device_h200.md"
 ROWS: tuple[Row, ...] = (
-  Row("9.0", 16, 2**30, "gpu", ""),
-  Row("9.0", 32, 4096, "dense", ""),
-  Row("9.0", 32, 2**30, "xla", ""),
-)
+  Row(
+    "9.0", 16, 2**30, "gpu",
+    "forward + backward in ms, Pallas kernel against dense: 0.18 and 0.70 at 28 x 512 tokens with bias, 0.28 and 0.85 at"
+    f" 64 x 512 without, 1.1 and 4.1 at 8 x 4,096 ({_SOURCE})",
+  ),
+  Row(
+    "9.0", 32, 4096, "dense",
+    "forward + backward in ms, dense against xla: 0.50 and 7.0 at 57 x 256 tokens with bias, 2.0 and 5.3 at 32 x 1,024,"
+    f" 6.3 and 15.8 at 8 x 4,096 ({_SOURCE})",
+  ),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

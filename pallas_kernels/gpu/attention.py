@@ -10,7 +10,7 @@ or keys for dk and dv) and a list of the tiles of the other side that are alive 
 fetched nor computed. One warpgroup copies the tiles of the list into a ring in shared memory, the others multiply.
 Tiles in which every pair is allowed come first in the list and skip the mask.
 
-Checked and timed on NVIDIA H200s: experiments/results/device_h200.md. Pallas's simulator of Mosaic GPU kernels executes
+Checked and timed on an NVIDIA H200: experiments/results/device_h200.md. Pallas's simulator of Mosaic GPU kernels executes
 them on a CPU; the functions with a branch on `spec.simulate` (products, loads with a layout, accesses to tables) take
 another path there.
 
@@ -61,25 +61,38 @@ def attention(
   check(q, k, v, bias)
   tables = padded_tables(bias)
   width, value_width = (-(-x.shape[3] // 64) * 64 for x in (q, v))
+  has_time, has_position = bias.time_table is not None, bias.position_table is not None
   spec = Spec(
     activation=activation,
     scale=float(scale),
-    blocks=block_sizes or default_block_sizes(width, value_width, bias.time_table is not None),
+    blocks=block_sizes or default_block_sizes(width, value_width, has_time, has_position, activation),
     simulate=interpret,
-    has_time=bias.time_table is not None,
-    has_position=bias.position_table is not None,
+    has_time=has_time,
+    has_position=has_position,
   )
   integers = query_rows(mask, bias, k.shape[1]), key_rows(bias)
   out = _attention(spec, padded(q), padded(k), padded(v), tables, integers)
   return out[:, : q.shape[1], :, : v.shape[3]]
 
 
-def default_block_sizes(width: int, value_width: int, has_time: bool = False) -> BlockSizes:
-  """What fits into the registers and the shared memory, for padded widths."""
-  if max(width, value_width) <= 128:
-    return BlockSizes(forward_keys=64 if has_time else 128)
-  # The histogram of the time buckets takes the room of the second stage.
-  return BlockSizes(consumers=1, forward_keys=64, stages=1 if has_time and width + value_width > 384 else 2)
+def default_block_sizes(
+  width: int, value_width: int, has_time: bool = False, has_position: bool = False, activation: str = "silu"
+) -> BlockSizes:
+  """What was fastest on an H200 at N = 4,096, for widths up to 128; what fits in registers and shared memory, for wider
+  heads. Measurements: experiments/results/device_h200_tiles.jsonl.
+  """
+  widest = max(width, value_width)
+  if widest > 128:
+    # The histogram of the time buckets takes the room of the second stage.
+    dq_stages = 1 if has_time and width + value_width > 384 else 2
+    return BlockSizes(consumers=1, forward_keys=64, dq_stages=dq_stages)
+  if has_time or has_position:
+    return BlockSizes(dkv_stages=3 if widest <= 64 else 2)
+  if widest <= 64:
+    return BlockSizes(forward_stages=4, dq_stages=3, dkv_stages=3)
+  if activation == "softmax":  # Rescaling the sums costs the same for a tile of any size.
+    return BlockSizes(dkv_stages=3)
+  return BlockSizes(forward_keys=64, forward_stages=4, dkv_stages=3)
 
 
 def check(q, k, v, bias: RelativeBias | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -61,6 +63,7 @@ def backward(
 def _dq(spec, inputs, tables):
   """dq, and the gradients of the tables."""
   blocks = spec.blocks
+  spec = dataclasses.replace(spec, stages=blocks.dq_stages)
   rows, num_queries, heads, _ = inputs["q"].shape
   block_q, block_k = ROWS * blocks.consumers, blocks.dq_keys
   inputs = inputs | tile_lists(*tile_kinds(inputs["query_info"], inputs["k"].shape[1], block_q, block_k))
@@ -91,6 +94,7 @@ def _of_shape(d_table, table):
 def _dkv(spec, inputs, wanted):
   """dk and dv, or one of them."""
   blocks = spec.blocks
+  spec = dataclasses.replace(spec, stages=blocks.dkv_stages)
   rows, num_keys, heads, _ = inputs["k"].shape
   block_q, block_k = blocks.dkv_queries, ROWS * blocks.consumers
   live, full = tile_kinds(inputs["query_info"], num_keys, block_q, block_k)

@@ -55,7 +55,7 @@ def _edges():
 def ring(spec: Spec, inputs: dict[str, Array], names: Sequence[str], block: int) -> dict[str, Any]:
   """Room for `stages` tiles of `block` tokens of each named input that there is, and barriers that say of a stage
   that it is full, and that all consumers are done with it."""
-  stages, names = spec.blocks.stages, [name for name in names if name in inputs]
+  stages, names = spec.stages, [name for name in names if name in inputs]
   scratch = {}
   for name in names:
     x = inputs[name]

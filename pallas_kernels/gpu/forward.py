@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -39,6 +40,7 @@ def forward(
 ) -> tuple[Float[Array, "B N H E"], Float[Array, "B H N"] | None]:
   """The output and, for softmax, the binary logarithm of each query's sum of exponentials."""
   blocks = spec.blocks
+  spec = dataclasses.replace(spec, stages=blocks.forward_stages)
   (rows, num_queries, heads, width), value_width = q.shape, v.shape[3]
   block_q, block_k = ROWS * blocks.consumers, blocks.forward_keys
   inputs = {"q": q, "k": k, "v": v} | bias_inputs(spec, tables, integers)

@@ -46,7 +46,7 @@ def specialise(
 
 def _fill_ring(spec, refs, place, names):
   """Copies the tiles of the list, each as soon as its stage is free."""
-  stages = spec.blocks.stages
+  stages = spec.stages
   block = refs[f"ring_{names[0]}"].shape[1]
   count = refs["counts"][place["row"], place["tile"], 1]
 
@@ -112,7 +112,7 @@ def for_each_tile(
   tile are allowed."""
 
   def body(i, carry, is_edge):
-    slot = lax.rem(i, jnp.int32(spec.blocks.stages))
+    slot = lax.rem(i, jnp.int32(spec.stages))
     plgpu.barrier_wait(refs["full"].at[slot])
     first = refs["order"][place["row"], place["tile"], i] * block if is_edge else None
     carry = step(first, slot, carry)
@@ -138,6 +138,6 @@ def next_turn(spec: Spec, refs: dict[str, Any]) -> None:
 
   One is then a tile ahead of the other; with a single stage they would wait for each other forever.
   """
-  if spec.blocks.consumers > 1 and spec.blocks.stages > 1:
+  if spec.blocks.consumers > 1 and spec.stages > 1:
     plgpu.barrier_arrive(refs["turn"])
     plgpu.barrier_wait(refs["turn"])

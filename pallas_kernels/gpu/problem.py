@@ -27,24 +27,30 @@ class BlockSizes:
   forward_keys: keys in a tile of the forward kernel: 64 or 128.
   dq_keys: keys in a tile of the dq kernel: 64 or 128.
   dkv_queries: queries in a tile of the dk, dv kernel: 64 or 128.
-  stages: tiles that shared memory holds at a time.
+  forward_stages, dq_stages, dkv_stages: tiles that shared memory holds at a time.
   """
 
   consumers: int = 2
   forward_keys: int = 128
   dq_keys: int = 64
   dkv_queries: int = 64
-  stages: int = 2
+  forward_stages: int = 2
+  dq_stages: int = 2
+  dkv_stages: int = 2
 
   def __post_init__(self):
     tiles = (self.forward_keys, self.dq_keys, self.dkv_queries)
-    if self.consumers not in (1, 2) or any(tile not in (64, 128) for tile in tiles) or self.stages < 1:
+    stages = (self.forward_stages, self.dq_stages, self.dkv_stages)
+    if self.consumers not in (1, 2) or any(tile not in (64, 128) for tile in tiles) or min(stages) < 1:
       raise ValueError(f"{self} needs 1 or 2 consumers, tiles of 64 or 128, and at least one stage")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What is known at compilation."""
+  """What is known at compilation.
+
+  stages: of the kernel at hand.
+  """
 
   activation: str
   scale: float
@@ -52,6 +58,7 @@ class Spec:
   simulate: bool
   has_time: bool
   has_position: bool
+  stages: int = 0
 
   @property
   def position_row(self) -> int:
