@@ -71,16 +71,15 @@ def segment_attention(
   """
   _check_options(activation, normalizer, implementation, interpret, block_sizes)
   _check_shapes(q, k, v, mask, bias, key_group, num_groups)
-  arguments = (q, k, v, mask, bias) if key_group is None else (q, k, v, mask, bias, key_group)
-  out = _run(arguments, num_groups, activation, scale, implementation, interpret, block_sizes)
+  out = _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes)
   if normalizer is None:
     return out
   divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
   return jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
 
 
-def _run(arguments, num_groups, activation, scale, implementation, interpret, block_sizes):
-  options = {"activation": activation, "scale": scale}
+def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes):
+  arguments, options = (q, k, v, mask, bias, key_group), {"activation": activation, "scale": scale}
   arguments = vary(arguments, axes_of(arguments))
   match implementation:
     case "reference":
@@ -95,7 +94,7 @@ def _run(arguments, num_groups, activation, scale, implementation, interpret, bl
       return _by_columns(gpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
   options["num_groups"] = num_groups
   branches = {"default": functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes)}
-  if _why_not_tpu(arguments[0], arguments[1], arguments[4]) is None:
+  if _why_not_tpu(q, k, bias) is None:
     branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
   return jax.lax.platform_dependent(*arguments, **branches)
 
