@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxrec.memory import restart_with_huge_pages
+from jaxrec.cli.process import restart_with_huge_pages
 
 if any(
   pair[0] == "-m" and pair[1].startswith("experiments.") for pair in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)

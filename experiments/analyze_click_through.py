@@ -24,13 +24,13 @@ from ml_collections import ConfigDict
 
 from jaxrec.analysis import click_through as analysis
 from jaxrec.analysis import click_through_plots as plots
-from jaxrec.data.candidates import TrainingCandidates, held_out_candidates
-from jaxrec.data.planted_interest import planted_interest_truth
+from jaxrec.data.batches.candidates import TrainingCandidates, held_out_candidates
+from jaxrec.data.generators.planted_interest import planted_interest_truth
 from jaxrec.data.prepared import TEST
 from jaxrec.models import ctr
-from jaxrec.train import click_through, writers
+from jaxrec.train import click_task, writers
 from jaxrec.train.checkpoint import load_state
-from jaxrec.train.click_through import ClickThrough
+from jaxrec.train.click_task import ClickThrough
 
 FLAGS = flags.FLAGS
 SEARCH = 20  # Events that the search is judged by.
@@ -76,7 +76,7 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
 def load(workdir: str) -> tuple[ClickThrough, Mapping[str, Any]]:
   """Returns data and model of a run, and its best variables."""
   pieces = ClickThrough.from_config(ConfigDict(writers.read_json(os.path.join(workdir, "config.json"))))
-  state, _ = load_state(os.path.join(workdir, "checkpoints"), click_through.initial_state(pieces))
+  state, _ = load_state(os.path.join(workdir, "checkpoints"), click_task.initial_state(pieces))
   return pieces, state.evaluated
 
 
@@ -131,14 +131,14 @@ def attention_truth(pieces: ClickThrough) -> list[list[float]]:
 
 def role_gradients(pieces: ClickThrough, steps: int) -> analysis.RoleGradients:
   """Returns the gradients of both roles over the first steps of training a shared table."""
-  config = {**click_through.model_settings(pieces.config), "name": "dare"}
+  config = {**click_task.model_settings(pieces.config), "name": "dare"}
   sizes = {"num_items": pieces.examples.num_items, "num_categories": pieces.examples.num_categories}
   tied = dataclasses.replace(pieces, model=ctr.build(config, **sizes))
   settings = pieces.config.train
   plan = TrainingCandidates(pieces.examples, settings.batch_size, settings.num_epochs, pieces.config.seed)
   batches = (plan[step] for step in range(min(steps, len(plan))))
   options = pieces.config.optimizer
-  start = click_through.initial_state(tied).params
+  start = click_task.initial_state(tied).params
   return analysis.role_gradients(tied.model, start, batches, learning_rate=options.learning_rate, l2=options.l2)
 
 

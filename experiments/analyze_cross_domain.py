@@ -26,11 +26,10 @@ from absl import app, flags, logging
 from experiments.sweep import read_results
 from jaxrec import parallel
 from jaxrec.analysis import cross_domain, cross_domain_plots
-from jaxrec.data.planted import planted_truth
-from jaxrec.ranking import PROTOCOLS, UserRanks
-from jaxrec.train import evaluation
-from jaxrec.train.experiment import Experiment, load_run
+from jaxrec.data.generators.planted_transfer import planted_truth
+from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
 from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.sequence_task import Experiment, load_run
 from jaxrec.train.writers import read_json, read_records, write_json
 
 FLAGS = flags.FLAGS
@@ -99,10 +98,10 @@ def load(workdir: str, single: bool = False) -> Run:
   with config.unlocked():
     config.eval.protocol = FLAGS.protocol
   split = 1 if FLAGS.split == "validation" else 2
-  ranks = evaluation.user_ranks(model, params, data, config, split)
+  ranks = model.user_ranks(model, params, data, config, split)
   if single:
     return Run(workdir, experiment, ranks, None)
-  batches = evaluation.evaluation_batches(data, config, split, parallel.make_mesh())
+  batches = model.evaluation_batches(data, config, split, parallel.make_mesh())
   return Run(workdir, experiment, ranks, cross_domain.query_attention(model, params, batches))
 
 

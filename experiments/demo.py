@@ -12,8 +12,8 @@ from absl import app, logging
 
 from experiments import evaluate, train
 from experiments.configs import demo
-from jaxrec.inference.recommend import describe, recommend
-from jaxrec.train.experiment import load_run
+from jaxrec.serving.recommend import describe, recommend
+from jaxrec.train.sequence_task import load_run
 
 FOLDER = "runs/demo"
 NUM_USERS = 3

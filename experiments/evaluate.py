@@ -13,12 +13,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxrec.baselines import evaluate_baseline, popularity, random_order
-from jaxrec.data.evaluation import evaluation_batches
-from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
-from jaxrec.train.evaluation import evaluate
-from jaxrec.train.experiment import Experiment, load_run, train_users
+from jaxrec.data.batches.evaluation import evaluation_batches
+from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
+from jaxrec.evaluation.model import evaluate
+from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.sequence_task import Experiment, load_run, train_users
 from jaxrec.train.writers import write_json
 
 FLAGS = flags.FLAGS
@@ -81,7 +81,7 @@ def table(
     scores: ranker -> metrics.
     domain_names: of the data.
     ks: list lengths.
-    prefix: of the metrics: "" for full ranking, or the prefixes of `jaxrec.ranking`.
+    prefix: of the metrics: "" for full ranking, or the prefixes of `jaxrec.evaluation.protocols`.
 
   >>> print(table({"hstu": {"HR@10": 0.5, "NDCG@10": 0.25, "MRR": 0.2, "count": 4}}, ("films",), (10,)))
   domain  ranker  users   HR@10  NDCG@10     MRR

@@ -8,8 +8,8 @@
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
 
 Without --raw the official files are downloaded where they are free to download. Every option of the source's reader
-(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.prepare.PrepareOptions`) is a flag; a flag that the source
-does not know is an error.
+(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.preparation.filters`) is a flag; a flag that the source does
+not know is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from jaxrec.data.prepare import PrepareOptions, prepare, reader_parameters
+from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED, source_names
 

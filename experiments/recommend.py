@@ -13,9 +13,9 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
-from jaxrec.inference.recommend import describe, recommend
-from jaxrec.train.experiment import load_run
+from jaxrec.serving.recommend import describe, recommend
 from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.sequence_task import load_run
 
 FLAGS = flags.FLAGS
 

@@ -36,14 +36,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec import parallel
-from jaxrec.data import pipeline
-from jaxrec.train import curves, experiment, writers
+from jaxrec.data.batches import training
+from jaxrec.evaluation.model import evaluate_state
+from jaxrec.train import curves, sequence_task, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import check_config, config_differences, saved_config
-from jaxrec.train.evaluation import evaluate_state
-from jaxrec.train.experiment import Experiment
 from jaxrec.train.log import HideOrbaxDetails, RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, NonFiniteLossError, StopSignal, TableError
+from jaxrec.train.sequence_task import Experiment
 from jaxrec.train.timetable import Timetable
 
 FLAGS = flags.FLAGS
@@ -131,16 +131,16 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
   # Data.
   config, data = pieces.config, pieces.data
   mesh = parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, data, last_split=int(phase == "final"), mesh=mesh)
-  plan = pipeline.TrainingBatches(data, options)
-  batches = iter(pipeline.training_batches(data, options))
+  options = sequence_task.training_options(config, data, last_split=int(phase == "final"), mesh=mesh)
+  plan = training.TrainingBatches(data, options)
+  batches = iter(training.training_batches(data, options))
   times = Timetable.from_config(config.train, plan.batches_per_epoch, num_epochs)
 
   # Model and optimizer. The learning rate falls over config.train.num_epochs, whether or not this phase is as long.
   schedule_steps = config.train.num_epochs * times.steps_per_epoch
-  tables = experiment.item_tables(pieces, schedule_steps, mesh)
-  state = experiment.initial_state(pieces, schedule_steps, mesh, tables)
-  train_step = experiment.train_step(pieces, schedule_steps, mesh, state, tables)
+  tables = sequence_task.item_tables(pieces, schedule_steps, mesh)
+  state = sequence_task.initial_state(pieces, schedule_steps, mesh, tables)
+  train_step = sequence_task.train_step(pieces, schedule_steps, mesh, state, tables)
   score = functools.partial(evaluate_state, pieces.model, tables=tables, data=data, config=config, mesh=mesh)
   log = RunLog(workdir, phase, times, config, users_of_step=lambda step: plan.users(step - 1), profile=profile)
   log.describe(state, plan.users_per_epoch, options, mesh)
@@ -152,7 +152,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
     first_step = int(state.step) + 1
     log.start(first_step, position and position["log"])
     if position is not None:
-      experiment.check_rows(position["rows_per_batch"], options)
+      sequence_task.check_rows(position["rows_per_batch"], options)
       batches.set_state(position["batches"])
       stopping.set_state(position["stopping"])
 

@@ -22,11 +22,11 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from experiments.train import parse_flags
-from jaxrec.data.candidates import TrainingCandidates, training_candidates
+from jaxrec.data.batches.candidates import TrainingCandidates, training_candidates
 from jaxrec.data.prepared import TEST, VALIDATION
-from jaxrec.train import click_through, writers
+from jaxrec.train import click_task, writers
 from jaxrec.train.checkpoint import Checkpoints
-from jaxrec.train.click_through import ClickThrough
+from jaxrec.train.click_task import ClickThrough
 from jaxrec.train.config import config_differences
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.monitor import EarlyStopping, Interrupted, LossMonitor, NonFiniteLossError, StopSignal
@@ -58,7 +58,7 @@ def run(
   """Trains as the config says and returns the summary; does nothing but that where the workdir holds a finished run.
 
   Args:
-    config: see `jaxrec.train.click_through`.
+    config: see `jaxrec.train.click_task`.
     workdir: see the module.
     make_pieces: config to data, examples and model; another one to train your own.
 
@@ -67,7 +67,7 @@ def run(
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
     Interrupted: a signal asked to stop; a checkpoint is saved.
   """
-  click_through.check_config(config)
+  click_task.check_config(config)
   os.makedirs(workdir, exist_ok=True)
   _check_same_run(config, workdir)
   path = os.path.join(workdir, "summary.json")
@@ -88,9 +88,9 @@ def train(pieces: ClickThrough, workdir: str) -> dict[str, Any]:
   settings = pieces.config.train
   plan = TrainingCandidates(pieces.examples, settings.batch_size, settings.num_epochs, pieces.config.seed)
   batches, num_steps = iter(training_candidates(plan)), len(plan)
-  state = click_through.initial_state(pieces)
-  train_step, score = click_through.make_train_step(pieces), click_through.make_scorer(pieces)
-  renew = click_through.make_statistics(pieces)
+  state = click_task.initial_state(pieces)
+  train_step, score = click_task.make_train_step(pieces), click_task.make_scorer(pieces)
+  renew = click_task.make_statistics(pieces)
   logging.info(
     "%d parameters; %d steps of %d candidates, %d an epoch; %d examples left out of each epoch",
     num_parameters(state.params["params"]), num_steps, settings.batch_size, plan.batches_per_epoch,

@@ -12,7 +12,7 @@ from sequences import NUM_ITEMS, batch_of
 
 from jaxrec import parallel
 from jaxrec.models import build
-from jaxrec.objectives import ItemObjective
+from jaxrec.objectives.item import ItemObjective
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 

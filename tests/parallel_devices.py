@@ -15,7 +15,7 @@ from sequences import batch_of
 
 from jaxrec import parallel
 from jaxrec.models import build
-from jaxrec.objectives import ItemObjective
+from jaxrec.objectives.item import ItemObjective
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.types import SequenceBatch
+from jaxrec.batches import SequenceBatch
 
 NUM_ITEMS = 10
 

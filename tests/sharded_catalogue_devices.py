@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec import losses, retrieval
 from jaxrec.embedding import RowAdamW, Table, Tables
-from jaxrec.embedding import retrieval as sharded_retrieval
-from jaxrec.embedding.optimizers import full_mean
 from jaxrec.embedding.rounding import join
-from jaxrec.embedding.softmax import full_softmax
+from jaxrec.embedding.row_optimizers import full_mean
+from jaxrec.evaluation import retrieval, sharded_retrieval
 from jaxrec.layers.norm import l2_normalize
+from jaxrec.objectives import item_losses
+from jaxrec.objectives.sharded_softmax import full_softmax
 
 WIDTH, STEPS, TEMPERATURE, CHUNK = 4, 2, 0.7, 2
 ITEMS = {"item": 19, "half": 11, "small": 5, "sampled": 9}  # each with a row of padding and one of a mask token
@@ -55,10 +55,10 @@ def query_of(inputs, weight):
 
 
 def sampled_loss(query, vectors, ids):
-  logits = losses.sampled_logits(
+  logits = item_losses.sampled_logits(
     query, vectors["positive"], vectors["negative"], ids["positive"], ids["negative"], TEMPERATURE
   )
-  return losses.sampled_softmax(*logits)
+  return item_losses.sampled_softmax(*logits)
 
 
 def step(tables, items, state, weight, ids):
@@ -99,7 +99,7 @@ def dense_step(number, dense, weight, ids):
         values[name] = sampled_loss(query, vectors, ids[name])
       else:
         candidates = scored(name, rows)[: ITEMS[name] + 1]
-        values[name] = losses.full_softmax(query, candidates, ids[name]["positive"], TEMPERATURE)
+        values[name] = item_losses.full_softmax(query, candidates, ids[name]["positive"], TEMPERATURE)
     return sum(value.mean() for value in values.values()), values
 
   whole = {name: read(name, rows) for name, (rows, _) in dense.items()}
@@ -169,7 +169,7 @@ def retrieval_problem(kind):
 
 
 def retrieved(kind, num_devices):
-  """Returns ranks and best items with our retrieval, or `jaxrec.retrieval` where `num_devices` is None."""
+  """Returns ranks and best items with our retrieval, or `jaxrec.evaluation.retrieval` where `num_devices` is None."""
   num_items, rows, queries, target, seen, domain = retrieval_problem(kind)
   of_target = {"item_domain": domain["item_domain"], "target_domain": domain["domain"]}
   if num_devices is None:

@@ -15,7 +15,7 @@ from sequences import NUM_ITEMS, batch_of
 
 from jaxrec.embedding import RowAdamW, Table, Tables
 from jaxrec.models import build
-from jaxrec.objectives import TABLE, ItemObjective
+from jaxrec.objectives.item import TABLE, ItemObjective
 from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step

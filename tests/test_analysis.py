@@ -18,8 +18,8 @@ from jaxrec.analysis.cross_domain import (
   weight_sweep,
   weight_trajectory,
 )
-from jaxrec.data.evaluation import evaluation_batches
-from jaxrec.data.planted import planted_transfer, planted_truth
+from jaxrec.data.batches.evaluation import evaluation_batches
+from jaxrec.data.generators.planted_transfer import planted_transfer, planted_truth
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.single_domain import only_domain
 from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer

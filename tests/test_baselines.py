@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxrec.baselines import evaluate_baseline, popularity, random_order
-from jaxrec.data.evaluation import evaluation_batches
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import PreparedData
+from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 
 # Items 1, 2, 3 in domain 1 and 4, 5 in domain 2. Training events: item 1 three times, 2 twice, 4 twice, 5 once, 3
 # never.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrec.data.candidates import (
+from jaxrec.data.batches.candidates import (
   CandidateData,
   CandidateOptions,
   TrainingCandidates,
@@ -11,7 +11,7 @@ from jaxrec.data.candidates import (
   item_categories,
   training_candidates,
 )
-from jaxrec.data.prepare import prepare
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 
 OPTIONS = CandidateOptions(history_length=4, min_events=8, targets_per_user=3, seed=1)

@@ -9,12 +9,12 @@ import optax
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
-from jaxrec.cross_domain import CrossDomainObjective, cross_domain_attention, shared_parameters
 from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
 from jaxrec.models import build
 from jaxrec.multi_objective import multi_objective
 from jaxrec.multi_objective.weighting import fixed, pareto
-from jaxrec.objectives import ItemObjective
+from jaxrec.objectives.autocdsr import CrossDomainObjective, cross_domain_attention, shared_parameters
+from jaxrec.objectives.item import ItemObjective
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 

@@ -10,9 +10,9 @@ import pytest
 from candidates import NUM_CATEGORIES, NUM_ITEMS, candidate_batch
 from golden_checks.compile import quick_jit
 
-from jaxrec.click_through import click_loss, ctr_loss, l2_penalty
-from jaxrec.layers.decoupled import DecoupledEmbedding, FieldWidths
+from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
 from jaxrec.models.ctr import VARIANTS, build
+from jaxrec.objectives.click import click_loss, ctr_loss, l2_penalty
 
 SIZES = {"width": 3, "max_age": 6, "top_k": 3, "hidden": (9, 8), "num_bits": 8, "bits_per_bucket": 2}
 BATCH = candidate_batch([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5], [8, 9], [7]], [5, 9, 3, 2])

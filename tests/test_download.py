@@ -12,8 +12,8 @@ import zipfile
 import pytest
 from raw_files import ML1M_MOVIES, ML1M_RATINGS
 
-from jaxrec.data import download
-from jaxrec.data.prepare import prepare
+from jaxrec.data.preparation import download
+from jaxrec.data.preparation.prepare import prepare
 
 CONTENT = bytes(range(256)) * 40
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrec.embedding import RowAdamW, RowSGD, Table, Tables
 from jaxrec.embedding.layout import Layout
-from jaxrec.embedding.types import place_tables
+from jaxrec.embedding.table import place_tables
 from jaxrec.multi_objective import gram_matrix, min_norm_weights
 
 ONES = jax.nn.initializers.ones

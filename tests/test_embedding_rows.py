@@ -9,7 +9,7 @@ import pytest
 
 from jaxrec.embedding import RowAdagrad, RowSGD, Table, Tables, fold_id, two_rows
 from jaxrec.embedding.rounding import join, split
-from jaxrec.embedding.types import MAX_STACK_ROWS, place_tables
+from jaxrec.embedding.table import MAX_STACK_ROWS, place_tables
 
 ONES = jax.nn.initializers.ones
 

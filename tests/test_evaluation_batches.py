@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec.data.pipeline import evaluation_batches
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import PreparedData
 
 ITEMS = [[1, 2, 3, 4, 5], [6, 7, 8], [2, 4, 6, 8]]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.inference.incremental import IncrementalModel
+from jaxrec.batches import SequenceBatch
 from jaxrec.models import build
-from jaxrec.types import SequenceBatch
+from jaxrec.serving.incremental import IncrementalModel
 
 NUM_ITEMS, NUM_DOMAINS, LENGTH = 12, 3, 9
 SIZES = {"width": 8, "num_layers": 2, "max_positions": LENGTH, "num_heads": 2}

@@ -11,8 +11,8 @@ from flax import nnx
 from sequences import batch_of
 
 from jaxrec.layers.context import bidirectional_context, causal_context
-from jaxrec.layers.embedding import ItemEmbedding, SequenceEmbedding, dropout, embed_sequence
 from jaxrec.layers.hstu import HSTULayer, gate, split_uvqk
+from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding, dropout, embed_sequence
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transformer import BERT4RecLayer, FeedForward, SASRecLayer
 

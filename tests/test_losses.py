@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.losses import (
+from jaxrec.objectives.item_losses import (
   binary_cross_entropy,
   full_softmax,
   gbce_calibration,

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from jaxrec.memory import restart_with_huge_pages
+from jaxrec.cli.process import restart_with_huge_pages
 print("start", flush=True)
 restart_with_huge_pages()
 print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[1:])

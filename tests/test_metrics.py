@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_checks.metrics import missing_half_step
 
-from jaxrec.metrics import RankingMetrics, auc, grouped_auc, hit_rate, log_loss, mrr, ndcg
+from jaxrec.evaluation.metrics import RankingMetrics, auc, grouped_auc, hit_rate, log_loss, mrr, ndcg
 
 RANKS = np.array([1, 3, 10, 11])
 

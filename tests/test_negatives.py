@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.negatives import log_probability, sample_in_batch, sample_items
+from jaxrec.objectives.negatives import log_probability, sample_in_batch, sample_items
 
 V = 20
 

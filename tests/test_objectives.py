@@ -10,9 +10,9 @@ import optax
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
-from jaxrec import losses
-from jaxrec.negatives import log_probability
-from jaxrec.objectives import LOSSES, ItemObjective, build
+from jaxrec.objectives import item_losses
+from jaxrec.objectives.item import LOSSES, ItemObjective, build
+from jaxrec.objectives.negatives import log_probability
 
 BATCH = batch_of([[[3, 1, 4, 1]], [[5, 9], [2, 6]], []], length=5)
 UNIFORM = [{"loss": "sampled_softmax"}, {"loss": "bce"}, {"loss": "gbce"}, {"loss": "sampled_softmax", "log_q": True}]
@@ -75,10 +75,12 @@ def test_log_q_of_a_uniform_draw_shifts_all_scores_alike_and_so_changes_nothing(
 def test_log_q_subtracts_the_log_probability_of_each_item():
   ids = jnp.array([2, 5, 7])
   query, items = PARAMS["query"]["embedding"][BATCH.item_id], PARAMS["item"]["embedding"]
-  positive, negative = losses.sampled_logits(query, items[BATCH.target_item], items[ids], BATCH.target_item, ids, 0.5)
+  positive, negative = item_losses.sampled_logits(
+    query, items[BATCH.target_item], items[ids], BATCH.target_item, ids, 0.5
+  )
   log_q = functools.partial(log_probability, "log_uniform", num_items=NUM_ITEMS)
-  value = losses.sampled_softmax(positive - log_q(BATCH.target_item), negative - log_q(ids))
-  expected = losses.weighted_mean(value, BATCH.target_weight)
+  value = item_losses.sampled_softmax(positive - log_q(BATCH.target_item), negative - log_q(ids))
+  expected = item_losses.weighted_mean(value, BATCH.target_weight)
   objective = FixedDraw(sharing="batch", sampler="log_uniform", log_q=True, temperature=0.5)
   np.testing.assert_allclose(loss_of(objective)[0], expected, rtol=1e-5)
 

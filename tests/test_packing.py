@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data.packing import pack, reshuffle, separate_rows
+from jaxrec.data.batches.packing import pack, reshuffle, separate_rows
 
 lengths_and_row = st.integers(1, 20).flatmap(
   lambda row_length: st.tuples(st.lists(st.integers(1, row_length), min_size=1, max_size=40), st.just(row_length))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data.pipeline import (
+from jaxrec.data.batches.training import (
   TrainingBatches,
   TrainingOptions,
   batches_per_epoch,
@@ -17,8 +17,8 @@ from jaxrec.data.pipeline import (
   training_batches,
   users_per_epoch,
 )
+from jaxrec.data.generators.synthetic import synthetic_data
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.synthetic import synthetic_data
 
 # Users 0, 1, 2; the last event of each is the test item, the one before it the validation item.
 ITEMS = [[1, 2, 3, 4, 5], [6, 7, 8], [2, 4, 6, 8]]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from jaxrec.data.planted import INFORMATIVE, TARGET, planted_transfer, planted_truth
-from jaxrec.data.prepare import prepare
+from jaxrec.data.generators.planted_transfer import INFORMATIVE, TARGET, planted_transfer, planted_truth
+from jaxrec.data.generators.synthetic import synthetic_data
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.synthetic import synthetic_data
 from jaxrec.train.config import default_config
-from jaxrec.train.experiment import load_data
+from jaxrec.train.sequence_task import load_data
 
 FIRST_NOISE = 3
 

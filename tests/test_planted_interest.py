@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from jaxrec.data.candidates import CandidateData, CandidateOptions
-from jaxrec.data.planted_interest import InterestTruth, planted_interest, planted_interest_truth
-from jaxrec.data.prepare import prepare
+from jaxrec.batches import CandidateBatch
+from jaxrec.data.batches.candidates import CandidateData, CandidateOptions
+from jaxrec.data.generators.planted_interest import InterestTruth, planted_interest, planted_interest_truth
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, TRAIN
-from jaxrec.metrics import auc
-from jaxrec.types import CandidateBatch
+from jaxrec.evaluation.metrics import auc
 
 SMALL = {
   "num_users": 150, "num_categories": 12, "items_per_category": 20, "mean_events": 60.0, "memory": 6.0,

@@ -11,8 +11,8 @@ from conftest import REPOSITORY
 from raw_files import ML1M_MOVIES, ML1M_RATINGS, write
 
 from jaxrec.data import prepared_files
-from jaxrec.data.filters import PrepareOptions
-from jaxrec.data.prepare import build, prepare
+from jaxrec.data.preparation.filters import PrepareOptions
+from jaxrec.data.preparation.prepare import build, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import InteractionLog
 

@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 from raw_files import shards
 
 from jaxrec import parallel
-from jaxrec.baselines import evaluate_baseline, random_order
-from jaxrec.data import pipeline
-from jaxrec.data.evaluation import evaluation_batches
-from jaxrec.data.prepare import prepare
+from jaxrec.data.batches import training
+from jaxrec.data.batches.evaluation import evaluation_batches
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.ranking import evaluation_negatives, ranking_metrics, ranks_of_users
-from jaxrec.train import experiment
+from jaxrec.evaluation.baselines import evaluate_baseline, random_order
+from jaxrec.evaluation.protocols import evaluation_negatives, ranking_metrics, ranks_of_users
+from jaxrec.train import sequence_task
 
 NUM_ITEMS = 50
 
@@ -111,8 +111,8 @@ def config_with(train_users: str) -> ConfigDict:
 
 
 def users_of_an_epoch(data, config, last_split):
-  options = experiment.training_options(config, data, last_split, parallel.make_mesh())
-  batches = pipeline.TrainingBatches(data, options)
+  options = sequence_task.training_options(config, data, last_split, parallel.make_mesh())
+  batches = training.TrainingBatches(data, options)
   return sorted(user for step in range(batches.batches_per_epoch) for user in batches.users(step).tolist())
 
 
@@ -133,7 +133,7 @@ def test_held_out_users_are_evaluated_all_the_same(published):
 
 def test_leave_one_out_data_have_no_user_without_held_out_events():
   with pytest.raises(ValueError, match="train_users='without_held_out' leaves no user to train on"):
-    experiment.train_users(config_with("without_held_out"), some_data(), last_split=0)
+    sequence_task.train_users(config_with("without_held_out"), some_data(), last_split=0)
 
 
 @pytest.mark.parametrize("protocol", ["full", "full_per_domain"])

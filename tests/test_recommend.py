@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data.prepared import PreparedData
-from jaxrec.inference.recommend import describe, domain_number, history_of, recommend
+from jaxrec.serving.recommend import describe, domain_number, history_of, recommend
 from jaxrec.train.config import default_config
 
 # Six items: 1, 2, 3 are books, 4, 5, 6 are films.

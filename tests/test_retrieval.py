@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import retrieval, scoring
-from jaxrec.retrieval import sampled_target_ranks, target_ranks, top_k_items
+from jaxrec.evaluation import chunked_scores, retrieval
+from jaxrec.evaluation.retrieval import sampled_target_ranks, target_ranks, top_k_items
 
 # One query of 1, so that scores are the vectors: item 1 scores 3, items 2 and 3 score 2, item 4 scores 1. Row 0 would
 # win if it counted.
@@ -106,7 +106,7 @@ def test_ranks_equal_a_plain_count_for_every_chunk_size(num_items, chunk_size):
 def test_more_rows_than_one_block_give_the_same_ranks_as_rows_alone(monkeypatch):
   rng = np.random.default_rng(1)
   queries, vectors, target = _small_integers(rng, 37, 4), _small_integers(rng, 90, 4), rng.integers(1, 90, 37)
-  monkeypatch.setattr(scoring, "BLOCK_SIZE", 8)
+  monkeypatch.setattr(chunked_scores, "BLOCK_SIZE", 8)
   np.testing.assert_array_equal(target_ranks(queries, vectors, target), _counted_ranks(queries, vectors, target))
 
 

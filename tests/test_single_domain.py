@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxrec.data.evaluation import evaluation_batches
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.single_domain import held_out_users, only_domain
 from jaxrec.train.config import check_config
-from jaxrec.train.experiment import load_data, train_users
+from jaxrec.train.sequence_task import load_data, train_users
 
 # user: (item, domain, split) of each event. Items 1..3 are books, 4..6 are films.
 USERS = [

@@ -22,7 +22,7 @@ from raw_files import (
   write,
 )
 
-from jaxrec.data.prepare import prepare
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.sources import GENERATED, generator, reading, source_names, source_reader
 from jaxrec.data.sources.tfrecord import masked_crc, varints
 

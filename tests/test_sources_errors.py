@@ -20,7 +20,7 @@ from raw_files import (
   write,
 )
 
-from jaxrec.data.prepare import prepare
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.sources import reading, source_reader
 from jaxrec.data.sources.tfrecord import split_records
 

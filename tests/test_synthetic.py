@@ -3,7 +3,7 @@ import inspect
 import numpy as np
 import pytest
 
-from jaxrec.data.synthetic import synthetic_data
+from jaxrec.data.generators.synthetic import synthetic_data
 
 
 def genres(data):

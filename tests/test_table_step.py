@@ -13,12 +13,12 @@ import pytest
 from conftest import REPOSITORY
 from sequences import NUM_ITEMS, batch_of
 
-from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
 from jaxrec.embedding import RowSGD, Table, Tables
 from jaxrec.models import build
 from jaxrec.multi_objective import multi_objective
 from jaxrec.multi_objective.weighting import mgda
-from jaxrec.objectives import TABLE, ItemObjective
+from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
+from jaxrec.objectives.item import TABLE, ItemObjective
 from jaxrec.train.state import TrainState, create_state
 from jaxrec.train.step import make_train_step
 from jaxrec.train.table_step import beside_rows

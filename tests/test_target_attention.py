@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.layers import hashing
-from jaxrec.layers import target_attention as attention
-from jaxrec.layers.batch_norm import BatchNorm
+from jaxrec.layers.ctr import lsh
+from jaxrec.layers.ctr import target_attention as attention
+from jaxrec.layers.ctr.batch_norm import BatchNorm
 
 SCORES = jnp.array([[0.5, 3.0, -1.0, 2.0], [7.0, 1.0, 0.0, 0.25], [1.0, 1.0, 1.0, 1.0]])
 REAL = jnp.array([[True, True, True, True], [False, False, True, True], [False, False, False, False]])
@@ -67,30 +67,30 @@ def test_the_attention_unit_is_its_equation():
 
 
 def test_hashes_of_the_same_direction_agree_and_of_opposite_directions_do_not():
-  normals = hashing.hyperplanes(8, 32, seed=3)
+  normals = lsh.hyperplanes(8, 32, seed=3)
   x = jax.random.normal(jax.random.key(0), (1, 8))
   history = jnp.stack([2 * x, -x], axis=1)  # [1, 2, 8]
-  distance = hashing.hamming_distance(hashing.hash_bits(x, normals), hashing.hash_bits(history, normals))
+  distance = lsh.hamming_distance(lsh.hash_bits(x, normals), lsh.hash_bits(history, normals))
   assert distance.tolist() == [[0, 32]]
 
 
 def test_the_hamming_distance_grows_with_the_angle():
-  normals = hashing.hyperplanes(2, 3000)
+  normals = lsh.hyperplanes(2, 3000)
   angle = jnp.array([0.0, 0.3, 1.0, 2.0, 3.0])
-  bits = hashing.hash_bits(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)[None], normals)
-  distance = hashing.hamming_distance(bits[:, 0], bits)[0] / 3000
+  bits = lsh.hash_bits(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)[None], normals)
+  distance = lsh.hamming_distance(bits[:, 0], bits)[0] / 3000
   np.testing.assert_allclose(distance, angle / np.pi, atol=0.03)
 
 
 def test_buckets_of_one_bit_agree_as_often_as_bits_do():
   target, history = jnp.array([[True, False]]), jnp.array([[[True, True], [False, False]]])
-  assert hashing.same_bucket(target, history, 1).tolist() == [[[True, False], [False, True]]]
-  assert hashing.same_bucket(target, history, 2).tolist() == [[[False, False]]]
+  assert lsh.same_bucket(target, history, 1).tolist() == [[[True, False], [False, True]]]
+  assert lsh.same_bucket(target, history, 2).tolist() == [[[False, False]]]
 
 
 def test_buckets_that_do_not_divide_the_bits_are_refused():
   with pytest.raises(ValueError, match="bits_per_bucket=2 must divide the number of bits 3"):
-    hashing.same_bucket(jnp.ones((1, 3), bool), jnp.ones((1, 1, 3), bool), 2)
+    lsh.same_bucket(jnp.ones((1, 3), bool), jnp.ones((1, 1, 3), bool), 2)
 
 
 X = jnp.array([[1.0, 10.0], [3.0, 10.0], [5.0, 10.0]])

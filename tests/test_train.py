@@ -14,8 +14,8 @@ import tiny_run
 from conftest import REPOSITORY
 
 from experiments import train
-from jaxrec.train.experiment import load_run
 from jaxrec.train.monitor import NonFiniteLossError
+from jaxrec.train.sequence_task import load_run
 from jaxrec.train.writers import read_records
 
 

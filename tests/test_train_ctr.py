@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from experiments import analyze_click_through, sweep, train_ctr
 from experiments.configs import _click_through
 from jaxrec.data.prepared import TEST, TRAIN
-from jaxrec.metrics import auc
-from jaxrec.train import click_through, writers
-from jaxrec.train.click_through import ClickThrough, default_config
+from jaxrec.evaluation.metrics import auc
+from jaxrec.train import click_task, writers
+from jaxrec.train.click_task import ClickThrough, default_config
 from jaxrec.train.monitor import Interrupted
 
 OPTIONS = {"num_users": 60, "num_categories": 8, "items_per_category": 12, "mean_events": 40.0, "group_size": 2}
@@ -105,7 +105,7 @@ def test_training_stops_early(tmp_path):
 
 def test_the_running_statistics_are_kept_with_the_parameters():
   pieces = popularity_pieces(tiny_config())
-  state, step = click_through.initial_state(pieces), click_through.make_train_step(pieces)
+  state, step = click_task.initial_state(pieces), click_task.make_train_step(pieces)
   for start in (0, 8):
     state, scalars = step(state, pieces.examples.batch(TRAIN, np.arange(start, start + 8)))
   assert float(state.params["batch_stats"]["batches"]) == 2
@@ -114,9 +114,9 @@ def test_the_running_statistics_are_kept_with_the_parameters():
 
 def test_what_is_evaluated_has_the_mean_statistics_of_the_batches():
   pieces = ClickThrough.from_config(tiny_config())
-  variables = click_through.initial_state(pieces).params
+  variables = click_task.initial_state(pieces).params
   batches = [pieces.examples.batch(TRAIN, np.arange(start, start + 16)) for start in (0, 16)]
-  renewed = click_through.make_statistics(pieces)(variables, batches)
+  renewed = click_task.make_statistics(pieces)(variables, batches)
   features = [np.asarray(pieces.model.apply(variables, batch, deterministic=True).features) for batch in batches]
   found = renewed["batch_stats"]["head"]["norm"]
   np.testing.assert_allclose(found["mean"], np.mean([x.mean(axis=0) for x in features], axis=0), atol=1e-7)
@@ -127,8 +127,8 @@ def test_what_is_evaluated_has_the_mean_statistics_of_the_batches():
 
 def test_a_model_without_such_statistics_keeps_its_variables():
   pieces = popularity_pieces(tiny_config())
-  variables = click_through.initial_state(pieces).params
-  assert click_through.make_statistics(pieces)(variables, [pieces.examples.batch(TRAIN, np.arange(8))]) is variables
+  variables = click_task.initial_state(pieces).params
+  assert click_task.make_statistics(pieces)(variables, [pieces.examples.batch(TRAIN, np.arange(8))]) is variables
 
 
 def test_evaluation_reads_the_statistics_of_the_latest_batches(tmp_path):
@@ -146,10 +146,10 @@ def test_evaluation_reads_the_statistics_of_the_latest_batches(tmp_path):
 def test_scores_do_not_depend_on_the_size_of_the_batches():
   config = tiny_config()
   pieces = ClickThrough.from_config(config)
-  variables = click_through.initial_state(pieces).params
-  whole = click_through.make_scorer(pieces)(variables, TEST)
+  variables = click_task.initial_state(pieces).params
+  whole = click_task.make_scorer(pieces)(variables, TEST)
   config.eval.batch_size = 7
-  assert click_through.make_scorer(pieces)(variables, TEST) == pytest.approx(whole, rel=1e-5)
+  assert click_task.make_scorer(pieces)(variables, TEST) == pytest.approx(whole, rel=1e-5)
   batch = pieces.examples.batch(TEST, np.arange(whole["count"]))
   logit = pieces.model.apply(variables, batch, deterministic=True).logit
   assert whole["AUC"] == pytest.approx(auc(np.asarray(logit), batch.label), abs=1e-6)
@@ -176,7 +176,7 @@ def test_wrong_settings_are_errors(change, message):
     group, key = name.split(".")
     config[group][key] = value
   with pytest.raises(ValueError, match=message):
-    click_through.check_config(config)
+    click_task.check_config(config)
 
 
 def test_a_choice_of_a_config_is_a_variant_and_perhaps_widths():

@@ -10,8 +10,8 @@ import pytest
 
 from jaxrec.train import curves
 from jaxrec.train.config import check_config, default_config
-from jaxrec.train.experiment import load_data
 from jaxrec.train.monitor import EarlyStopping, LossMonitor, NonFiniteLossError, StopSignal
+from jaxrec.train.sequence_task import load_data
 from jaxrec.train.writers import MetricsWriter, read_records
 
 

@@ -11,11 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
+from jaxrec.batches import SequenceBatch
 from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
-from jaxrec.types import SequenceBatch
 
 
 class TinyModel(nn.Module):

@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 from experiments.benchmarks.records import machine, publish
 from experiments.configs import _cross_domain, abxi, kuairand
 from jaxrec import parallel
-from jaxrec.data import pipeline
+from jaxrec.data.batches import training
 from jaxrec.data.prepared import PreparedData
-from jaxrec.train import experiment
+from jaxrec.train import sequence_task
 from jaxrec.train.state import num_parameters
 
 FLAGS = flags.FLAGS
@@ -163,12 +163,12 @@ def summary(ms: Sequence[float], base: Sequence[float] | None) -> dict[str, floa
 
 def _stepper(config) -> tuple[Callable[[int], Any], dict[str, Any]]:
   """The function that makes step i, and what it works on."""
-  pieces, mesh = experiment.Experiment.from_config(config), parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
-  plan = pipeline.TrainingBatches(pieces.data, options)
+  pieces, mesh = sequence_task.Experiment.from_config(config), parallel.make_mesh(config.parallel.to_dict())
+  options = sequence_task.training_options(config, pieces.data, last_split=0, mesh=mesh)
+  plan = training.TrainingBatches(pieces.data, options)
   batches = [parallel.spread_rows(plan[i], mesh) for i in range(plan.batches_per_epoch)]
-  state = experiment.initial_state(pieces, 1000, mesh)
-  train_step = experiment.train_step(pieces, 1000, mesh, like=state)
+  state = sequence_task.initial_state(pieces, 1000, mesh)
+  train_step = sequence_task.train_step(pieces, 1000, mesh, like=state)
   about = _about(state, options, batches)
 
   def step(i):

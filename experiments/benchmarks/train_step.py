@@ -19,8 +19,8 @@ from ml_collections import config_flags
 
 from experiments.benchmarks.records import machine, publish
 from jaxrec import parallel
-from jaxrec.data import pipeline
-from jaxrec.train import experiment
+from jaxrec.data.batches import training
+from jaxrec.train import sequence_task
 from jaxrec.train.state import num_parameters
 
 FLAGS = flags.FLAGS
@@ -36,19 +36,19 @@ def main(argv: list[str]) -> None:
 
 def measure(config, steps: int) -> list[dict[str, Any]]:
   """Returns a record for each stage of the training step of `config`: batch, forward, gradient, step."""
-  pieces = experiment.Experiment.from_config(config)
+  pieces = sequence_task.Experiment.from_config(config)
   mesh = parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
-  plan = pipeline.TrainingBatches(pieces.data, options)
+  options = sequence_task.training_options(config, pieces.data, last_split=0, mesh=mesh)
+  plan = training.TrainingBatches(pieces.data, options)
   batches = [parallel.spread_rows(plan[i], mesh) for i in range(min(steps, plan.batches_per_epoch))]
-  state = experiment.initial_state(pieces, 1000, mesh)
+  state = sequence_task.initial_state(pieces, 1000, mesh)
   about = _about(config, state, options, batches)
 
   def loss(params, batch):
     return pieces.objective(pieces.model, params, batch, jax.random.key(0))[0]
 
   forward, gradient = jax.jit(loss), jax.jit(jax.grad(loss))
-  train_step = experiment.train_step(pieces, 1000, mesh, like=state)
+  train_step = sequence_task.train_step(pieces, 1000, mesh, like=state)
 
   def step(i):
     nonlocal state

@@ -5,7 +5,7 @@
       --override=model.name=dare,twin,din --seeds=1,2,3 --metrics=AUC,GAUC --out=runs/ctr_planted
 
 The argument is a name of `jaxrec.models.ctr.VARIANTS`, and perhaps a width: "dare-8". Data: see
-`jaxrec.data.planted_interest`.
+`jaxrec.data.generators.planted_interest`.
 
 Numbers: `experiments/results/click_through.md`.
 """

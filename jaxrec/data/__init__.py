@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-_LAZY = {"prepare": "jaxrec.data.prepare", "PreparedData": "jaxrec.data.prepared"}
+_LAZY = {"prepare": "jaxrec.data.preparation.prepare", "PreparedData": "jaxrec.data.prepared"}
 
 __all__ = ["PreparedData", "prepare"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrec.cross_domain import OWN
 from jaxrec.embedding.rounding import ROUNDINGS
-from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.objectives.autocdsr import OWN
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
     "name": "",  # For tables of results.
     "seed": 42,  # Of parameters, order of users, dropout, negatives.
     "data": {
-      "source": "",  # A name of jaxrec.data.prepare, for example movielens-1m; not read where `prepared` exists.
+      "source": "",  # A data source, for example movielens-1m; not read where `prepared` exists.
       "raw": "",  # Raw files; "" downloads them, or takes $JAXREC_DATA/<source>.
       "prepared": "",  # Folder of prepared columns; "" keeps them in a cache.
       "options": {},  # Of the source: filters, split.

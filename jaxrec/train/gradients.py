@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxrec.types import SequenceBatch
+from jaxrec.batches import SequenceBatch
 
 
 def pieces_of(batch: SequenceBatch, rng: PRNGKeyArray, parts: int) -> tuple[SequenceBatch, Array]:

@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxrec.embedding import RowAdagrad, RowAdamW, RowSGD, Table, Tables
-from jaxrec.embedding.types import SHARDED
+from jaxrec.embedding.table import SHARDED
 from jaxrec.models.sequential import SequentialModel
-from jaxrec.objectives import TABLE
+from jaxrec.objectives.item import TABLE
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.state import Params, TrainState
 

@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from jaxrec.data.pipeline import TrainingOptions
+from jaxrec.batches import SequenceBatch
+from jaxrec.data.batches.training import TrainingOptions
 from jaxrec.train.monitor import LossMonitor
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.progress import Speed, Trace
 from jaxrec.train.state import TrainState, num_parameters
 from jaxrec.train.timetable import Timetable
 from jaxrec.train.writers import MetricsWriter
-from jaxrec.types import SequenceBatch
 
 
 class RunLog:

@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.train.timetable import Timetable
 from jaxrec.train.writers import MetricsWriter
-from jaxrec.types import SequenceBatch
 
 _TRACED_STEPS = (10, 20)  # Of this process: compilation is over by then.
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.embedding import TableState
-from jaxrec.types import SequenceBatch
 
 Params = Any  # A pytree of float32 arrays.
 

@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxrec import parallel
+from jaxrec.batches import SequenceBatch
 from jaxrec.embedding import Tables
 from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
 from jaxrec.train.state import TrainState
 from jaxrec.train.table_step import table_updates
-from jaxrec.types import SequenceBatch
 
 # (model, params, batch, rng, deterministic) -> (loss, scalars); scalars["weight"] is the sum of target weights.
 Objective = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
@@ -45,10 +45,10 @@ def make_train_step(
 
   Args:
     model: Linen module.
-    objective: its loss is a mean over target positions weighted by target_weight. Or several, which have
-      `names` and `gradients` as `jaxrec.cross_domain.CrossDomainObjective` does: then the scalars are its losses by
-      name ("loss" is the first), "weight/<name>" and "norm/<name>" of their gradients, "cosine" between the first two,
-      and the "grad_norm" of the weighted sum.
+    objective: its loss is a mean over target positions weighted by target_weight. Or several, which have `names` and
+      `gradients` as `CrossDomainObjective` does: then the scalars are its losses by name ("loss" is the first),
+      "weight/<name>" and "norm/<name>" of their gradients, "cosine" between the first two, and the "grad_norm" of the
+      weighted sum.
     optimizer: optax transformation; for several objectives, `jaxrec.multi_objective.multi_objective` around one.
     seed: of dropout and negatives; the key of a step is `fold_in(key(seed), step)`, so a resumed run repeats an
       uninterrupted one.

@@ -16,11 +16,12 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxrec.embedding import Plan, Tables, softmax
-from jaxrec.objectives import TABLE, ItemObjective
+from jaxrec.batches import SequenceBatch
+from jaxrec.embedding import Plan, Tables
+from jaxrec.objectives import sharded_softmax
+from jaxrec.objectives.item import TABLE, ItemObjective
 from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
 from jaxrec.train.state import TrainState
-from jaxrec.types import SequenceBatch
 
 INPUT = "input"  # The encoder's items, beside the names of `ItemObjective.ids`.
 CATALOGUE = "catalogue"  # All rows, beside the looked-up ones of each stack.
@@ -28,7 +29,7 @@ CATALOGUE = "catalogue"  # All rows, beside the looked-up ones of each stack.
 
 @dataclasses.dataclass(frozen=True)
 class LookedUpItems:
-  """The vectors of a batch's items as functions of the rows that were looked up; a `jaxrec.objectives.Items`."""
+  """The vectors of a batch's items as functions of the rows that were looked up; a `jaxrec.objectives.item.Items`."""
 
   model: nn.Module
   tables: Tables
@@ -49,7 +50,7 @@ class LookedUpItems:
     """See `Items`."""
     positive, catalogue = self.scoring(params)["target"], self.model.scoring(params[TABLE][CATALOGUE])  # [R, M]
     size = self.model.num_items
-    return softmax.full_softmax(self.tables, TABLE, query, positive, catalogue, size, temperature, chunk_size)
+    return sharded_softmax.full_softmax(self.tables, TABLE, query, positive, catalogue, size, temperature, chunk_size)
 
   def _read(self, rows, names):
     rows = {name: x for name, x in rows.items() if name != CATALOGUE}

@@ -28,12 +28,12 @@ SOURCES: Mapping[str, str] = {
   "abxi": "abxi:read_abxi",
   "table": "table:read_table",
 }
-"""Source name -> module:function. `merge` is put together by `jaxrec.data.prepare` itself."""
+"""Source name -> module:function. `merge` is put together by `jaxrec.data.preparation.prepare` itself."""
 
 GENERATED: Mapping[str, str] = {
-  "synthetic": "jaxrec.data.synthetic:synthetic_data",
-  "planted": "jaxrec.data.planted:planted_transfer",
-  "planted_interest": "jaxrec.data.planted_interest:planted_interest",
+  "synthetic": "jaxrec.data.generators.synthetic:synthetic_data",
+  "planted": "jaxrec.data.generators.planted_transfer:planted_transfer",
+  "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
 }
 """Source name -> module:function that needs no raw data and returns `PreparedData`."""
 

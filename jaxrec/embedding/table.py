@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxrec.embedding.optimizers import RowAdagrad, RowOptimizer
 from jaxrec.embedding.rounding import ROUNDINGS
+from jaxrec.embedding.row_optimizers import RowAdagrad, RowOptimizer
 
 REPLICATED, SHARDED = "replicated", "sharded"
 MAX_REPLICATED_BYTES = 16 * 2**20  # Of rows and optimizer state: a table up to this size is copied to each device.
@@ -27,7 +27,7 @@ class Table:
   num_rows: ids are 0..num_rows - 1.
   width: numbers in a row.
   dtype: of the stored rows; float32 or bfloat16. Optimizer state is float32 unless the optimizer says otherwise.
-  optimizer: changes rows that were looked up, and no others; see `jaxrec.embedding.optimizers`.
+  optimizer: changes rows that were looked up, and no others; see `jaxrec.embedding.row_optimizers`.
   rounding: how an update, computed in float32, gets into bfloat16 rows: "nearest"; "stochastic", right on average; or
     "float32", which keeps the rest of each number in 2 more bytes, so that nothing is lost.
   initializer: (key, shape) -> values, as of `jax.nn.initializers`. It is called with shape (1, width) for each row, so

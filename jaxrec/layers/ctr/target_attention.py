@@ -6,7 +6,7 @@
     r    = sum_i w_i v_i                                what the candidate's history looks like from its side
     h    = u * r                                        the target-aware representation; u is the candidate itself
 
-Pure functions; `jaxrec.layers.decoupled` makes q, k, u and v.
+Pure functions; `jaxrec.layers.ctr.decoupled` makes q, k, u and v.
 
 Source: DARE, arXiv 2410.02604; TWIN, arXiv 2302.02352 (top-k search with the scores of the aggregation).
 Choice: an event that is padding is never kept: with fewer than K events all of them are, and the softmax is over

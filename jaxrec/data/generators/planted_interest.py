@@ -11,9 +11,9 @@ import inspect
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxrec.batches import CandidateBatch
+from jaxrec.data.generators.synthetic import draw
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.synthetic import draw
-from jaxrec.types import CandidateBatch
 
 _START, _HOUR = 1_600_000_000, 3_600  # September 2020.
 

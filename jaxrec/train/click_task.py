@@ -14,16 +14,16 @@ import optax
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from jaxrec.click_through import ctr_loss
-from jaxrec.data.candidates import CandidateData, CandidateOptions, held_out_candidates
+from jaxrec.batches import CandidateBatch
+from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, held_out_candidates
 from jaxrec.data.prepared import TRAIN, PreparedData
-from jaxrec.layers.batch_norm import OF_BATCH
-from jaxrec.metrics import auc, grouped_auc, log_loss
+from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
+from jaxrec.layers.ctr.batch_norm import OF_BATCH
 from jaxrec.models import ctr
-from jaxrec.train import experiment
+from jaxrec.objectives.click import ctr_loss
+from jaxrec.train import sequence_task
 from jaxrec.train.config import check_keys
 from jaxrec.train.state import TrainState
-from jaxrec.types import CandidateBatch
 
 METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
 _AT_LEAST_ONE = ("train.batch_size", "train.num_epochs", "train.evaluate_every_steps", "eval.batch_size")
@@ -98,7 +98,7 @@ class ClickThrough:
       ValueError: the config doesn't fit `default_config`.
     """
     check_config(config)
-    data = experiment.load_data(config)
+    data = sequence_task.load_data(config)
     fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
     options = CandidateOptions(**{name: config.data[name] for name in fields}, seed=config.seed)
     examples = CandidateData(data, options)
@@ -163,7 +163,7 @@ def make_statistics(pieces: ClickThrough) -> Callable[[dict[str, Any], Iterable[
 
   Running statistics of training are those of parameters some steps ago. Where tables grow fast that makes a model far
   too sure of itself: an evaluated row is divided by a standard deviation of the past. Training does not read them. A
-  model without `jaxrec.layers.batch_norm.BatchNorm` keeps its variables as they are.
+  model without `jaxrec.layers.ctr.batch_norm.BatchNorm` keeps its variables as they are.
 
   Source: Wu & Johnson 2021, arXiv 2105.07576 ("precise" batch normalisation).
   """

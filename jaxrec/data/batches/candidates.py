@@ -15,8 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
+from jaxrec.batches import CandidateBatch
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
-from jaxrec.types import CandidateBatch
 
 AUTO = "auto"
 _MOST_ATTEMPTS = 2000

@@ -1,8 +1,7 @@
 """Training batches from prepared data: cropped, shuffled, packed, sharded over hosts, and resumable at any batch.
 
 A whole epoch is planned up front from (seed, epoch): which user lies where in which row. A batch is then a pure
-function of its number, which is what makes random access, resuming and sharding simple. `evaluation_batches` is the
-other half, in `jaxrec.data.evaluation`.
+function of its number, which is what makes random access, resuming and sharding simple.
 """
 
 from __future__ import annotations
@@ -14,16 +13,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from jaxrec.data import packing as packing_lib
-from jaxrec.data import sequences
-from jaxrec.data.evaluation import EvaluationBatch, EvaluationBatches, evaluation_batches
+from jaxrec.batches import SequenceBatch
+from jaxrec.data.batches import packing as packing_lib
+from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
-from jaxrec.types import SequenceBatch
-
-__all__ = [
-  "EvaluationBatch", "EvaluationBatches", "TrainingBatches", "TrainingOptions", "batches_per_epoch",
-  "evaluation_batches", "packing_efficiency", "rows_for", "training_batches", "users_per_epoch",
-]  # fmt: skip
 
 _ENDLESS = 2**40  # Batches that a run without num_epochs may draw.
 
@@ -136,11 +129,11 @@ class TrainingBatches:
   def __init__(self, data: PreparedData, options: TrainingOptions):
     _check_options(options)
     self._options = options
-    self._columns = sequences.EventColumns(data)
+    self._columns = rows.EventColumns(data)
     self._users, self._lengths = _trained_users(data, options)
     if not len(self._users):
       raise ValueError(f"no user has two events with split <= {options.last_split=}; check the split of the data")
-    ends = data.offsets[:-1][self._users] + sequences.prefix_lengths(data, options.last_split)[self._users]
+    ends = data.offsets[:-1][self._users] + rows.prefix_lengths(data, options.last_split)[self._users]
     self._first = ends - self._lengths - (options.task == "next_item")
     self._packing = _pack(self._lengths, options)
     self._plans: dict[int, tuple] = {}
@@ -155,13 +148,13 @@ class TrainingBatches:
 
   def __getitem__(self, step: int) -> SequenceBatch:
     options = self._options
-    rows = options.rows_per_batch // options.shard_count
-    epoch, spans, _ = self._spans(step, options.shard_index * rows, rows)
+    num_rows = options.rows_per_batch // options.shard_count
+    epoch, spans, _ = self._spans(step, options.shard_index * num_rows, num_rows)
     if options.task == "next_item":
-      return sequences.next_item_rows(self._columns, spans, (rows, options.row_length), options.request_time)
+      return rows.next_item_rows(self._columns, spans, (num_rows, options.row_length), options.request_time)
     seed = (options.seed, epoch)
-    masked = sequences.random_masks(spans, options.mask_probability, options.mask_last_probability, seed)
-    return sequences.masked_item_rows(self._columns, spans, (rows, options.row_length), masked, options.reveal_domain)
+    masked = rows.random_masks(spans, options.mask_probability, options.mask_last_probability, seed)
+    return rows.masked_item_rows(self._columns, spans, (num_rows, options.row_length), masked, options.reveal_domain)
 
   def users(self, step: int) -> Int[np.ndarray, " K"]:
     """Returns the users in the global batch of a step, row by row (to name them when a loss is not finite)."""
@@ -174,7 +167,7 @@ class TrainingBatches:
     start = batch * self._options.rows_per_batch + first_row
     low, high = np.searchsorted(places.row, (start, start + num_rows))
     chosen = sequence[low:high]
-    spans = sequences.Spans(
+    spans = rows.Spans(
       row=places.row[low:high] - start,
       column=places.column[low:high],
       number=places.number[low:high],
@@ -192,7 +185,7 @@ class TrainingBatches:
 
 
 def _check_options(options):
-  for name, allowed in (("task", sequences.TASKS), ("request_time", sequences.REQUEST_TIMES), ("last_split", (0, 1))):
+  for name, allowed in (("task", rows.TASKS), ("request_time", rows.REQUEST_TIMES), ("last_split", (0, 1))):
     if getattr(options, name) not in allowed:
       raise ValueError(f"{name}={getattr(options, name)!r} is unknown; use one of {allowed}")
   for name in ("max_length", "rows_per_batch", "shard_count"):
@@ -216,7 +209,7 @@ def _trained_users(data, options):
       f"row_length={options.row_length} is shorter than max_length={options.max_length}; a row must hold a whole"
       " sequence: use longer rows or crop more"
     )
-  visible = sequences.prefix_lengths(data, options.last_split)
+  visible = rows.prefix_lengths(data, options.last_split)
   wanted = visible >= 2
   if options.only_users is not None:
     wanted &= np.isin(np.arange(data.num_users), options.only_users)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxrec.data import filters, prepared, prepared_files
-from jaxrec.data.filters import PrepareOptions
+from jaxrec.data import prepared, prepared_files
+from jaxrec.data.preparation import filters
+from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_reader
 
@@ -117,7 +118,7 @@ def read_log(
     return merge.read_merge(options.get("sources", ()), read=lambda entry: _read_merged(entry, report))
   reader = source_reader(source)
   if raw is None:
-    from jaxrec.data import download
+    from jaxrec.data.preparation import download
 
     accepted = inspect.signature(reader).parameters
     which = {key: options.get(key, accepted[key].default) for key in ("name", "edition") if key in accepted}

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.data.prepared import PreparedData
-from jaxrec.types import SequenceBatch
 
 REQUEST_TIMES = ("target", "last_event")
 TASKS = ("next_item", "masked_item")

@@ -11,8 +11,8 @@ import inspect
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxrec.data.generators.synthetic import GENRES, draw
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.synthetic import GENRES, draw
 
 TARGET, INFORMATIVE, FIRST_NOISE = 1, 2, 3  # Domain ids.
 USEFUL, NEUTRAL, HARMFUL = 1, 0, -1

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxrec import losses
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
 from jaxrec.multi_objective import task_gradients
-from jaxrec.objectives import TABLE, ItemObjective, Items, ParameterItems
-from jaxrec.types import SequenceBatch
+from jaxrec.objectives import item_losses
+from jaxrec.objectives.item import TABLE, ItemObjective, Items, ParameterItems
 
 INPUT = "input vectors"
 OWN = ("query", "target")
@@ -49,7 +49,7 @@ def cross_domain_attention(
   is_real = asks.astype(jnp.float32)
   events = [mass[:, : domain.shape[1]] for mass in masses]  # Without bottleneck tokens.
   share = sum(cross_domain_share(mass, domain).mean(axis=-1) for mass in events) / len(events)  # [B, N]
-  return losses.weighted_mean(share, is_real), is_real.sum()
+  return item_losses.weighted_mean(share, is_real), is_real.sum()
 
 
 def query_domain(batch: SequenceBatch) -> Int[Array, "B N"]:

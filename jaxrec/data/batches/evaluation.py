@@ -9,9 +9,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Int
 
-from jaxrec.data import sequences
+from jaxrec.batches import SequenceBatch
+from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
-from jaxrec.types import SequenceBatch
 
 _SHORTEST = 64  # Rows are padded to this length or to a doubling of it.
 
@@ -78,11 +78,11 @@ class EvaluationBatches(Sequence):
     self, data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count
   ):
     _check(split, batch_size, max_length, task, request_time, shard_index, shard_count)
-    self._data, self._columns = data, sequences.EventColumns(data)
+    self._data, self._columns = data, rows.EventColumns(data)
     self._task, self._request_time, self._reveal_domain = task, request_time, reveal_domain
     self._batch_size, self._shard = batch_size, (shard_index, shard_count)
-    self._history = sequences.prefix_lengths(data, split - 1)
-    self.users = self._sorted_users(sequences.prefix_lengths(data, split), users)
+    self._history = rows.prefix_lengths(data, split - 1)
+    self.users = self._sorted_users(rows.prefix_lengths(data, split), users)
     if not len(self.users):
       raise ValueError(f"no user has an event with {split=} and one before it; check the split of the data")
     self._inputs = np.minimum(self._history, max_length - (task == "masked_item"))
@@ -97,15 +97,15 @@ class EvaluationBatches(Sequence):
   def __getitem__(self, index: int) -> EvaluationBatch:
     users, row_length = self._batches[index]
     widest = padded_length(int(self._history[users].max()))
-    rows = self._batch_size // self._shard[1]
-    users = users[self._shard[0] * rows : (self._shard[0] + 1) * rows]
+    num_rows = self._batch_size // self._shard[1]
+    users = users[self._shard[0] * num_rows : (self._shard[0] + 1) * num_rows]
     target = self._data.offsets[:-1][users] + self._history[users]
     return EvaluationBatch(
-      batch=self._rows(users, (rows, row_length)),
-      user=_filled(users, rows, -1),
-      target_item=_filled(self._data.item_id[target], rows, 0),
-      target_domain=_filled(self._data.domain_id[target], rows, 0),
-      seen_items=self._seen(users, (rows, widest)),
+      batch=self._rows(users, (num_rows, row_length)),
+      user=_filled(users, num_rows, -1),
+      target_item=_filled(self._data.item_id[target], num_rows, 0),
+      target_domain=_filled(self._data.domain_id[target], num_rows, 0),
+      seen_items=self._seen(users, (num_rows, widest)),
     )
 
   def _sorted_users(self, with_target, users):
@@ -131,27 +131,27 @@ class EvaluationBatches(Sequence):
     spans = self._spans(users, self._inputs[users] + (self._task == "masked_item"))
     is_last = np.arange(int(spans.length.sum())) + 1 == np.repeat(np.cumsum(spans.length), spans.length)
     if self._task == "next_item":
-      rows = sequences.next_item_rows(self._columns, spans, shape, self._request_time)
+      batch = rows.next_item_rows(self._columns, spans, shape, self._request_time)
       weight = np.zeros(shape, np.float32)
       weight[spans.row, spans.length - 1] = 1
-      return rows.replace(target_weight=weight)
-    rows = sequences.masked_item_rows(self._columns, spans, shape, is_last, self._reveal_domain)
+      return batch.replace(target_weight=weight)
+    batch = rows.masked_item_rows(self._columns, spans, shape, is_last, self._reveal_domain)
     if self._request_time == "last_event":
-      for times in (rows.timestamp, rows.target_time):
+      for times in (batch.timestamp, batch.target_time):
         times[spans.row, spans.length - 1] = times[spans.row, spans.length - 2]
-    return rows
+    return batch
 
   def _spans(self, users, length):
     """Spans of the most recent inputs; in masked_item the target event follows them and is masked."""
     first = self._data.offsets[:-1][users] + self._history[users] - self._inputs[users]
     row = np.arange(len(users))
-    return sequences.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
+    return rows.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
 
   def _seen(self, users, shape):
     row = np.arange(len(users))
     first, length = self._data.offsets[:-1][users], self._history[users]
-    spans = sequences.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
-    return sequences.item_grid(self._columns, spans, shape)
+    spans = rows.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
+    return rows.item_grid(self._columns, spans, shape)
 
 
 def padded_length(length: int) -> int:
@@ -165,7 +165,7 @@ def padded_length(length: int) -> int:
 
 def _check(split, batch_size, max_length, task, request_time, shard_index, shard_count):
   for name, value, allowed in (
-    ("split", split, (1, 2)), ("task", task, sequences.TASKS), ("request_time", request_time, sequences.REQUEST_TIMES)
+    ("split", split, (1, 2)), ("task", task, rows.TASKS), ("request_time", request_time, rows.REQUEST_TIMES)
   ):  # fmt: skip
     if value not in allowed:
       raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}")
@@ -177,7 +177,7 @@ def _check(split, batch_size, max_length, task, request_time, shard_index, shard
     raise ValueError(f"{batch_size=} must be a positive multiple of {shard_count=}")
 
 
-def _filled(values, rows, fill):
-  result = np.full(rows, fill, np.int32)
+def _filled(values, num_rows, fill):
+  result = np.full(num_rows, fill, np.int32)
   result[: len(values)] = values
   return result

@@ -1,4 +1,4 @@
-"""Ranks of targets and best items over a table that is spread over devices: `jaxrec.retrieval`, with its semantics.
+"""Ranks of targets and best items over a table that is spread over devices: `retrieval`, with its semantics.
 
 Each device scores all queries against its own rows, in chunks. Counts of rivals are summed over the devices, and of the
 best items each device sends k a query. Nothing of the size of the table is sent.
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxrec import retrieval, scoring
 from jaxrec.embedding.tables import Tables
-from jaxrec.retrieval import AnyArray
-from jaxrec.scoring import CHUNK_SIZE
+from jaxrec.evaluation import chunked_scores, retrieval
+from jaxrec.evaluation.chunked_scores import CHUNK_SIZE
+from jaxrec.evaluation.retrieval import AnyArray
 
 _WHOLE = PartitionSpec()
 
@@ -37,7 +37,7 @@ def target_ranks(
 ) -> Int[Array, " B"]:
   """Returns the 1-based rank of each target among items 1..num_items; the same on every device.
 
-  See `jaxrec.retrieval.target_ranks`: ties count against the model, and the other arguments and errors are its own.
+  See `retrieval.target_ranks`: ties count against the model, and the other arguments and errors are its own.
 
   Args:
     tables: the tables.
@@ -70,7 +70,7 @@ def target_ranks(
   domains = retrieval.checked_domains(item_domain, "target_domain", target_domain, num_rows, num_items + 1)
   if num_rows == 0:
     return jnp.zeros((0,), jnp.int32)
-  chunk_size = scoring.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards)
+  chunk_size = chunked_scores.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards)
   target, keep = jnp.asarray(target_item, jnp.int32), seen_target == "keep"
   return _target_ranks(
     tables, table, num_items, chunk_size, keep, jnp.asarray(queries), catalogue, target, seen, domains
@@ -92,7 +92,7 @@ def top_k_items(
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their items of 1..num_items, best first; the same on every device.
 
-  See `jaxrec.retrieval.top_k_items`: of equal scores the smaller id comes first, and where fewer than k candidates are
+  See `retrieval.top_k_items`: of equal scores the smaller id comes first, and where fewer than k candidates are
   left, the rest is item 0 with score -inf. Other arguments as of `target_ranks`.
 
   >>> from jaxrec.embedding import Table
@@ -111,13 +111,13 @@ def top_k_items(
     raise ValueError(f"{k=} must be between 1 and the number of items {num_items}")
   seen = retrieval.checked_seen(seen_items, num_rows, num_items + 1)
   domains = retrieval.checked_domains(item_domain, "domain", domain, num_rows, num_items + 1)
-  chunk_size = scoring.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards, at_least=k)
+  chunk_size = chunked_scores.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards, at_least=k)
   return _top_k_items(tables, table, num_items, chunk_size, k, jnp.asarray(queries), catalogue, seen, domains)
 
 
 @partial(jax.jit, static_argnums=range(5))
 def _target_ranks(tables, table, num_items, chunk_size, keep_target, queries, catalogue, target, seen, domains):
-  seen, target_seen = scoring.apart_from_target(seen, target)
+  seen, target_seen = chunked_scores.apart_from_target(seen, target)
   body = partial(_rivals_here, tables, table, num_items, chunk_size)
   count = tables.mapped(body, (_WHOLE, tables.spec_of_catalogue(table), _WHOLE, _WHOLE, _WHOLE), _WHOLE)
   ranks = 1 + count(queries, catalogue, target, seen, domains)  # [B]
@@ -130,9 +130,11 @@ def _rivals_here(tables, table, num_items, chunk_size, queries, catalogue, targe
   """Candidates of all devices that are not below the target; the owner of the target tells its score."""
   candidates, row_of, _ = _candidates(tables, table, num_items, catalogue, domains[0])
   target_row, axes = row_of(target), tables.axes_of(table)
-  score = scoring.row_scores(queries, catalogue, target_row, chunk_size)  # [B]
+  score = chunked_scores.row_scores(queries, catalogue, target_row, chunk_size)  # [B]
   score = jax.lax.psum(jnp.where(target_row >= 0, score, 0), axes)
-  rivals = scoring.count_rivals(queries, candidates, score, target_row, row_of(seen), domains[1], chunk_size)  # [B]
+  rivals = chunked_scores.count_rivals(
+    queries, candidates, score, target_row, row_of(seen), domains[1], chunk_size
+  )  # [B]
   return jax.lax.psum(rivals, axes)
 
 
@@ -153,7 +155,7 @@ def _top_k_items(tables, table, num_items, chunk_size, k, queries, catalogue, se
 def _best_here(tables, table, num_items, chunk_size, k, queries, catalogue, seen, domains):
   """The best k of this device, with an axis of size 1 for the devices: [1, B, K]."""
   candidates, row_of, ids = _candidates(tables, table, num_items, catalogue, domains[0])
-  scores, rows = scoring.best_rows(queries, candidates, row_of(seen), domains[1], k, chunk_size)  # [B, K]
+  scores, rows = chunked_scores.best_rows(queries, candidates, row_of(seen), domains[1], k, chunk_size)  # [B, K]
   items = jnp.where(scores > -jnp.inf, ids.at[rows].get(mode="clip"), 0)
   return scores[None], items[None]
 
@@ -167,4 +169,4 @@ def _candidates(tables, table, num_items, catalogue, item_domain):
   end = jnp.sum(ids <= num_items, dtype=jnp.int32)
   domain = None if item_domain is None else item_domain.at[ids].get(mode="clip")
   row_of = partial(tables.layout.row_of, table, shard=jax.lax.axis_index(tables.axes_of(table)))
-  return scoring.Candidates(catalogue, domain, first, end), row_of, ids
+  return chunked_scores.Candidates(catalogue, domain, first, end), row_of, ids

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxrec.data.evaluation import EvaluationBatch
+from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
-from jaxrec.ranking import ranking_metrics
+from jaxrec.evaluation.protocols import ranking_metrics
 
 _RANDOM_WIDTH = 16
 
@@ -77,8 +77,8 @@ def evaluate_baseline(
   Args:
     baseline: from `popularity` or `random_order`.
     data: what `batches` were made from.
-    batches: from `jaxrec.data.evaluation.evaluation_batches`.
-    **options: `ks`, `exclude_seen`, `protocol`, `sampled_negatives` of `jaxrec.ranking.ranking_metrics`.
+    batches: from `jaxrec.data.batches.evaluation.evaluation_batches`.
+    **options: `ks`, `exclude_seen`, `protocol`, `sampled_negatives` of `jaxrec.evaluation.protocols.ranking_metrics`.
 
   Raises:
     ValueError: an unknown protocol, or no user to evaluate.

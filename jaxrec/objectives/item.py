@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxrec import losses, negatives
-from jaxrec.types import SequenceBatch
+from jaxrec.batches import SequenceBatch
+from jaxrec.objectives import item_losses, negatives
 
 Objective = Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
@@ -111,12 +111,12 @@ class ItemObjective:
       value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
     else:
       value = self.at_positions(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
-    return losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
+    return item_losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
 
   def at_positions(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
     """The loss of each position, by vectors of the target and of sampled items."""
     negative_id = ids["negative"]
-    positive_logit, negative_logit = losses.sampled_logits(
+    positive_logit, negative_logit = item_losses.sampled_logits(
       query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
     )
     if self.log_q:
@@ -124,10 +124,10 @@ class ItemObjective:
       log_q = negatives.log_probability(self.sampler, negative_id, num_items)
       negative_logit -= log_q[:, None] if log_q.ndim == 2 else log_q
     if self.loss == "sampled_softmax":
-      return losses.sampled_softmax(positive_logit, negative_logit)
+      return item_losses.sampled_softmax(positive_logit, negative_logit)
     t = self.gbce_t if self.loss == "gbce" else 0.0
-    beta = losses.gbce_calibration(num_items, self.num_negatives, t)
-    return losses.binary_cross_entropy(positive_logit, negative_logit, beta)
+    beta = item_losses.gbce_calibration(num_items, self.num_negatives, t)
+    return item_losses.binary_cross_entropy(positive_logit, negative_logit, beta)
 
   def draw(self, key, batch, num_items):
     """Negative ids: `[B, N, R]`, `[B, R]` or `[R]`, as `sharing` says."""
@@ -160,7 +160,7 @@ class Items(Protocol):
   def full_softmax(
     self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
-    """`-log softmax` of the target among all items; see `jaxrec.losses.full_softmax`."""
+    """`-log softmax` of the target among all items; see `jaxrec.objectives.item_losses.full_softmax`."""
     ...
 
 
@@ -184,7 +184,7 @@ class ParameterItems:
     self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
     """See `Items`."""
-    return losses.full_softmax(query, self._vectors(params, None), self.ids["target"], temperature, chunk_size)
+    return item_losses.full_softmax(query, self._vectors(params, None), self.ids["target"], temperature, chunk_size)
 
   def _vectors(self, params, ids):
     return self.model.apply({"params": params}, ids, method="item_vectors")

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.cache import CACHE, CachePlace
 from jaxrec.models import SequentialModel
-from jaxrec.types import SequenceBatch
 
 AnyArray = Array | np.ndarray
 REQUEST_TIMES = ("target", "last_event")

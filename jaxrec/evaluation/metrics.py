@@ -1,7 +1,7 @@
 """How good a ranking or a prediction is: HR@K, NDCG@K and MRR from ranks; AUC, GAUC and log loss from scores.
 
-Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.retrieval` produces the
-ranks.
+Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.evaluation.retrieval`
+produces the ranks.
 """
 
 from __future__ import annotations

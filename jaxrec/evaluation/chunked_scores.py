@@ -1,5 +1,5 @@
-"""Scores of queries against vectors in chunks, counted or merged: what `jaxrec.retrieval` and
-`jaxrec.embedding.retrieval` have in common.
+"""Scores of queries against vectors in chunks, counted or merged: what `jaxrec.evaluation.retrieval` and
+`jaxrec.evaluation.sharded_retrieval` have in common.
 
 Items are named by the rows of their vectors here, -1 for none; those of one device need not be all items. All scores
 come from one matrix product, in full float32 precision on every device (tensor cores and TPUs would otherwise round the

@@ -18,13 +18,15 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrec import models, multi_objective, objectives, parallel
-from jaxrec.cross_domain import CrossDomainObjective, shared_parameters
-from jaxrec.data import pipeline, single_domain
-from jaxrec.data.prepare import generate, prepare
+from jaxrec import models, multi_objective, parallel
+from jaxrec.data import single_domain
+from jaxrec.data.batches import training
+from jaxrec.data.preparation.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
 from jaxrec.embedding import Tables
+from jaxrec.objectives import item
+from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.train import checkpoint, item_table, optimizer, state, step, writers
 from jaxrec.train.config import check_config, saved_config
 from jaxrec.train.table_step import beside_rows
@@ -57,7 +59,7 @@ class Experiment:
     data = load_data(config)
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
-    objective = objectives.build(config.objective.to_dict())
+    objective = item.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
     return cls(config, data, model, objective)
@@ -112,10 +114,10 @@ def initial_state(
     tables: of `item_tables`.
   """
   config = experiment.config
-  tiny = pipeline.TrainingOptions(
+  tiny = training.TrainingOptions(
     max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
   )
-  batch = pipeline.TrainingBatches(experiment.data, tiny)[0]
+  batch = training.TrainingBatches(experiment.data, tiny)[0]
   without_rows = state.create_state(
     experiment.model,
     _optimizer(config, total_steps, tables),
@@ -162,14 +164,14 @@ def _optimizer(config, total_steps, tables):
   return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
 
 
-def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> pipeline.TrainingOptions:
+def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> training.TrainingOptions:
   """Returns how this host's batches are made; rows are derived from `config.train.batch_size` users unless given.
 
   Raises:
     ValueError: the rows can't be cut into the parts of `train.accumulate` on every device, or no user is left to train
       on.
   """
-  options = pipeline.TrainingOptions(
+  options = training.TrainingOptions(
     max_length=config.data.max_length,
     row_length=row_length(config),
     rows_per_batch=config.data.rows_per_batch or 1,
@@ -185,7 +187,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
   )
   parts = parallel.num_row_parts(mesh)
   unit = parts * config.train.accumulate
-  rows = config.data.rows_per_batch or pipeline.rows_for(data, options, config.train.batch_size, multiple_of=unit)
+  rows = config.data.rows_per_batch or training.rows_for(data, options, config.train.batch_size, multiple_of=unit)
   if rows % unit:
     raise ValueError(
       f"data.rows_per_batch={rows} must be divisible by {parts} devices along data and fsdp x"
@@ -215,7 +217,7 @@ def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tupl
   return tuple(users.tolist())
 
 
-def check_rows(before: int, options: pipeline.TrainingOptions) -> None:
+def check_rows(before: int, options: training.TrainingOptions) -> None:
   """Raises where a run goes on with batches of another size: its position in the data would mean something else.
 
   Raises:

@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.data import pipeline
+from jaxrec.batches import SequenceBatch
+from jaxrec.data.batches import evaluation
 from jaxrec.data.prepared import PreparedData
-from jaxrec.embedding import Tables, TableState, retrieval
-from jaxrec.objectives import TABLE
-from jaxrec.ranking import UserRanks, ranking_metrics, ranks_of_users
+from jaxrec.embedding import Tables, TableState
+from jaxrec.evaluation import sharded_retrieval
+from jaxrec.evaluation.protocols import UserRanks, ranking_metrics, ranks_of_users
+from jaxrec.objectives.item import TABLE
 from jaxrec.train.state import Params, TrainState
-from jaxrec.types import SequenceBatch
 
 
 class SpreadItems(NamedTuple):
@@ -42,7 +43,7 @@ def evaluate(
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
 
-  With `config.eval.sampled_negatives` also "sampled/HR@10" and so on; see `jaxrec.ranking.ranking_metrics`.
+  With `config.eval.sampled_negatives` also "sampled/HR@10" and so on; see `protocols.ranking_metrics`.
 
   Args:
     model: Linen module; see `jaxrec.models`.
@@ -89,11 +90,11 @@ def user_ranks(
 
 def evaluation_batches(
   data: PreparedData, config: ConfigDict, split: int, mesh: Mesh
-) -> Iterable[pipeline.EvaluationBatch]:
+) -> Iterable[evaluation.EvaluationBatch]:
   """Returns the evaluation users, in batches that the devices divide; every host gets all of them."""
   size = -(-config.eval.batch_size // mesh.size) * mesh.size
   options = {"request_time": config.data.request_time, "reveal_domain": config.data.reveal_domain}
-  return pipeline.evaluation_batches(data, split, size, config.data.max_length, config.data.task, **options)
+  return evaluation.evaluation_batches(data, split, size, config.data.max_length, config.data.task, **options)
 
 
 def last_queries(
@@ -104,7 +105,7 @@ def last_queries(
   Args:
     model: see `jaxrec.models`.
     params: its parameters.
-    batch: of `jaxrec.data.evaluation`.
+    batch: of `jaxrec.data.batches.evaluation`.
     item: the rows of the batch's items, where the item table is not among the parameters.
   """
   given = {} if item is None else {"item": item}
@@ -149,10 +150,12 @@ class _TableCatalogue(NamedTuple):
   num_items: int
 
   def target_ranks(self, queries, target_item, **options):
-    """See `jaxrec.ranking.Catalogue`."""
+    """See `jaxrec.evaluation.protocols.Catalogue`."""
     # NumPy arrays, which several hosts may give to one program.
     queries = np.asarray(queries)
-    return retrieval.target_ranks(self.tables, TABLE, queries, self.vectors, target_item, self.num_items, **options)
+    return sharded_retrieval.target_ranks(
+      self.tables, TABLE, queries, self.vectors, target_item, self.num_items, **options
+    )
 
   def sampled_target_ranks(self, queries, target_item, negatives):
     """Not here."""
@@ -160,7 +163,7 @@ class _TableCatalogue(NamedTuple):
 
 
 def _ranker(model, params, data, config, split, mesh, items=None):
-  """What `jaxrec.ranking` needs: queries of a batch, item vectors, data, batches."""
+  """What `jaxrec.evaluation.protocols` needs: queries of a batch, item vectors, data, batches."""
   batches = evaluation_batches(data, config, split, mesh)
   if items is not None:
     queries_of, item_vectors_of = _compiled_with_items(model, mesh, items.tables)

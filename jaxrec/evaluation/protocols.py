@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrec.data.evaluation import EvaluationBatch
+from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
-from jaxrec.metrics import RankingMetrics
-from jaxrec.negatives import sample_items
-from jaxrec.retrieval import sampled_target_ranks, target_ranks
+from jaxrec.evaluation.metrics import RankingMetrics
+from jaxrec.evaluation.retrieval import sampled_target_ranks, target_ranks
+from jaxrec.objectives.negatives import sample_items
 
 PROTOCOLS = ("full", "full_per_domain")
 REPORTED = (*PROTOCOLS, "both")
@@ -27,11 +27,11 @@ class Catalogue(Protocol):
   """The items that queries are ranked against, wherever their vectors lie."""
 
   def target_ranks(self, queries: Any, target_item: Any, **options: Any) -> Int[Array, " B"]:
-    """As `jaxrec.retrieval.target_ranks`."""
+    """As `jaxrec.evaluation.retrieval.target_ranks`."""
     ...
 
   def sampled_target_ranks(self, queries: Any, target_item: Any, negatives: Any) -> Int[Array, " B"]:
-    """As `jaxrec.retrieval.sampled_target_ranks`."""
+    """As `jaxrec.evaluation.retrieval.sampled_target_ranks`."""
     ...
 
 
@@ -70,7 +70,7 @@ def ranking_metrics(
     queries_of: a batch to one query vector a row.
     item_vectors: one scoring vector an item, row 0 padding; or where they are, if not in one array.
     data: what `batches` were made from.
-    batches: from `jaxrec.data.evaluation.evaluation_batches`.
+    batches: from `jaxrec.data.batches.evaluation.evaluation_batches`.
     ks: list lengths.
     exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
     protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain"); "both": the former,
@@ -166,7 +166,7 @@ def evaluation_negatives(
 
   The draws of a row depend on its user and target (and the seed) alone: every model, baseline, batch size and host
   meets the same ones. An item drawn twice counts twice, the target itself not at all
-  (`jaxrec.retrieval.sampled_target_ranks`); items of the user's history may be drawn.
+  (`jaxrec.evaluation.retrieval.sampled_target_ranks`); items of the user's history may be drawn.
 
   Args:
     user: user numbers; -1 on rows that only fill up the batch.

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrec import losses
 from jaxrec.embedding import exchange
 from jaxrec.embedding.tables import Tables
+from jaxrec.objectives import item_losses
 
 
 def full_softmax(
@@ -28,7 +28,7 @@ def full_softmax(
   temperature: float = 1.0,
   chunk_size: int = 4096,
 ) -> Float[Array, "*T"]:
-  """`-log softmax` of the positive over items 1..num_items at each position, as `jaxrec.losses.full_softmax`.
+  """`-log softmax` of the positive over items 1..num_items at each position, as `item_losses.full_softmax`.
 
   Differentiable in query, positive and catalogue; `Tables.add_catalogue` adds the last one's gradient to that of the
   rows that were looked up, and `Tables.apply` updates both.
@@ -69,8 +69,8 @@ def _log_sum_exp(tables, table, num_items, temperature, chunk_size, query, catal
   ids = tables.ids_here(table)
   is_candidate = (ids > 0) & (ids <= num_items)  # [R]
   if not axes:
-    return losses.log_sum_exp(query, catalogue, is_candidate, temperature, chunk_size)
+    return item_losses.log_sum_exp(query, catalogue, is_candidate, temperature, chunk_size)
   everyone = jax.lax.all_gather(query, axes, tiled=True)  # [S * T, M]
-  here = losses.log_sum_exp(everyone, catalogue, is_candidate, temperature, chunk_size)  # [S * T]
+  here = item_losses.log_sum_exp(everyone, catalogue, is_candidate, temperature, chunk_size)  # [S * T]
   by_device = exchange.swap(here.reshape(-1, query.shape[0]), axes)  # [S, T]
   return jax.nn.logsumexp(by_device, axis=0)

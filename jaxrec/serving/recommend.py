@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrec import retrieval
-from jaxrec.data.evaluation import evaluation_batches
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import TEST, PreparedData
-from jaxrec.train.evaluation import last_queries
-from jaxrec.train.state import Params
+from jaxrec.evaluation import retrieval
+from jaxrec.evaluation.model import last_queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recommendation:
 
 def recommend(
   model: nn.Module,
-  params: Params,
+  params: Any,
   data: PreparedData,
   config: ConfigDict,
   users: Sequence[int],

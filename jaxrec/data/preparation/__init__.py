@@ -1,0 +1,1 @@
+"""From raw files to prepared data: download, filter, number the ids, split, write."""
