@@ -7,11 +7,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import multi_objective_devices
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY
+from programs import multi_objective_devices
 
 from jaxrec.multi_objective import (
   gram_matrix,
@@ -261,7 +261,7 @@ def test_the_random_order_of_pcgrad_depends_on_seed_and_step_only():
 
 @pytest.fixture(scope="module")
 def on_eight_devices():
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(REPOSITORY)}
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, multi_objective_devices.__file__]
   result = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, cwd=REPOSITORY)
   assert result.returncode == 0, result.stderr[-3000:]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import parallel_devices
 import pytest
-from conftest import REPOSITORY
+from conftest import PYTHON_PATH
 from jax.sharding import AbstractMesh, PartitionSpec
+from programs import parallel_devices
 
 from jaxrec import parallel
 from jaxrec.parallel.mesh import _host_shard, _mesh_shape
@@ -33,7 +33,7 @@ def on_eight_devices(tmp_path_factory):
   """What `parallel_devices.py` prints."""
   flags = "--xla_force_host_platform_device_count=8"
   command = [sys.executable, parallel_devices.__file__, str(tmp_path_factory.mktemp("checkpoints"))]
-  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": PYTHON_PATH}
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)

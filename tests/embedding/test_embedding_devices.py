@@ -6,24 +6,23 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import dense_tables
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY
 
 from jaxrec.embedding import Table, Tables
 
-TESTS = Path(__file__).parent
+PROGRAMS = REPOSITORY / "tests" / "programs"
 
 
 def start(program, *arguments, flags="", **variables):
   """Starts a program of this folder."""
-  environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags, **variables}
-  command = [sys.executable, str(TESTS / program), *map(str, arguments)]
+  environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": flags, **variables}
+  command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY
 from sequences import NUM_ITEMS, batch_of
 
 from jaxrec.embedding import RowSGD, Table, Tables
@@ -102,11 +102,11 @@ def test_what_tables_cannot_do_is_refused():
 
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
-  program = REPOSITORY / "tests" / "table_step_devices.py"
+  program = REPOSITORY / "tests" / "programs" / "table_step_devices.py"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+    "PYTHONPATH": PYTHON_PATH,
   }
   folder = str(tmp_path_factory.mktemp("checkpoints"))
   done = subprocess.run([sys.executable, str(program), folder], env=env, capture_output=True, text=True, timeout=600)

@@ -8,9 +8,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import multi_domain_devices
 import numpy as np
 import pytest
+from conftest import PYTHON_PATH
+from programs import multi_domain_devices
 from sequences import NUM_ITEMS, batch_of
 
 from jaxrec.layers.domain_states import Combination, DomainStateAttention, attend_states, read_states
@@ -269,7 +270,7 @@ def test_a_wrong_option_is_refused_by_name(option, text):
 
 
 def test_a_step_on_eight_devices_is_that_of_one():
-  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": os.getcwd()}
+  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, multi_domain_devices.__file__]
   one, eight = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
   np.testing.assert_allclose(eight, one, atol=1e-5)

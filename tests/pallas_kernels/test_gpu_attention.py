@@ -8,12 +8,12 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PYTHON_PATH
 from golden_checks.compile import quick_jit
 
 from pallas_kernels import IntervalMask, RelativeBias, aot, gpu, reference
@@ -140,7 +140,7 @@ def test_simulated_kernels_give_the_outputs_and_gradients_of_the_definition(numb
   environment = dict(os.environ)
   environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"  # 16 threads: blocked ones hold theirs
   environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-  environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+  environment["PYTHONPATH"] = PYTHON_PATH
   command = [sys.executable, __file__, str(number)]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
   assert result.returncode == 0, result.stderr[-3000:]

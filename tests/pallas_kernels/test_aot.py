@@ -12,7 +12,7 @@ import pytest
 from experiments.benchmarks import compile_check
 from pallas_kernels import aot
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 WITHOUT_TPU_COMPILER = pytest.mark.skipif(aot.why_not("v6e:2x2") is not None, reason=str(aot.why_not("v6e:2x2")))
 

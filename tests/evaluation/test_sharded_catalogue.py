@@ -8,14 +8,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-import sharded_catalogue_devices
-from conftest import REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY
+from programs import sharded_catalogue_devices
 
 
 @pytest.fixture(scope="module")
 def on_devices():
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, sharded_catalogue_devices.__file__]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
   assert result.returncode == 0, result.stderr[-3000:]
