@@ -74,11 +74,11 @@ def main(argv: list[str]) -> None:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
   except (ValueError, NonFiniteLossError, TableError) as error:
-    parallel.leave(f"{type(error).__name__}: {error}")
+    parallel.abort(f"{type(error).__name__}: {error}")
   except Exception:
     if not jax.distributed.is_initialized():
       raise
-    parallel.leave(traceback.format_exc())
+    parallel.abort(traceback.format_exc())
   print(json.dumps(summary, indent=2))
 
 
@@ -161,7 +161,7 @@ def run_phase(pieces: Experiment, workdir: str, phase: str, num_epochs: int, pro
         break
       batch = next(batches)
       log.before_step()
-      state, scalars = train_step(state, parallel.spread_rows(batch, mesh))
+      state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
       log.after_step(step, batch, scalars)
 
       if times.evaluates(step) and phase == "select":

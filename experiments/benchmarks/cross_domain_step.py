@@ -166,7 +166,7 @@ def _stepper(config) -> tuple[Callable[[int], Any], dict[str, Any]]:
   pieces, mesh = sequence_task.Experiment.from_config(config), parallel.make_mesh(config.parallel.to_dict())
   options = sequence_task.training_options(config, pieces.data, last_split=0, mesh=mesh)
   plan = training.TrainingBatches(pieces.data, options)
-  batches = [parallel.spread_rows(plan[i], mesh) for i in range(plan.batches_per_epoch)]
+  batches = [parallel.shard_batch(plan[i], mesh) for i in range(plan.batches_per_epoch)]
   state = sequence_task.initial_state(pieces, 1000, mesh)
   train_step = sequence_task.train_step(pieces, 1000, mesh, like=state)
   about = _about(state, options, batches)

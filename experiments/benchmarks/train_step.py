@@ -40,7 +40,7 @@ def measure(config, steps: int) -> list[dict[str, Any]]:
   mesh = parallel.make_mesh(config.parallel.to_dict())
   options = sequence_task.training_options(config, pieces.data, last_split=0, mesh=mesh)
   plan = training.TrainingBatches(pieces.data, options)
-  batches = [parallel.spread_rows(plan[i], mesh) for i in range(min(steps, plan.batches_per_epoch))]
+  batches = [parallel.shard_batch(plan[i], mesh) for i in range(min(steps, plan.batches_per_epoch))]
   state = sequence_task.initial_state(pieces, 1000, mesh)
   about = _about(config, state, options, batches)
 

@@ -33,10 +33,10 @@ class Candidates(NamedTuple):
   end: Int[Array, ""] | int
 
 
-def whole_chunk(chunk_size: int, num_rows: int, at_least: int = 1) -> int:
+def aligned_chunk_size(chunk_size: int, num_rows: int, at_least: int = 1) -> int:
   """A size of chunks that the matrix product likes, not much above the number of rows.
 
-  >>> whole_chunk(4096, 1000), whole_chunk(4096, 10**6), whole_chunk(1, 1000, at_least=200)
+  >>> aligned_chunk_size(4096, 1000), aligned_chunk_size(4096, 10**6), aligned_chunk_size(1, 1000, at_least=200)
   (1024, 4096, 256)
   """
   return _round_up(max(at_least, min(chunk_size, num_rows)), _LANE)
@@ -56,7 +56,7 @@ def row_scores(
   return _map_blocks(block_scores, (queries, row), chunk_size)
 
 
-def count_rivals(
+def count_at_least(
   queries: Float[Array, "B M"],
   candidates: Candidates,
   target_score: Float[Array, " B"],
@@ -134,10 +134,10 @@ def best_rows(
   return _map_blocks(block_best, (queries, seen_row, domain), chunk_size)
 
 
-def apart_from_target(seen: Int[Array, "B S"], target: Int[Array, " B"]) -> tuple[Int[Array, "B S"], Bool[Array, " B"]]:
+def dedupe_seen(seen: Int[Array, "B S"], target: Int[Array, " B"]) -> tuple[Int[Array, "B S"], Bool[Array, " B"]]:
   """The seen ids, each once and 0 for the target and repetitions; and whether the target is among them.
 
-  >>> ids, is_seen = apart_from_target(jnp.array([[5, 3, 5, 4]]), jnp.array([4]))
+  >>> ids, is_seen = dedupe_seen(jnp.array([[5, 3, 5, 4]]), jnp.array([4]))
   >>> ids.tolist(), is_seen.tolist()
   ([[0, 3, 5, 0]], [True])
   """

@@ -118,7 +118,7 @@ def last_queries(
 def _compiled(model, mesh):
   """Jitted queries and item vectors, results on every device so that every host can read them."""
   everywhere = NamedSharding(mesh, PartitionSpec())
-  queries = jax.jit(parallel.knows_mesh(functools.partial(last_queries, model), mesh), out_shardings=everywhere)
+  queries = jax.jit(parallel.with_mesh(functools.partial(last_queries, model), mesh), out_shardings=everywhere)
 
   def item_vectors(params):
     return model.apply({"params": params}, method="item_vectors")  # [V1, M]
@@ -139,7 +139,7 @@ def _compiled_with_items(model, mesh, tables):
   def item_vectors(state):
     return model.scoring(tables.catalogue(state, TABLE))  # [R, M]
 
-  return jax.jit(parallel.knows_mesh(queries, mesh), out_shardings=everywhere), jax.jit(item_vectors)
+  return jax.jit(parallel.with_mesh(queries, mesh), out_shardings=everywhere), jax.jit(item_vectors)
 
 
 class _TableCatalogue(NamedTuple):
@@ -170,12 +170,12 @@ def _ranker(model, params, data, config, split, mesh, items=None):
     catalogue = _TableCatalogue(items.tables, item_vectors_of(items.state), data.num_items)
 
     def spread_queries(batch):
-      return _local(queries_of(params, items.state, parallel.spread_same_rows(batch.batch, mesh)))
+      return _local(queries_of(params, items.state, parallel.shard_replicated_batch(batch.batch, mesh)))
 
     return spread_queries, catalogue, data, batches
   queries_of, item_vectors_of = _compiled(model, mesh)
   return (
-    lambda batch: _local(queries_of(params, parallel.spread_same_rows(batch.batch, mesh))),
+    lambda batch: _local(queries_of(params, parallel.shard_replicated_batch(batch.batch, mesh))),
     _local(item_vectors_of(params))[: data.num_items + 1],  # [V1, M]
     data,
     batches,

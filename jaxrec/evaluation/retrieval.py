@@ -78,7 +78,7 @@ def target_ranks(
     item_domain,
     domain,
     keep_target=seen_target == "keep",
-    chunk_size=chunked_scores.whole_chunk(chunk_size, item_vectors.shape[0]),
+    chunk_size=chunked_scores.aligned_chunk_size(chunk_size, item_vectors.shape[0]),
   )
 
 
@@ -146,7 +146,7 @@ def top_k_items(
     raise ValueError(f"{k=} must be between 1 and the number of items {num_vectors - 1}")
   seen_items = checked_seen(seen_items, num_rows, num_vectors)
   item_domain, domain = checked_domains(item_domain, "domain", domain, num_rows, num_vectors)
-  chunk_size = chunked_scores.whole_chunk(chunk_size, num_vectors, at_least=k)
+  chunk_size = chunked_scores.aligned_chunk_size(chunk_size, num_vectors, at_least=k)
   vectors = jnp.asarray(item_vectors)
   return _top_k_items(jnp.asarray(queries), vectors, seen_items, item_domain, domain, k=k, chunk_size=chunk_size)
 
@@ -155,10 +155,10 @@ def top_k_items(
 def _target_ranks(queries, item_vectors, target, seen, item_domain, domain, *, keep_target, chunk_size):
   """Counts, block by block of queries, the candidates that are not below the target."""
   num_vectors = item_vectors.shape[0]
-  seen, target_seen = chunked_scores.apart_from_target(seen, target)
+  seen, target_seen = chunked_scores.dedupe_seen(seen, target)
   candidates = chunked_scores.Candidates(item_vectors, item_domain, 1, num_vectors)
   score = chunked_scores.row_scores(queries, item_vectors, target, chunk_size)  # [B]
-  ranks = 1 + chunked_scores.count_rivals(queries, candidates, score, target, _rows(seen), domain, chunk_size)  # [B]
+  ranks = 1 + chunked_scores.count_at_least(queries, candidates, score, target, _rows(seen), domain, chunk_size)  # [B]
   if not keep_target:
     ranks = jnp.where(target_seen, num_vectors, ranks)
   return jnp.where(target > 0, ranks, 0)

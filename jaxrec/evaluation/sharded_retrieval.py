@@ -70,7 +70,7 @@ def target_ranks(
   domains = retrieval.checked_domains(item_domain, "target_domain", target_domain, num_rows, num_items + 1)
   if num_rows == 0:
     return jnp.zeros((0,), jnp.int32)
-  chunk_size = chunked_scores.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards)
+  chunk_size = chunked_scores.aligned_chunk_size(chunk_size, catalogue.shape[0] // tables.num_shards)
   target, keep = jnp.asarray(target_item, jnp.int32), seen_target == "keep"
   return _target_ranks(
     tables, table, num_items, chunk_size, keep, jnp.asarray(queries), catalogue, target, seen, domains
@@ -111,13 +111,13 @@ def top_k_items(
     raise ValueError(f"{k=} must be between 1 and the number of items {num_items}")
   seen = retrieval.checked_seen(seen_items, num_rows, num_items + 1)
   domains = retrieval.checked_domains(item_domain, "domain", domain, num_rows, num_items + 1)
-  chunk_size = chunked_scores.whole_chunk(chunk_size, catalogue.shape[0] // tables.num_shards, at_least=k)
+  chunk_size = chunked_scores.aligned_chunk_size(chunk_size, catalogue.shape[0] // tables.num_shards, at_least=k)
   return _top_k_items(tables, table, num_items, chunk_size, k, jnp.asarray(queries), catalogue, seen, domains)
 
 
 @partial(jax.jit, static_argnums=range(5))
 def _target_ranks(tables, table, num_items, chunk_size, keep_target, queries, catalogue, target, seen, domains):
-  seen, target_seen = chunked_scores.apart_from_target(seen, target)
+  seen, target_seen = chunked_scores.dedupe_seen(seen, target)
   body = partial(_rivals_here, tables, table, num_items, chunk_size)
   count = tables.mapped(body, (_WHOLE, tables.spec_of_catalogue(table), _WHOLE, _WHOLE, _WHOLE), _WHOLE)
   ranks = 1 + count(queries, catalogue, target, seen, domains)  # [B]
@@ -132,7 +132,7 @@ def _rivals_here(tables, table, num_items, chunk_size, queries, catalogue, targe
   target_row, axes = row_of(target), tables.axes_of(table)
   score = chunked_scores.row_scores(queries, catalogue, target_row, chunk_size)  # [B]
   score = jax.lax.psum(jnp.where(target_row >= 0, score, 0), axes)
-  rivals = chunked_scores.count_rivals(
+  rivals = chunked_scores.count_at_least(
     queries, candidates, score, target_row, row_of(seen), domains[1], chunk_size
   )  # [B]
   return jax.lax.psum(rivals, axes)

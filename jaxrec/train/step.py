@@ -87,7 +87,7 @@ def make_train_step(
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved, new_tables), scalars
 
-  jitted = jax.jit(parallel.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=_layout(mesh, like))
+  jitted = jax.jit(parallel.with_mesh(train_step, mesh), donate_argnums=0, out_shardings=_layout(mesh, like))
   return TrainStep(jitted, np.uint32(seed))
 
 

@@ -30,9 +30,9 @@ def main():
   objective, optimizer = ItemObjective(loss="full_softmax"), optax.sgd(0.1)
   results = []
   for mesh in (parallel.make_mesh(devices=jax.devices()[:1]), parallel.make_mesh()):
-    state = parallel.on_every_device(create_state(model, optimizer, batch, seed=1), mesh)
+    state = parallel.replicate(create_state(model, optimizer, batch, seed=1), mesh)
     step = make_train_step(model, objective, optimizer, seed=1, mesh=mesh)
-    state, _ = step(state, parallel.spread_rows(jax.tree.map(np.asarray, batch), mesh))
+    state, _ = step(state, parallel.shard_batch(jax.tree.map(np.asarray, batch), mesh))
     results.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)]).tolist())
   print(json.dumps(results))
 

@@ -56,7 +56,7 @@ def trained(mesh):
   step = make_train_step(model, ItemObjective("full_softmax"), optimizer, seed=1, average=0.5, mesh=mesh, like=state)
   before = layout(state)
   for _ in range(2):
-    state, _ = step(state, parallel.spread_rows(batch, mesh))
+    state, _ = step(state, parallel.shard_batch(batch, mesh))
   assert layout(state) == before
   return state
 
@@ -93,8 +93,8 @@ def kernel_error(mesh):
 
   results = []
   for attention in (xla.attention, api._tpu_on_each_device):
-    function = parallel.knows_mesh(jax.value_and_grad(functools.partial(of, attention), (0, 1), has_aux=True), mesh)
-    (_, out), grads = jax.jit(function)(*parallel.on_every_device((q, table), mesh))
+    function = parallel.with_mesh(jax.value_and_grad(functools.partial(of, attention), (0, 1), has_aux=True), mesh)
+    (_, out), grads = jax.jit(function)(*parallel.replicate((q, table), mesh))
     results.append(numbers((out, grads)))
   return float(np.abs(np.subtract(*results)).max() / np.abs(results[0]).max())
 

@@ -161,9 +161,9 @@ def test_the_shapes_of_a_state_are_found_without_making_it():
 def test_the_state_stays_on_every_device_of_the_mesh():
   state, _ = fresh()
   mesh = parallel.make_mesh()
-  state = parallel.on_every_device(state, mesh)
+  state = parallel.replicate(state, mesh)
   step = make_train_step(TinyModel(), softmax_objective, optax.sgd(0.1), seed=1, mesh=mesh)
-  state, _ = step(state, parallel.spread_rows(some_batch(), mesh))
+  state, _ = step(state, parallel.shard_batch(some_batch(), mesh))
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
@@ -212,7 +212,7 @@ def test_clipping_scales_the_whole_gradient():
 
 
 def test_each_row_of_a_batch_lies_on_one_device():
-  batch = parallel.spread_rows(some_batch(rows=8), parallel.make_mesh())
+  batch = parallel.shard_batch(some_batch(rows=8), parallel.make_mesh())
   assert batch.item_id.sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"))
   np.testing.assert_array_equal(batch.item_id, some_batch(rows=8).item_id)
   assert [field.name for field in dataclasses.fields(batch)][0] == "item_id"
