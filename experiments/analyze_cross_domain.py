@@ -1,4 +1,4 @@
-"""Says what attention across domains does in finished runs: whom it helps, how it was weighed, what it reads.
+"""Says what attention across domains does in finished runs: whom it helps, how it was reuse_weights, what it reads.
 
     python -m experiments.analyze_cross_domain --runs=runs/abxi_hstu_base,runs/abxi_hstu_autocdsr \
       --single=runs/abxi_hstu_food,runs/abxi_hstu_kitchen --out=runs/analysis

@@ -8,7 +8,10 @@ evaluation differ only in how the `target_*` fields are filled in.
 from __future__ import annotations
 
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+AnyArray = Array | np.ndarray  # What public functions accept: JAX or NumPy arrays.
 
 
 @flax.struct.dataclass

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-AnyArray = Array | np.ndarray
+from jaxrec.batches import AnyArray
 
 
 def hit_rate(ranks: Int[AnyArray, " B"], k: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,41 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
+from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.metrics import RankingMetrics
-from jaxrec.evaluation.retrieval import sampled_target_ranks, target_ranks
 from jaxrec.objectives.negatives import sample_items
 
 PROTOCOLS = ("full", "full_per_domain")
 REPORTED = (*PROTOCOLS, "both")
 WITHIN_DOMAIN = "within_domain/"  # Before the name of every metric of "full_per_domain" where the protocol is "both".
 SAMPLED = "sampled/"  # Before the name of every metric that looks at sampled negatives only.
-
-
-@runtime_checkable
-class Catalogue(Protocol):
-  """The items that queries are ranked against, wherever their vectors lie."""
-
-  def target_ranks(self, queries: Any, target_item: Any, **options: Any) -> Int[Array, " B"]:
-    """As `jaxrec.evaluation.retrieval.target_ranks`."""
-    ...
-
-  def sampled_target_ranks(self, queries: Any, target_item: Any, negatives: Any) -> Int[Array, " B"]:
-    """As `jaxrec.evaluation.retrieval.sampled_target_ranks`."""
-    ...
-
-
-class VectorCatalogue(NamedTuple):
-  """Items whose vectors are one array."""
-
-  vectors: Float[Array | np.ndarray, "V1 M"]
-
-  def target_ranks(self, queries: Any, target_item: Any, **options: Any) -> Int[Array, " B"]:
-    """See `Catalogue`."""
-    return target_ranks(queries, self.vectors, target_item, **options)
-
-  def sampled_target_ranks(self, queries: Any, target_item: Any, negatives: Any) -> Int[Array, " B"]:
-    """See `Catalogue`."""
-    return sampled_target_ranks(queries, self.vectors, target_item, negatives)
 
 
 def ranking_metrics(
@@ -68,7 +41,7 @@ def ranking_metrics(
 
   Args:
     queries_of: a batch to one query vector a row.
-    item_vectors: one scoring vector an item, row 0 padding; or where they are, if not in one array.
+    item_vectors: one scoring vector an item, row 0 padding; or a catalogue, which may be sharded.
     data: what `batches` were made from.
     batches: from `jaxrec.data.batches.evaluation.evaluation_batches`.
     ks: list lengths.
@@ -133,7 +106,7 @@ def ranks_of_users(
 
 
 def _catalogue(item_vectors):
-  return item_vectors if isinstance(item_vectors, Catalogue) else VectorCatalogue(item_vectors)
+  return item_vectors if isinstance(item_vectors, Catalogue) else Catalogue(item_vectors)
 
 
 def _full_ranks(catalogue, data, exclude_seen, protocol):
@@ -166,7 +139,7 @@ def evaluation_negatives(
 
   The draws of a row depend on its user and target (and the seed) alone: every model, baseline, batch size and host
   meets the same ones. An item drawn twice counts twice, the target itself not at all
-  (`jaxrec.evaluation.retrieval.sampled_target_ranks`); items of the user's history may be drawn.
+  (`jaxrec.evaluation.catalogue.sampled_target_ranks`); items of the user's history may be drawn.
 
   Args:
     user: user numbers; -1 on rows that only fill up the batch.

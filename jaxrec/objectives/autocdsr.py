@@ -10,7 +10,6 @@ Source: "Revisiting Self-attention for Cross-domain Sequential Recommendation", 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +22,7 @@ from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
 from jaxrec.multi_objective import task_gradients
 from jaxrec.objectives import item_losses
 from jaxrec.objectives.item import TABLE, ItemObjective, Items, ParameterItems
+from jaxrec.objectives.objective import Gradients
 
 INPUT = "input vectors"
 OWN = ("query", "target")
@@ -78,8 +78,12 @@ class CrossDomainObjective:
   def __call__(
     self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The recommendation objective by itself; see `ItemObjective`."""
+    """Returns the recommendation objective alone; see `ItemObjective`."""
     return self.recommendation(model, params, batch, rng, deterministic)
+
+  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
+    """Returns the items that the recommendation objective scores."""
+    return self.recommendation.scored_ids(model, batch, rng)
 
   def gradients(
     self,
@@ -88,54 +92,54 @@ class CrossDomainObjective:
     batch: SequenceBatch,
     rng: PRNGKeyArray,
     deterministic: bool = False,
+    *,
     items: Items | None = None,
-  ) -> tuple[Float[Array, "K"], Float[Array, "K"], tuple[Any, ...], Callable[[Any], Any]]:
-    """Returns the losses, the weights of their means, their gradients, and what makes a gradient of the parameters.
+    model_state: Any = None,
+  ) -> Gradients:
+    """Returns both losses and their gradients from one forward pass; see `jaxrec.objectives.objective.Objective`.
 
     The gradients are those of the parameters without the item table, under their names; of the table as scoring
-    vectors, under "items"; and of the rows that the encoder reads, under "input vectors". The last result adds up any
-    weighted sum of such gradients to one like `params`, so that a large table sees one gradient only.
+    vectors, under "items"; and of the rows that the encoder reads, under "input vectors". `to_params_gradient` adds up
+    any weighted sum of such gradients to one like `params`, so that a large table sees one gradient only.
 
     Args:
       model: a `jaxrec.models.SequentialModel` with `num_domains` > 1.
-      params: its parameters.
+      params: its parameters, or those and looked-up rows.
       batch: sequences and targets.
-      rng: of dropout and negatives; consumed.
+      rng: key of dropout and negatives; consumed.
       deterministic: no dropout.
-      items: as of `ItemObjective`.
+      items: vectors of the items; None: the model computes them from its parameters.
+      model_state: not used.
 
     Raises:
-      ValueError: the model knows one domain only.
+      ValueError: the model has one domain only.
     """
     if model.num_domains < 2:
       raise ValueError(f"{model.num_domains=}: attention across domains needs at least two")
-    dropout_key, sample_key = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
-    items = items or self._parameter_items(model, batch, sample_key)
+    items = items or ParameterItems(model, batch, self.scored_ids(model, batch, rng))
     item, pull_item = jax.vjp(lambda table: items.input({TABLE: table}), params[TABLE])
 
     def trunk(parts):
-      rest = {name: value for name, value in parts.items() if name not in (TABLE, INPUT)}
-      query, state = model.apply(
-        {"params": rest}, batch, deterministic, parts[INPUT], rngs={"dropout": dropout_key}, mutable=[MASS]
-      )
-      return query, masses_by_layer(state[MASS])
+      return self._forward(model, parts, parts[INPUT], batch, rng, deterministic)
 
     def recommend(outputs, parts):
-      return self.recommendation.of_queries(outputs[0], items, parts, batch, model.num_items)
+      return self.recommendation.loss_from_queries(outputs[0], items, parts, batch, model.num_items)
 
-    def cross(outputs, _):  # Its aux is the number of queries.
+    def attention_across(outputs, _):  # Its second result is the number of queries.
       return cross_domain_attention(outputs[1], batch, self.own)
 
-    # One after the other: on a CPU the two at once took a tenth longer.
-    values, (_, num_queries), grads = task_gradients(trunk, (recommend, cross), {**params, INPUT: item}, batched=False)
+    # One after the other: on a CPU both at once took a tenth longer.
+    heads = recommend, attention_across
+    losses, (_, num_queries), grads = task_gradients(trunk, heads, {**params, INPUT: item}, batched=False)
 
-    def finish(grad):
+    def to_params_gradient(grad):
       (table,) = pull_item(grad[INPUT])
       total = {name: value for name, value in grad.items() if name != INPUT}
       return {**total, TABLE: jax.tree.map(jnp.add, grad[TABLE], table)}
 
-    return values, jnp.stack([batch.target_weight.astype(jnp.float32).sum(), num_queries]), grads, finish
+    weights = jnp.stack([batch.target_weight.astype(jnp.float32).sum(), num_queries])
+    return Gradients(losses, weights, grads, to_params_gradient, {}, {})
 
   def weighted_gradient(
     self,
@@ -145,35 +149,32 @@ class CrossDomainObjective:
     rng: PRNGKeyArray,
     weights: Float[Array, "K"],
     deterministic: bool = False,
+    *,
     items: Items | None = None,
   ) -> tuple[Float[Array, "K"], Any]:
-    """Returns the losses and one gradient, of their sum with these weights: a single backward pass.
+    """Returns the losses and the gradient of their sum with these weights, from a single backward pass.
 
-    Args: as of `gradients`, which gives the same gradient for the same weights.
+    Arguments are those of `gradients`, which gives the same gradient for the same weights.
     """
-    dropout_key, sample_key = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
-    items = items or self._parameter_items(model, batch, sample_key)
+    items = items or ParameterItems(model, batch, self.scored_ids(model, batch, rng))
 
     def total(params):
-      rest = {name: value for name, value in params.items() if name != TABLE}
-      query, state = model.apply(
-        {"params": rest},
-        batch,
-        deterministic,
-        items.input(params),
-        rngs={"dropout": dropout_key},
-        mutable=[MASS],
-      )  # [B, N, M]
-      recommendation = self.recommendation.of_queries(query, items, params, batch, model.num_items)
-      losses = jnp.stack([recommendation, cross_domain_attention(masses_by_layer(state[MASS]), batch, self.own)[0]])
+      query, masses = self._forward(model, params, items.input(params), batch, rng, deterministic)
+      recommendation = self.recommendation.loss_from_queries(query, items, params, batch, model.num_items)
+      losses = jnp.stack([recommendation, cross_domain_attention(masses, batch, self.own)[0]])
       return weights @ losses, losses
 
     grad, losses = jax.grad(total, has_aux=True)(params)
     return losses, grad
 
-  def _parameter_items(self, model, batch, rng):
-    return ParameterItems(model, batch, self.recommendation.ids(batch, rng, model.num_items))
+  def _forward(self, model, params, item, batch, rng, deterministic):
+    """Returns query vectors [B, N, M] and the attention mass of each layer."""
+    rest = {name: value for name, value in params.items() if name not in (TABLE, INPUT)}
+    dropout_key, _ = jax.random.split(rng)
+    rngs = {"dropout": dropout_key}
+    query, state = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, mutable=[MASS])
+    return query, masses_by_layer(state[MASS])
 
 
 def shared_parameters(grad: Any) -> Any:

@@ -1,19 +1,20 @@
-"""Objectives: named scalars computed from a model and a batch. `build` makes one from a config."""
+"""Next-item and masked-item objectives: losses of query vectors against item vectors. `build` reads a config."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxrec.batches import SequenceBatch
 from jaxrec.objectives import item_losses, negatives
+from jaxrec.objectives.objective import Gradients, single_gradient
 
-Objective = Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
 SHARING = ("position", "row", "batch")
 TABLE = "items"  # The item table among the parameters of a model.
@@ -44,6 +45,8 @@ class ItemObjective:
   gbce_t: float = 0.75
   chunk_size: int = 4096
 
+  names: ClassVar[tuple[str, ...]] = ("recommendation",)
+
   def __post_init__(self):
     for name, known in (("loss", LOSSES), ("sampler", negatives.SAMPLERS), ("sharing", SHARING)):
       if getattr(self, name) not in known:
@@ -62,59 +65,75 @@ class ItemObjective:
   ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean loss over the target positions, and `{"loss", "weight"}` with the sum of their weights.
 
-    The key is consumed.
-
     Args:
       model: a `jaxrec.models.SequentialModel`.
-      params: its parameters.
+      params: its parameters, or those and looked-up rows.
       batch: sequences and targets.
-      rng: of dropout and negatives.
+      rng: key of dropout and negatives; consumed.
       deterministic: no dropout.
-      items: vectors of the items, where the item table is not among the parameters; see `Items`.
+      items: vectors of the items; None: the model computes them from its parameters.
     """
-    dropout_key, sample_key = jax.random.split(rng)
+    dropout_key, _ = jax.random.split(rng)
+    batch = jax.tree.map(jnp.asarray, batch)
+    items = ParameterItems(model, batch, self.scored_ids(model, batch, rng)) if items is None else items
+    rest = {name: value for name, value in params.items() if name != TABLE}
     rngs = {"dropout": dropout_key}
-    if items is None:
-      query = model.apply({"params": params}, batch, deterministic=deterministic, rngs=rngs)  # [B, N, M]
-      items = ParameterItems(model, batch, self.ids(batch, sample_key, model.num_items))
-    else:
-      rest = {name: value for name, value in params.items() if name != TABLE}
-      query = model.apply({"params": rest}, batch, deterministic, items.input(params), rngs=rngs)  # [B, N, M]
-    loss = self.of_queries(query, items, params, batch, model.num_items)
+    query = model.apply({"params": rest}, batch, deterministic, items.input(params), rngs=rngs)  # [B, N, M]
+    loss = self.loss_from_queries(query, items, params, batch, model.num_items)
     return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
 
-  def ids(self, batch: SequenceBatch, rng: PRNGKeyArray, num_items: int) -> dict[str, Int[Array, "..."]]:
-    """The items that the loss scores: "target" and "negative"; "full_softmax", which scores all, has no negatives.
+  def gradients(
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    deterministic: bool = False,
+    *,
+    items: Items | None = None,
+    model_state: Any = None,
+  ) -> Gradients:
+    """Returns the loss and its gradient; see `jaxrec.objectives.objective.Objective`."""
+
+    def loss_of(params):
+      loss, scalars = self(model, params, batch, rng, deterministic, items)
+      return loss, (scalars["weight"], {}, {})
+
+    return single_gradient(loss_of, params)
+
+  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
+    """Returns the items that the loss scores: "target" and, but for "full_softmax", which scores all, "negative".
 
     Args:
-      batch: names the targets.
-      rng: of the negatives; consumed.
-      num_items: V.
+      model: its `num_items` bounds the negatives.
+      batch: has the targets.
+      rng: the key that `__call__` gets.
     """
     if self.loss == "full_softmax":
       return {"target": batch.target_item}
-    return {"target": batch.target_item, "negative": self.draw(rng, batch, num_items)}
+    _, sample_key = jax.random.split(rng)
+    return {"target": batch.target_item, "negative": self.sample_negatives(sample_key, batch, model.num_items)}
 
-  def of_queries(
+  def loss_from_queries(
     self, query: Float[Array, "B N M"], items: Items, params: Any, batch: SequenceBatch, num_items: int
   ) -> Float[Array, ""]:
-    """The mean loss of query vectors that a model has computed.
+    """Returns the mean loss of query vectors that a model has computed.
 
     Args:
-      query: a model's output.
-      items: with `ids` of the method of that name.
-      params: what their vectors are functions of.
-      batch: names the targets.
+      query: output of a model.
+      items: vectors of the items of `scored_ids`.
+      params: what those vectors are functions of.
+      batch: has the targets.
       num_items: V.
     """
     if self.loss == "full_softmax":
       value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
     else:
-      value = self.at_positions(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
+      value = self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
     return item_losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
 
-  def at_positions(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
-    """The loss of each position, by vectors of the target and of sampled items."""
+  def sampled_loss(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
+    """Returns the loss of each position from the vectors of its target and of sampled items."""
     negative_id = ids["negative"]
     positive_logit, negative_logit = item_losses.sampled_logits(
       query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
@@ -129,8 +148,8 @@ class ItemObjective:
     beta = item_losses.gbce_calibration(num_items, self.num_negatives, t)
     return item_losses.binary_cross_entropy(positive_logit, negative_logit, beta)
 
-  def draw(self, key, batch, num_items):
-    """Negative ids: `[B, N, R]`, `[B, R]` or `[R]`, as `sharing` says."""
+  def sample_negatives(self, key, batch, num_items):
+    """Returns negative ids: `[B, N, R]`, `[B, R]` or `[R]`, as `sharing` says."""
     lead = {"position": batch.target_item.shape, "row": batch.target_item.shape[:1], "batch": ()}[self.sharing]
     shape = (*lead, self.num_negatives)
     if self.sampler == "in_batch":
@@ -140,33 +159,33 @@ class ItemObjective:
 
 @runtime_checkable
 class Items(Protocol):
-  """Where an objective has the vectors of a batch's items from, as functions of what they are differentiated in.
+  """The vectors of a batch's items, as functions of what they are differentiated with respect to.
 
-  That is called params: the model's parameters, or at least `params["items"]`, the item table or its looked-up rows.
+  That is `params`: the model's parameters, or at least `params["items"]`, the item table or its looked-up rows.
 
-  ids: of `ItemObjective.ids`.
+  ids: what `ItemObjective.scored_ids` returned.
   """
 
   ids: dict[str, Int[Array, "..."]]
 
   def input(self, params: Any) -> Float[Array, "B N M"]:
-    """Rows of the batch's items, as the encoder reads them."""
+    """Returns the rows of the batch's items, as the encoder reads them."""
     ...
 
   def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
-    """Scoring vectors of `ids`."""
+    """Returns the scoring vectors of `ids`."""
     ...
 
   def full_softmax(
     self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
-    """`-log softmax` of the target among all items; see `jaxrec.objectives.item_losses.full_softmax`."""
+    """Returns `-log softmax` of the target among all items; see `item_losses.full_softmax`."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterItems:
-  """Items whose vectors the model makes of its parameters."""
+  """Items whose vectors the model computes from its parameters."""
 
   model: nn.Module
   batch: SequenceBatch

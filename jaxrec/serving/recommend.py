@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import TEST, PreparedData
-from jaxrec.evaluation import retrieval
+from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import last_queries
 
 
@@ -75,7 +75,7 @@ def recommend(
   number = None if domain is None else domain_number(data, domain)
   asked = _at_the_time_of_asking(data, users, number, hold_out)
   queries_of = _compiled_queries(model)
-  vectors = model.apply({"params": params}, method="item_vectors").astype(jnp.float32)  # [V1, M]
+  catalogue = Catalogue(model.apply({"params": params}, method="item_vectors").astype(jnp.float32))
   item_domain = None if number is None else data.item_domain()
   found: dict[int, Recommendation] = {}
   for batch in evaluation_batches(asked, TEST, min(len(users), config.eval.batch_size), config.data.max_length,
@@ -88,8 +88,8 @@ def recommend(
     }
     queries = queries_of(params, batch.batch)  # [B, M]
     wanted = None if number is None else np.full(rows, number, np.int32)
-    scores, items = retrieval.top_k_items(queries, vectors, min(k, data.num_items), domain=wanted, **options)
-    ranks = retrieval.target_ranks(queries, vectors, batch.target_item, target_domain=wanted, **options)
+    scores, items = catalogue.top_k(queries, min(k, data.num_items), domain=wanted, **options)
+    ranks = catalogue.target_ranks(queries, batch.target_item, target_domain=wanted, **options)
     for row, place in enumerate(batch.user):
       if place >= 0:
         user = users[place]

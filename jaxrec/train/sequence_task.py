@@ -1,4 +1,4 @@
-"""From a config to what a run is made of: data, model, objective, and how the events become batches."""
+"""Sequential recommendation as a task: next-item and masked-item training, evaluated by full ranking."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxrec import models, multi_objective, parallel
+from jaxrec.batches import SequenceBatch
 from jaxrec.data import single_domain
-from jaxrec.data.batches import training
+from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
 from jaxrec.data.preparation.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
-from jaxrec.embedding import Tables
+from jaxrec.evaluation.model import evaluate_ranker
 from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
-from jaxrec.train import checkpoint, item_table, optimizer, state, step, writers
-from jaxrec.train.config import check_config, saved_config
-from jaxrec.train.table_step import beside_rows
+from jaxrec.objectives.objective import Objective
+from jaxrec.train import config as config_lib
+from jaxrec.train.item_table import make_item_table
+from jaxrec.train.state import TrainState, create_state
+from jaxrec.train.step import TrainStep, make_train_step
+from jaxrec.train.task import FINAL, BaseTask, Plan
+from jaxrec.train.timetable import Timetable
 
 # Folders looked for in $JAXREC_DATA: the names under which the official archives unpack, and an excerpt of Taobao.
 _RAW_FOLDERS = {
@@ -39,158 +43,133 @@ _RAW_FOLDERS = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """What a config describes; the pieces can be replaced by others in Python."""
+@dataclasses.dataclass
+class SequenceTask(BaseTask):
+  """What a config of sequential recommendation describes; data, model and objective can be replaced in Python.
 
-  config: ConfigDict
-  data: PreparedData
-  model: nn.Module
-  objective: Callable[..., Any]
+  data: prepared columns.
+  model: a `jaxrec.models.SequentialModel`.
+  objective: K >= 1 losses.
+  """
+
+  data: PreparedData = dataclasses.field(kw_only=True)
+  model: nn.Module = dataclasses.field(kw_only=True)
+  objective: Objective = dataclasses.field(kw_only=True)
+
+  default_config = staticmethod(config_lib.default_config)
+  check_config = staticmethod(config_lib.check_config)
 
   @classmethod
-  def from_config(cls, config: ConfigDict) -> Experiment:
-    """Returns data, model and objective of a config, preparing or downloading the data where needed.
+  def from_config(cls, config: ConfigDict) -> SequenceTask:
+    """Returns the task of a config, preparing or downloading the data where needed.
 
     Raises:
       ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
     """
-    check_config(config)
+    config_lib.check_config(config)
     data = load_data(config)
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = item.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
-    return cls(config, data, model, objective)
+    return cls(config, data=data, model=model, objective=objective)
+
+  def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
+    """See `Task`; in "final" the validation events are trained on too."""
+    options = training_options(self.config, self.data, int(phase == FINAL), mesh)
+    batches = TrainingBatches(self.data, options)
+    description = (
+      f"{batches.users_per_epoch} users; steps of {options.rows_per_batch} rows x {options.row_length} positions"
+    )
+    return Plan(
+      Timetable.from_config(self.config.train, batches.batches_per_epoch, num_epochs),
+      batches,
+      count=count_users_and_tokens,
+      users=lambda step: batches.users(step - 1),
+      identity={"rows_per_batch": options.rows_per_batch},
+      description=description,
+    )
+
+  def init_state(self, mesh: Mesh | None, total_steps: int) -> TrainState:
+    """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
+    config = self.config
+    self.item_table = make_item_table(config, self.model, total_steps, mesh)
+    tiny = TrainingOptions(
+      max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
+    )
+    state = create_state(
+      self.model,
+      self._optimizer(total_steps),
+      TrainingBatches(self.data, tiny)[0],
+      config.seed,
+      keep_average=config.train.average > 0,
+      init_arguments=functools.partial(self.item_table.init_arguments, self.model),
+      shardings_of=None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh),
+    )
+    return state.replace(tables=self.item_table.init(jax.random.key(config.seed)))
+
+  def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
+    """See `Task`; `init_state` comes first."""
+    config = self.config
+    return make_train_step(
+      self.model,
+      self.objective,
+      self._optimizer(total_steps),
+      seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
+      item_table=self.item_table,
+      accumulate=config.train.accumulate,
+      average=config.train.average,
+      mesh=mesh,
+      like=like,
+      reweight_every=config.multi_objective.reweight_every,
+    )
+
+  def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:
+    """See `Task`: full ranking, as `config.eval` says."""
+    ranker = self.item_table.ranker(self.model, state, self.data.num_items, mesh)
+    return evaluate_ranker(ranker, self.data, self.config, split, mesh)
+
+  def _optimizer(self, total_steps: int) -> optax.GradientTransformation:
+    inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)
+    if len(self.objective.names) == 1:
+      return inner
+    weighting = multi_objective.build(self.config.multi_objective.weighting.to_dict())
+    return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
 
 
-def _num_items(config, data):
-  """Those of the data, and of those that may come."""
-  room = config.tables.num_items
-  if 0 < room < data.num_items:
-    raise ValueError(f"config.tables.num_items={room} is less than the {data.num_items} items of the data")
-  return room or data.num_items
+def count_users_and_tokens(batch: SequenceBatch) -> dict[str, int]:
+  """Returns the numbers of users and of tokens (positions that are not padding) of a batch."""
+  return {"users": int(batch.sequence_id.max(axis=1).sum()), "tokens": int(np.count_nonzero(batch.sequence_id))}
 
 
-def load_run(workdir: str, which: str = "best", phase: str | None = None) -> tuple[Experiment, state.Params, int]:
-  """Returns the experiment, parameters and step of a finished or running training, to evaluate or to use.
-
-  Args:
-    workdir: of the run; holds config.json.
-    which: "best" on validation, or "latest".
-    phase: "select" or "final"; None takes the final one if it has begun.
-
-  Raises:
-    FileNotFoundError: no run or no checkpoint there.
-    ValueError: the checkpoint is of another model.
-  """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
-  experiment = Experiment.from_config(saved_config(writers.read_json(path)))
-  finals = os.path.join(workdir, "final", "checkpoints")
-  phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
-  tables = item_tables(experiment, total_steps=10**9)
-  like = initial_state(experiment, total_steps=10**9, tables=tables)
-  found, at_step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, tables)
-  return experiment, item_table.evaluated_params(found, tables, experiment.model), at_step
-
-
-def item_tables(experiment: Experiment, total_steps: int, mesh: Mesh | None = None) -> Tables | None:
-  """Returns the tables outside of the parameters, if any; see `jaxrec.train.item_table.make_tables`."""
-  return item_table.make_tables(experiment.config, experiment.model, total_steps, mesh)
-
-
-def initial_state(
-  experiment: Experiment, total_steps: int, mesh: Mesh | None = None, tables: Tables | None = None
-) -> state.TrainState:
-  """Returns the state before the first step, spread over a mesh as `jaxrec.parallel.PARAMETER_AXES` says.
-
-  Args:
-    experiment: model, optimizer and seed.
-    total_steps: of the learning rate's schedule.
-    mesh: see `jaxrec.parallel.make_mesh`; None: the default device.
-    tables: of `item_tables`.
-  """
-  config = experiment.config
-  tiny = training.TrainingOptions(
-    max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
-  )
-  batch = training.TrainingBatches(experiment.data, tiny)[0]
-  without_rows = state.create_state(
-    experiment.model,
-    _optimizer(config, total_steps, tables),
-    batch,
-    config.seed,
-    keep_average=config.train.average > 0,
-    with_items=tables is None,
-    shardings_of=None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh),
-  )
-  return without_rows if tables is None else without_rows.replace(tables=tables.init(jax.random.key(config.seed)))
-
-
-def train_step(
-  experiment: Experiment,
-  total_steps: int,
-  mesh: Mesh,
-  like: state.TrainState | None = None,
-  tables: Tables | None = None,
-) -> Callable[..., Any]:
-  """Returns the jitted training step of an experiment; arguments as of `jaxrec.train.step.make_train_step`."""
-  config = experiment.config
-  return step.make_train_step(
-    experiment.model,
-    experiment.objective,
-    _optimizer(config, total_steps, tables),
-    seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
-    accumulate=config.train.accumulate,
-    average=config.train.average,
-    mesh=mesh,
-    like=like,
-    solve_every=config.multi_objective.solve_every,
-    tables=tables,
-  )
-
-
-def _optimizer(config, total_steps, tables):
-  inner = optimizer.make_optimizer(config.optimizer, total_steps)
-  if tables is not None:
-    unclipped = ConfigDict({**config.optimizer, "clip_norm": 0.0})
-    inner = beside_rows(optimizer.make_optimizer(unclipped, total_steps), config.optimizer.clip_norm)
-  if not config.multi_objective.objectives:
-    return inner
-  weighting = multi_objective.build(config.multi_objective.weighting.to_dict())
-  return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
-
-
-def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> training.TrainingOptions:
+def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> TrainingOptions:
   """Returns how this host's batches are made; rows are derived from `config.train.batch_size` users unless given.
 
   Raises:
-    ValueError: the rows can't be cut into the parts of `train.accumulate` on every device, or no user is left to train
-      on.
+    ValueError: the rows can't be divided into microbatches on every device, or no user is left to train on.
   """
-  options = training.TrainingOptions(
-    max_length=config.data.max_length,
+  settings = config.data
+  options = TrainingOptions(
+    max_length=settings.max_length,
     row_length=row_length(config),
-    rows_per_batch=config.data.rows_per_batch or 1,
-    task=config.data.task,
-    packing=config.data.packing,
+    rows_per_batch=settings.rows_per_batch or 1,
+    task=settings.task,
+    packing=settings.packing,
     last_split=last_split,
-    request_time=config.data.request_time,
-    mask_probability=config.data.mask_probability,
-    mask_last_probability=config.data.mask_last_probability,
-    reveal_domain=config.data.reveal_domain,
+    request_time=settings.request_time,
+    mask_probability=settings.mask_probability,
+    mask_last_probability=settings.mask_last_probability,
+    reveal_domain=settings.reveal_domain,
     seed=config.seed,
     only_users=train_users(config, data, last_split),
   )
-  parts = parallel.num_row_parts(mesh)
-  unit = parts * config.train.accumulate
-  rows = config.data.rows_per_batch or training.rows_for(data, options, config.train.batch_size, multiple_of=unit)
+  devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
+  unit = devices * microbatches
+  rows = settings.rows_per_batch or rows_for(data, options, config.train.batch_size, multiple_of=unit)
   if rows % unit:
     raise ValueError(
-      f"data.rows_per_batch={rows} must be divisible by {parts} devices along data and fsdp x"
+      f"data.rows_per_batch={rows} must be divisible by {devices} devices along data and fsdp x"
       f" {config.train.accumulate=} = {unit}"
     )
   shard = parallel.host_shard(mesh)
@@ -217,22 +196,17 @@ def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tupl
   return tuple(users.tolist())
 
 
-def check_rows(before: int, options: training.TrainingOptions) -> None:
-  """Raises where a run goes on with batches of another size: its position in the data would mean something else.
-
-  Raises:
-    ValueError: tells what to set.
-  """
-  if before != options.rows_per_batch:
-    raise ValueError(
-      f"the run began with rows_per_batch={before}, now it is {options.rows_per_batch} (another number of devices?);"
-      f" set config.data.rows_per_batch={before} to go on"
-    )
-
-
 def row_length(config: ConfigDict) -> int:
-  """Returns the positions in a row: those asked for, else one longest history."""
+  """Returns the positions in a row: `config.data.row_length`, or the longest history."""
   return config.data.row_length or config.data.max_length
+
+
+def _num_items(config, data):
+  """Returns the items of the model: those of the data, and of those to come."""
+  room = config.tables.num_items
+  if 0 < room < data.num_items:
+    raise ValueError(f"config.tables.num_items={room} is less than the {data.num_items} items of the data")
+  return room or data.num_items
 
 
 def load_data(config: ConfigDict) -> PreparedData:

@@ -217,7 +217,7 @@ def test_what_is_not_finite_shows_in_the_update_and_is_counted():
 def test_cotangents_can_be_combined_before_they_are_pulled_back_once():
   losses, _, cotangents, pull = pull_heads(trunk, HEADS[:2], PARAMS)
   optimizer = multi_objective(mgda(), optax.sgd(1.0), select=lambda cotangent: cotangent[0])
-  updates, state = optimizer.update(cotangents, optimizer.init(PARAMS), PARAMS, losses=losses, finish=pull)
+  updates, state = optimizer.update(cotangents, optimizer.init(PARAMS), PARAMS, losses=losses, to_params_gradient=pull)
   expected = jax.tree.map(lambda a, b: -(state.weights[0] * a + state.weights[1] * b), *separate(PARAMS)[1][:2])
   assert_trees_close(updates, expected, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(state.norms, [optax.tree.norm(activations) for activations, _ in cotangents], rtol=1e-5)

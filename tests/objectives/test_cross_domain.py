@@ -81,8 +81,8 @@ def test_the_gradients_are_those_of_the_two_losses(name):
 
   @quick_jit
   def both(params):
-    losses, weight, grads, finish = OBJECTIVE.gradients(model, params, BATCH, key, deterministic=True)
-    return losses, weight, tuple(finish(grad) for grad in grads)
+    found = OBJECTIVE.gradients(model, params, BATCH, key, deterministic=True)
+    return found.losses, found.weights, tuple(found.to_params_gradient(grad) for grad in found.grads)
 
   def recommendation_loss(params):
     return OBJECTIVE(model, params, BATCH, key, deterministic=True)[0]

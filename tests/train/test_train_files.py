@@ -35,7 +35,7 @@ def config_with(**settings):
     ({"train__accumulate": 0}, "config.train.accumulate=0 must be at least 1"),
     (
       {"multi_objective__solve_every": 4},
-      "config.multi_objective.solve_every=4 needs config.multi_objective.objectives",
+      "config.multi_objective.reweight_every=4 needs config.multi_objective.objectives",
     ),
     ({"train__average": 1.0}, "config.train.average=1.0 must be at least 0 and below 1"),
     ({"optimizer__learning_rate": math.nan}, "config.optimizer.learning_rate=nan must be a finite number"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
@@ -147,19 +148,40 @@ class CandidateData:
 
 
 class TrainingCandidates:
-  """Random access to the training batches of a run: `self[step]`, shuffled by seed and epoch.
+  """Random access to the training batches of a run: `self[i]` is this host's part of batch i, in shuffled order.
 
-  batches_per_epoch: full batches; the examples_left_out that don't fill one are others in each epoch.
+  batches_per_epoch: full batches; the `examples_left_out` that don't fill one are others in each epoch.
   """
 
-  def __init__(self, examples: CandidateData, batch_size: int, num_epochs: int, seed: int):
+  def __init__(
+    self,
+    examples: CandidateData,
+    batch_size: int,
+    num_epochs: int,
+    seed: int,
+    splits: Sequence[int] = (TRAIN,),
+    shard_index: int = 0,
+    shard_count: int = 1,
+  ):
     """Plans nothing before the first batch.
 
+    Args:
+      examples: candidates of all splits.
+      batch_size: examples of a global batch, all hosts together.
+      num_epochs: passes over the examples.
+      seed: of the order.
+      splits: which examples are trained on.
+      shard_index, shard_count: this host takes batch_size / shard_count examples of each batch.
+
     Raises:
-      ValueError: there are fewer examples than a batch holds.
+      ValueError: there are fewer examples than a batch holds, or the hosts do not divide a batch.
     """
     self._examples, self.batch_size, self._num_epochs, self._seed = examples, batch_size, num_epochs, seed
-    total = examples.num_examples(TRAIN)
+    self._splits, self._sizes = splits, [examples.num_examples(split) for split in splits]
+    if batch_size % shard_count:
+      raise ValueError(f"{batch_size=} must be divisible by the {shard_count} hosts")
+    self._first, self._size = shard_index * (batch_size // shard_count), batch_size // shard_count
+    total = sum(self._sizes)
     self.batches_per_epoch, self.examples_left_out = divmod(total, batch_size)
     if not self.batches_per_epoch:
       raise ValueError(f"{batch_size=} must be at most the {total} training examples")
@@ -169,16 +191,30 @@ class TrainingCandidates:
     return self._num_epochs * self.batches_per_epoch
 
   def __getitem__(self, step: int) -> CandidateBatch:
-    epoch, batch = divmod(int(step), self.batches_per_epoch)
-    chosen = self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-    return self._examples.batch(TRAIN, chosen)
+    return self._batch(step, self._first, self._size)
+
+  def whole(self, step: int) -> CandidateBatch:
+    """Returns the global batch of all hosts."""
+    return self._batch(step, 0, self.batch_size)
 
   def epoch(self, step: int) -> int:
     """Returns the epoch, from 1, that a step, from 1, belongs to."""
     return -(-step // self.batches_per_epoch)
 
+  def _batch(self, step, first, size):
+    epoch, batch = divmod(int(step), self.batches_per_epoch)
+    start = batch * self.batch_size + first
+    chosen = self._order(epoch)[start : start + size]
+    if len(self._splits) == 1:
+      return self._examples.batch(self._splits[0], chosen)
+    is_second = chosen >= self._sizes[0]
+    parts = [(self._splits[0], chosen[~is_second]), (self._splits[1], chosen[is_second] - self._sizes[0])]
+    batches = [self._examples.batch(*part) for part in parts]
+    order = np.argsort(np.concatenate([np.flatnonzero(~is_second), np.flatnonzero(is_second)]))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *batches)
+
   def _new_order(self, epoch):
-    numbers = np.arange(self._examples.num_examples(TRAIN), dtype=np.int32)
+    numbers = np.arange(sum(self._sizes), dtype=np.int32)
     np.random.default_rng((self._seed, epoch)).shuffle(numbers)
     return numbers
 

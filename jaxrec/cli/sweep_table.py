@@ -1,4 +1,4 @@
-"""Mean and spread of repeated runs, as a Markdown table and a picture."""
+"""Means and standard deviations of repeated runs, as a Markdown table and a picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from absl import logging
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One number over n runs. The spread is the sample standard deviation (n - 1), None for a single run."""
+  """One number over n runs. `std` is the sample standard deviation (n - 1), None for a single run."""
 
   mean: float
-  spread: float | None
+  std: float | None
   n: int
 
   def __str__(self) -> str:
-    return f"{self.mean:.4f}" if self.spread is None else f"{self.mean:.4f} ± {self.spread:.4f}"
+    return f"{self.mean:.4f}" if self.std is None else f"{self.mean:.4f} ± {self.std:.4f}"
 
 
 Rows = dict[str, dict[str, Cell]]
@@ -92,8 +92,8 @@ def plot(rows: Rows, path: str) -> bool:
   for panel, column in zip(panels, columns, strict=True):
     cells = [rows[label].get(column) for label in labels]
     means = [cell.mean if cell else 0.0 for cell in cells]
-    spreads = [cell.spread or 0.0 if cell else 0.0 for cell in cells]
-    panel.barh(labels, means, xerr=spreads, color="#4C72B0", ecolor="#333333", capsize=3, height=0.6)
+    errors = [cell.std or 0.0 if cell else 0.0 for cell in cells]
+    panel.barh(labels, means, xerr=errors, color="#4C72B0", ecolor="#333333", capsize=3, height=0.6)
     panel.set_title(column)
     panel.grid(axis="x", alpha=0.3)
   panels[0].invert_yaxis()
@@ -119,8 +119,8 @@ def _is_metric(path, metric):
 
 
 def _cell(numbers):
-  spread = statistics.stdev(numbers) if len(numbers) > 1 else None
-  return Cell(statistics.fmean(numbers), spread, len(numbers))
+  std = statistics.stdev(numbers) if len(numbers) > 1 else None
+  return Cell(statistics.fmean(numbers), std, len(numbers))
 
 
 def _pad(text, width, column):
