@@ -67,6 +67,10 @@ class ItemTable(Protocol):
     """Returns the rows outside `params` before the first step."""
     ...
 
+  def abstract_rows(self) -> Any:
+    """Returns shapes, dtypes and shardings of `init`."""
+    ...
+
   def init_arguments(self, model: Any, batch: Any) -> dict[str, Any]:
     """Returns further arguments of `model.init`, so that the item table is made in `params` or is not."""
     ...
@@ -105,6 +109,9 @@ class InParams:
   """The item table is a parameter of the model, or the model has none: nothing lives outside `params`."""
 
   def init(self, key: Array) -> None:
+    """See `ItemTable`."""
+
+  def abstract_rows(self) -> None:
     """See `ItemTable`."""
 
   def init_arguments(self, model: Any, batch: Any) -> dict[str, Any]:
@@ -174,6 +181,10 @@ class Sharded:
   def init(self, key: Array) -> TableState:
     """See `ItemTable`."""
     return self.tables.init(key)
+
+  def abstract_rows(self) -> Any:
+    """See `ItemTable`."""
+    return self.tables.abstract_state()
 
   def init_arguments(self, model: SequentialModel, batch: Any) -> dict[str, Any]:
     """See `ItemTable`."""

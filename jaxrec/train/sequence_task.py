@@ -93,21 +93,33 @@ class SequenceTask(BaseTask):
 
   def init_state(self, mesh: Mesh | None, total_steps: int) -> TrainState:
     """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
-    config = self.config
-    self.item_table = make_item_table(config, self.model, total_steps, mesh)
+    self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
+    shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
+    state = self._state_without_rows(total_steps, shardings_of)
+    return state.replace(tables=self.item_table.init(jax.random.key(self.config.seed)))
+
+  def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
+    """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""
+    self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
+    shapes = jax.eval_shape(lambda: self._state_without_rows(total_steps, None))
+    shardings = parallel.parameter_shardings(shapes, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return state.replace(tables=self.item_table.abstract_rows())
+
+  def _state_without_rows(self, total_steps, shardings_of):
+    settings = self.config.data
     tiny = TrainingOptions(
-      max_length=config.data.max_length, row_length=row_length(config), rows_per_batch=1, packing=False
+      max_length=settings.max_length, row_length=row_length(self.config), rows_per_batch=1, packing=False
     )
-    state = create_state(
+    return create_state(
       self.model,
       self._optimizer(total_steps),
       TrainingBatches(self.data, tiny)[0],
-      config.seed,
-      keep_average=config.train.average > 0,
+      self.config.seed,
+      keep_average=self.config.train.average > 0,
       init_arguments=functools.partial(self.item_table.init_arguments, self.model),
-      shardings_of=None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh),
+      shardings_of=shardings_of,
     )
-    return state.replace(tables=self.item_table.init(jax.random.key(config.seed)))
 
   def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
     """See `Task`; `init_state` comes first."""
