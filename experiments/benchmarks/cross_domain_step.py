@@ -26,6 +26,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.benchmarks.records import publish
+from experiments.benchmarks.training import Training
 from experiments.configs import _cross_domain, abxi, kuairand
 from jaxrec.data.prepared import PreparedData
 

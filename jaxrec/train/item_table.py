@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ INPUT = "input"  # The encoder's items, next to the roles of `ItemObjective.scor
 CATALOGUE = "catalogue"  # All rows, next to the looked-up ones of each stack.
 
 
+@runtime_checkable
 class Gathered(Protocol):
   """What a step differentiates, and how its gradient updates the table.
 
@@ -60,6 +61,7 @@ class Gathered(Protocol):
     ...
 
 
+@runtime_checkable
 class ItemTable(Protocol):
   """Where the item table lives."""
 

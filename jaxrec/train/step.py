@@ -169,7 +169,7 @@ def mean_gradients(gradients_of: Callable[..., Gradients], microbatches: Any) ->
   return Gradients(losses * scale, weights, grads, lambda grad: grad, _times(scale[0], scalars), model_state)
 
 
-def split_microbatches(batch: Any, rng: PRNGKeyArray, num: int) -> tuple[Any, PRNGKeyArray]:
+def split_microbatches(batch: Any, rng: PRNGKeyArray, num: int) -> tuple[Any, Array]:
   """Returns microbatches and their keys, with a leading axis of A; a whole batch keeps its key.
 
   Microbatch i takes rows i, i + A, ...: where rows are sharded over devices each microbatch is sharded over them too.

@@ -5,7 +5,8 @@ import json
 import pytest
 from absl import flags
 
-from experiments import analyze_cross_domain, train
+from experiments import analyze_cross_domain
+from jaxrec.train import loop
 from jaxrec.train.config import default_config
 
 
@@ -33,7 +34,7 @@ def runs(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   settings = {"base": {}, "autocdsr": {"objectives": ("cross_domain_attention",)}, "alone": {"only_domain": "target"}}
   for name, options in settings.items():
-    train.run(config_of(**options), str(folder / name))
+    loop.run(config_of(**options), str(folder / name))
   return folder
 
 

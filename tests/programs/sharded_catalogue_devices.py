@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from jaxrec.embedding import RowAdamW, Table, Tables
 from jaxrec.embedding.rounding import join
 from jaxrec.embedding.row_optimizers import full_mean
-from jaxrec.evaluation import retrieval, sharded_retrieval
+from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.layers.norm import l2_normalize
 from jaxrec.objectives import item_losses
 from jaxrec.objectives.sharded_softmax import full_softmax
+from jaxrec.parallel.row_shards import RowShards
 
 WIDTH, STEPS, TEMPERATURE, CHUNK = 4, 2, 0.7, 2
 ITEMS = {"item": 19, "half": 11, "small": 5, "sampled": 9}  # each with a row of padding and one of a mask token
@@ -74,7 +75,7 @@ def step(tables, items, state, weight, ids):
         values[name] = sampled_loss(query, vectors[name], ids[name])
         continue
       positive, catalogue = (scored(name, x) for x in (vectors[name]["positive"], catalogues[name]))
-      values[name] = full_softmax(tables, name, query, positive, catalogue, size, TEMPERATURE, CHUNK)
+      values[name] = full_softmax(shards_of(tables, name), query, positive, catalogue, size, TEMPERATURE, CHUNK)
     return sum(value.mean() for value in values.values()), values
 
   (d_rows, d_catalogues, d_weight), values = jax.grad(total, (0, 1, 2), has_aux=True)(rows, catalogues, weight)
@@ -169,11 +170,11 @@ def retrieval_problem(kind):
 
 
 def retrieved(kind, num_devices):
-  """Returns ranks and best items with our retrieval, or `jaxrec.evaluation.retrieval` where `num_devices` is None."""
+  """Returns ranks and best items of a sharded catalogue, or of one array where `num_devices` is None."""
   num_items, rows, queries, target, seen, domain = retrieval_problem(kind)
   of_target = {"item_domain": domain["item_domain"], "target_domain": domain["domain"]}
   if num_devices is None:
-    library, arguments, end = retrieval, (queries, rows[: num_items + 1]), ()
+    catalogue = Catalogue(rows[: num_items + 1])
   else:
     tables = Tables(
       {"first": Table(9, WIDTH, placement="sharded"), "item": Table(num_items + 3, WIDTH, placement="sharded")},
@@ -184,22 +185,24 @@ def retrieved(kind, num_devices):
     missing = saved["tables"]["item"]["rows"].shape[0] - rows.shape[0]
     saved["tables"]["item"]["rows"] = np.pad(rows, ((0, missing), (0, 0)), constant_values=9.0)
     state = jax.device_put(tables.from_logical(saved), tables.shardings())
-    library, arguments, end = (
-      sharded_retrieval,
-      (tables, "item", queries, tables.catalogue(state, "item")),
-      (num_items,),
-    )
+    catalogue = Catalogue(tables.catalogue(state, "item"), num_items, shards_of(tables, "item"))
   with_all = {"seen_items": seen, **of_target, "seen_target": "remove", "chunk_size": 128}
-  _, best = library.top_k_items(*arguments, 7, *end, seen_items=seen, **domain, chunk_size=128)
-  _, pooled = library.top_k_items(*arguments, 7, *end)
+  _, best = catalogue.top_k(queries, 7, seen_items=seen, **domain, chunk_size=128)
+  _, pooled = catalogue.top_k(queries, 7)
+  negatives = np.stack([np.arange(1, 21)] * len(queries)) % num_items + 1
   return numbers(
     {
-      "ranks": library.target_ranks(*arguments, target, *end),
-      "ranks of a domain without seen": library.target_ranks(*arguments, target, *end, **with_all),
+      "ranks": catalogue.target_ranks(queries, target),
+      "ranks among samples": catalogue.sampled_target_ranks(queries, target, negatives),
+      "ranks of a domain without seen": catalogue.target_ranks(queries, target, **with_all),
       "best": pooled,
       "best of a domain without seen": best,
     }
   )
+
+
+def shards_of(tables, name):
+  return RowShards(tables.mesh, tables.axes_of(name))
 
 
 def collectives(num_items):
@@ -210,10 +213,10 @@ def collectives(num_items):
   program = jax.jit(lambda *args: step(tables, items, *args)).lower(state, jnp.eye(WIDTH), ids)
 
   def retrieve(state, queries, target, seen, item_domain):
-    arguments, catalogue = (tables, "item", queries), tables.catalogue(state, "item")
+    catalogue = Catalogue(tables.catalogue(state, "item"), num_items, shards_of(tables, "item"))
     options = {"seen_items": seen, "item_domain": item_domain}
-    ranks = sharded_retrieval.target_ranks(*arguments, catalogue, target, num_items, target_domain=target, **options)
-    return ranks, sharded_retrieval.top_k_items(*arguments, catalogue, 7, num_items, domain=target, **options)
+    ranks = catalogue.target_ranks(queries, target, target_domain=target, **options)
+    return ranks, catalogue.top_k(queries, 7, domain=target, **options)
 
   shapes = ((6, WIDTH), jnp.float32), ((6,), jnp.int32), ((6, 4), jnp.int32), ((num_items + 1,), jnp.int32)
   second = jax.jit(retrieve).lower(state, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))

@@ -4,6 +4,7 @@ Started by `test_table_step.py`, because the number of devices is set when a pro
 mesh, how far parameters and rows are from those of one device, and whether a restored state equals the saved one.
 """
 
+import functools
 import json
 import sys
 
@@ -17,9 +18,9 @@ from jaxrec.embedding import RowAdamW, Table, Tables
 from jaxrec.models import build
 from jaxrec.objectives.item import TABLE, ItemObjective
 from jaxrec.train.checkpoint import Checkpoints, load_state
+from jaxrec.train.item_table import Sharded, optimize_dense_only
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
-from jaxrec.train.table_step import beside_rows
 
 MESHES = {"1": (1, ("data",)), "8": (8, ("data",)), "4x2": ((4, 2), ("data", "fsdp")), "4": (4, ("data",))}
 BATCH = batch_of([[[3, 1, 4, 1, 5, 9]], [[2, 6], [5, 3, 5]], [[8, 9, 7]], [[3, 2, 3, 8]]] * 2, length=7)
@@ -36,17 +37,19 @@ def run(name, folder, loss="sampled_softmax"):
   devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
   mesh = Mesh(devices, axes)
   tables = Tables({TABLE: Table(NUM_ITEMS + 1, 8, optimizer=RowAdamW(0.1), placement="sharded")}, mesh)
-  optimizer = beside_rows(optax.adam(0.1), 1.0)
+  item_table, optimizer = Sharded(tables), optimize_dense_only(optax.adam(0.1), 1.0)
   everywhere = NamedSharding(mesh, PartitionSpec())
-  start = create_state(MODEL, optimizer, BATCH, seed=0, with_items=False)
+  start = create_state(
+    MODEL, optimizer, BATCH, seed=0, init_arguments=functools.partial(item_table.init_arguments, MODEL)
+  )
   start = jax.device_put(start, everywhere).replace(tables=tables.init(jax.random.key(3)))
   objective = ItemObjective(loss, num_negatives=4, sharing="row", chunk_size=4)
-  step = make_train_step(MODEL, objective, optimizer, seed=1, mesh=mesh, tables=tables, accumulate=1)
+  step = make_train_step(MODEL, objective, optimizer, seed=1, mesh=mesh, item_table=item_table)
   state, batch = start, jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec(axes)))
   for _ in range(3):
     state, scalars = step(state, batch)
   if folder:
-    with Checkpoints(f"{folder}/{name}", tables) as checkpoints:
+    with Checkpoints(f"{folder}/{name}", item_table) as checkpoints:
       checkpoints.save(state, {}, best_step=None)
   return tables, state, float(scalars["loss"])
 
@@ -73,7 +76,7 @@ def main(folder):
   result["restored"] = {}
   for name, other in (("8", "4"), ("4", "1"), ("1", "8"), ("8", "4x2"), ("4x2", "1")):
     tables, like, _ = runs[other]
-    state, step = load_state(f"{folder}/{name}", like, "latest", tables)
+    state, step = load_state(f"{folder}/{name}", like, "latest", Sharded(tables))
     assert step == 3
     result["restored"][f"{name} to {other}"] = furthest(found[name], numbers(tables, state))
   print(json.dumps(result))

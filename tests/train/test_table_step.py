@@ -1,4 +1,4 @@
-"""A training step whose items lie in a table of their own equals one whose item table is a parameter."""
+"""A training step with a sharded item table equals one whose item table is a parameter."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from jaxrec.multi_objective import multi_objective
 from jaxrec.multi_objective.weighting import mgda
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.objectives.item import TABLE, ItemObjective
+from jaxrec.train.item_table import Sharded, optimize_dense_only
 from jaxrec.train.state import TrainState, create_state
 from jaxrec.train.step import make_train_step
-from jaxrec.train.table_step import beside_rows
 
 RATE, CLIP = 0.5, 0.3
 BATCH = batch_of([[[3, 1, 4, 1, 5, 9]], [[2, 6], [5, 3, 5]], [[8, 9, 7]], [[3, 2, 3, 8]]], length=7, num_domains=2)
@@ -52,10 +52,10 @@ def with_table(params, several, objective, **options):
   """State and step where it is a table, with the same numbers."""
   tables = Tables({TABLE: Table(NUM_ITEMS + 1, 8, optimizer=RowSGD(RATE), placement="sharded")})
   rest = {name: value for name, value in params.items() if name != TABLE}
-  optimizer = wrapped(beside_rows(optax.sgd(RATE), CLIP), several)
+  optimizer = wrapped(optimize_dense_only(optax.sgd(RATE), CLIP), several)
   saved = {"step": jnp.zeros((), jnp.int32), "tables": {TABLE: {"rows": params[TABLE]["table"]}}}
   state = TrainState(jnp.zeros((), jnp.int32), rest, copied(optimizer.init(rest)), None, tables.from_logical(saved))
-  step = make_train_step(MODEL, objective, optimizer, seed=1, tables=tables, **options)
+  step = make_train_step(MODEL, objective, optimizer, seed=1, item_table=Sharded(tables), **options)
   return state, step, tables
 
 
@@ -97,7 +97,7 @@ def test_negatives_may_be_shared_by_none_or_all(sharing):
 def test_what_tables_cannot_do_is_refused():
   tables = Tables({TABLE: Table(NUM_ITEMS + 1, 8)})
   with pytest.raises(ValueError, match="average=0.9"):
-    make_train_step(MODEL, some_objective(False), optax.sgd(RATE), seed=1, average=0.9, tables=tables)
+    make_train_step(MODEL, some_objective(False), optax.sgd(RATE), seed=1, average=0.9, item_table=Sharded(tables))
 
 
 @pytest.fixture(scope="module")

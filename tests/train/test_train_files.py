@@ -34,7 +34,7 @@ def config_with(**settings):
     ({"train__patience": True}, "config.train.patience=True must be of type int"),
     ({"train__accumulate": 0}, "config.train.accumulate=0 must be at least 1"),
     (
-      {"multi_objective__solve_every": 4},
+      {"multi_objective__reweight_every": 4},
       "config.multi_objective.reweight_every=4 needs config.multi_objective.objectives",
     ),
     ({"train__average": 1.0}, "config.train.average=1.0 must be at least 0 and below 1"),

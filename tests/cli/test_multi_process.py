@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from test_train import assert_same_metrics, finish, metrics_text, start, wait_for_step
 
-from experiments import train
+from jaxrec.train import loop
 
 SETTINGS = (
   "--config.data.rows_per_batch=20", "--config.train.num_epochs=2", "--config.train.log_every_steps=1",
@@ -48,7 +48,7 @@ def end_of(process, seconds=200):
 def one_process(tmp_path_factory):
   """The workdir of a run of one process."""
   workdir = tmp_path_factory.mktemp("one")
-  train.run(config(), str(workdir))
+  loop.run(config(), str(workdir))
   return workdir
 
 
@@ -67,7 +67,7 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_goes_o
   ends = [end_of(process) for process in processes]
   assert [code for code, _ in ends] == [143, 143]
   assert all("'data': 1, 'fsdp': 1, 'model': 2" in output for _, output in ends)
-  assert "goes on after step" in finish(start(tmp_path, *SETTINGS))
+  assert "resumes after step" in finish(start(tmp_path, *SETTINGS))
   assert_same_metrics(one_process, tmp_path, but=OF_DEVICES)
 
 
@@ -81,5 +81,5 @@ def kill_one_and_start_again(workdir, victim):
   processes[victim].communicate()
   metrics = metrics_text(workdir)
   for process in start_two(workdir):
-    assert "goes on after step" in finish(process)
+    assert "resumes after step" in finish(process)
   return metrics[: metrics.rindex("\n") + 1]

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from experiments import sweep, sweep_table
-from experiments.sweep import make_jobs, plan, read_results, run_jobs, write_table
+from jaxrec.cli import sweep, sweep_table
+from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
 
 # ml_collections 1.1 loads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -197,7 +197,7 @@ def test_a_run_that_breaks_reports_the_end_of_its_output(config, tmp_path):
 
 def test_a_stop_signal_reaches_the_run(tmp_path):
   script = (
-    "import subprocess, sys; from experiments.sweep import _wait;"
+    "import subprocess, sys; from jaxrec.cli.sweep import _wait;"
     "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); sys.exit(-_wait(child))"
   )
   process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

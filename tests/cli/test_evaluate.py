@@ -7,7 +7,8 @@ import shutil
 import pytest
 from absl import flags
 
-from experiments import evaluate, recommend, sweep, train
+from jaxrec.cli import evaluate, recommend, sweep
+from jaxrec.train import loop
 from tests import tiny_run
 
 # ml_collections 1.1 loads config files in a way that Python is about to drop.
@@ -20,7 +21,7 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   config = tiny_run.get_config()
   config.train.num_epochs = 1
-  return workdir, train.run(config, str(workdir))
+  return workdir, loop.run(config, str(workdir))
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import tiny_run
 from conftest import REPOSITORY
 
-from experiments import train
+from jaxrec.train import loop
 from jaxrec.train.monitor import NonFiniteLossError
-from jaxrec.train.sequence_task import load_run
+from jaxrec.train.runs import load_run
 from jaxrec.train.writers import read_records
 
 
@@ -93,7 +93,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_143(uninterrupted, tmp_path):
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate()
   assert process.returncode == 143
-  assert "stopped after step" in output and "the same command goes on" in output
+  assert "stopped after step" in output and "the same command resumes" in output
   finish(start(tmp_path, *settings))
   assert metrics_text(tmp_path) == metrics_text(uninterrupted)
 
@@ -115,17 +115,17 @@ def test_a_run_leaves_its_config_curves_and_tensorboard_events(uninterrupted):
 
 
 def test_a_finished_run_can_be_loaded(uninterrupted):
-  pieces, params, step = load_run(str(uninterrupted), phase="select")
-  assert pieces.model.num_items == pieces.data.num_items == 96
-  assert params["items"]["table"].shape[0] == 97
-  assert step % 6 == 0
+  run = load_run(str(uninterrupted), phase="select")
+  assert run.task.model.num_items == run.task.data.num_items == 96
+  assert run.params["items"]["table"].shape[0] == 97
+  assert run.step % 6 == 0
 
 
 def test_a_workdir_with_a_run_of_another_config_is_refused(uninterrupted):
   with pytest.raises(ValueError, match=r"config.seed was 42, is 7.*Give another --workdir"):
     config = tiny(train__retrain=True, train__log_every_steps=1)
     config.seed = 7
-    train.run(config, str(uninterrupted))
+    loop.run(config, str(uninterrupted))
 
 
 def test_two_devices_give_the_result_of_one(tmp_path):
@@ -155,28 +155,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
   with pytest.raises(
     NonFiniteLossError, match=r"step 2: .*loss is nan.*The batch held the users \d+, \d+.*learning_rate"
   ):
-    train.run(config, str(tmp_path))
-  _, params, step = load_run(str(tmp_path), "latest")
-  assert step == 1
+    loop.run(config, str(tmp_path))
+  assert load_run(str(tmp_path), "latest").step == 1
   assert [record["step"] for record in read_records(str(tmp_path / "metrics.jsonl"))] == [1]
 
 
 def test_a_run_stops_when_validation_does_not_improve(tmp_path):
   config = tiny(train__patience=1)
   config.optimizer.learning_rate = 0.0
-  summary = train.run(config, str(tmp_path))
+  summary = loop.run(config, str(tmp_path))
   assert (summary["select"]["best_epoch"], summary["select"]["epochs"]) == (1, 2)
 
 
 def test_profile_leaves_a_trace(tmp_path):
-  train.run(tiny(train__num_epochs=4, train__evaluate_every_epochs=4), str(tmp_path), profile=True)
+  loop.run(tiny(train__num_epochs=4, train__evaluate_every_epochs=4), str(tmp_path), profile=True)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
-  train.run(tiny(train__dtype="bfloat16", train__num_epochs=1, train__average=0.9), str(tmp_path))
-  _, params, _ = load_run(str(tmp_path))
-  assert {str(leaf.dtype) for leaf in params["items"].values()} == {"float32"}
+  loop.run(tiny(train__dtype="bfloat16", train__num_epochs=1, train__average=0.9), str(tmp_path))
+  assert {str(leaf.dtype) for leaf in load_run(str(tmp_path)).params["items"].values()} == {"float32"}
   assert read_records(str(tmp_path / "metrics.jsonl"))[0]["loss"] < 14
 
 
