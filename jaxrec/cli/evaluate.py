@@ -9,6 +9,7 @@ config unless flags say otherwise.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -75,7 +76,7 @@ def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -
 
 
 def table(
-  scores: dict[str, dict[str, float | int]], domain_names: tuple[str, ...], ks: tuple[int, ...], prefix: str = ""
+  scores: dict[str, dict[str, float | int]], domain_names: Sequence[str], ks: Sequence[int], prefix: str = ""
 ) -> str:
   """Returns the numbers as text: for all users and for each domain, a row a ranker.
 
