@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.sweep import read_results
 from jaxrec import parallel
 from jaxrec.analysis import cross_domain, cross_domain_plots
+from jaxrec.cli.sweep import read_results
 from jaxrec.data.generators.planted_transfer import planted_truth
 from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
 from jaxrec.train.log import HideOrbaxDetails
@@ -100,10 +100,10 @@ def load(workdir: str, single: bool = False) -> Run:
   with config.unlocked():
     config.eval.protocol = FLAGS.protocol
   split = 1 if FLAGS.split == "validation" else 2
-  ranks = model.user_ranks(model, params, data, config, split)
+  ranks = user_ranks(model, params, data, config, split)
   if single:
     return Run(workdir, task, ranks, None)
-  batches = model.evaluation_batches(data, config, split, parallel.make_mesh())
+  batches = evaluation_batches(data, config, split, parallel.make_mesh())
   return Run(workdir, task, ranks, cross_domain.query_attention(model, params, batches))
 
 

@@ -33,8 +33,8 @@ class Catalogue:
   num_items: V; rows above are never candidates. None: R - 1.
   shards: which row holds which item.
 
-  >>> catalogue = Catalogue(np.array([[9.0], [3.0], [2.0], [2.0]], np.float32))
-  >>> catalogue.target_ranks(np.ones((1, 1), np.float32), np.array([2])).tolist()
+  >>> catalogue = Catalogue(jnp.array([[9.0], [3.0], [2.0], [2.0]], jnp.float32))
+  >>> catalogue.target_ranks(jnp.ones((1, 1), jnp.float32), jnp.array([2])).tolist()
   [3]
   """
 
@@ -150,11 +150,11 @@ def target_ranks(
   Choice: "keep" differs from the public HSTU code, where a target that the user has met before can never be found and
     gets rank 2501; "remove" with ranks above 2500 set to 2501 is that rule.
 
-  >>> vectors = np.array([[9.0], [3.0], [2.0], [2.0], [1.0]], np.float32)
-  >>> query = np.ones((2, 1), np.float32)
-  >>> target_ranks(query, vectors, np.array([2, 4])).tolist()
+  >>> vectors = jnp.array([[9.0], [3.0], [2.0], [2.0], [1.0]], jnp.float32)
+  >>> query = jnp.ones((2, 1), jnp.float32)
+  >>> target_ranks(query, vectors, jnp.array([2, 4])).tolist()
   [3, 4]
-  >>> target_ranks(query, vectors, np.array([2, 4]), seen_items=np.array([[1, 1], [3, 0]])).tolist()
+  >>> target_ranks(query, vectors, jnp.array([2, 4]), seen_items=jnp.array([[1, 1], [3, 0]])).tolist()
   [2, 3]
   """
   return Catalogue(item_vectors).target_ranks(
@@ -189,8 +189,8 @@ def top_k_items(
   Raises:
     ValueError: shapes or options that don't fit together, or ids outside the catalogue.
 
-  >>> vectors = np.array([[9.0], [3.0], [2.0], [2.0]], np.float32)
-  >>> scores, items = top_k_items(np.ones((1, 1), np.float32), vectors, 3, seen_items=np.array([[1]]))
+  >>> vectors = jnp.array([[9.0], [3.0], [2.0], [2.0]], jnp.float32)
+  >>> scores, items = top_k_items(jnp.ones((1, 1), jnp.float32), vectors, 3, seen_items=jnp.array([[1]]))
   >>> scores.tolist(), items.tolist()
   ([[2.0, 2.0, -inf]], [[2, 3, 0]])
   """
@@ -213,8 +213,8 @@ def sampled_target_ranks(
   Raises:
     ValueError: as `target_ranks`.
 
-  >>> vectors = np.array([[9.0], [3.0], [2.0], [1.0]], np.float32)
-  >>> sampled_target_ranks(np.ones((1, 1), np.float32), vectors, np.array([2]), np.array([[1, 3, 2, 0]])).tolist()
+  >>> vectors = jnp.array([[9.0], [3.0], [2.0], [1.0]], jnp.float32)
+  >>> sampled_target_ranks(jnp.ones((1, 1), jnp.float32), vectors, jnp.array([2]), jnp.array([[1, 3, 2, 0]])).tolist()
   [2]
   """
   return Catalogue(item_vectors).sampled_target_ranks(queries, target_item, negative_items)
