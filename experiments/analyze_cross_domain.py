@@ -27,6 +27,7 @@ from jaxrec import parallel
 from jaxrec.analysis import cross_domain, cross_domain_plots
 from jaxrec.cli.sweep import read_results
 from jaxrec.data.generators.planted_transfer import planted_truth
+from jaxrec.evaluation.model import evaluation_batches, user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
