@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.batches import CandidateBatch
+from jaxrec.data import load
 from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, TrainingCandidates, held_out_candidates
 from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
 from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
@@ -30,7 +31,6 @@ from jaxrec.train.config import (
   check_groups,
 )
 from jaxrec.train.optimizer import make_optimizer
-from jaxrec.train.sequence_task import load_data
 from jaxrec.train.settings import defaults, setting
 from jaxrec.train.state import TrainState, create_state
 from jaxrec.train.step import TrainStep, make_train_step
@@ -140,7 +140,7 @@ class ClickTask(BaseTask):
       ValueError: the config doesn't fit `default_config`.
     """
     check_config(config)
-    data = load_data(config)
+    data = load.load_data(config.data)
     fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
     options = CandidateOptions(**{name: config.data[name] for name in fields}, seed=config.seed)
     examples = CandidateData(data, options)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxrec import models, multi_objective, parallel
 from jaxrec.batches import SequenceBatch
-from jaxrec.data import single_domain
+from jaxrec.data import load, single_domain
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
-from jaxrec.data.preparation.prepare import generate, prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources import GENERATED
 from jaxrec.evaluation.model import evaluate_ranker
 from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
@@ -34,13 +28,6 @@ from jaxrec.train.state import TrainState, create_state
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
-
-# Folders looked for in $JAXREC_DATA: the names under which the official archives unpack, and an excerpt of Taobao.
-_RAW_FOLDERS = {
-  "movielens-100k": "ml-100k", "movielens-1m": "ml-1m", "movielens-20m": "ml-20m", "movielens-25m": "ml-25m",
-  "movielens-32m": "ml-32m", "kuairand-1k": "kuairand-1k", "amazon-5core": "amazon-5core", "abxi": "abxi-food-kitchen",
-  "taobao": "taobao-sample",
-}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -67,7 +54,7 @@ class SequenceTask(BaseTask):
       ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
     """
     config_lib.check_config(config)
-    data = load_data(config)
+    data = load.load_data(config.data)
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = item.build(config.objective.to_dict())
@@ -219,39 +206,3 @@ def _num_items(config, data):
   if 0 < room < data.num_items:
     raise ValueError(f"config.tables.num_items={room} is less than the {data.num_items} items of the data")
   return room or data.num_items
-
-
-def load_data(config: ConfigDict) -> PreparedData:
-  """Returns the prepared data of a config, and prepares it first where that has not been done.
-
-  `data.prepared` is loaded if it exists. Otherwise `data.source` is read from `data.raw`, or from its folder in
-  $JAXREC_DATA, or downloaded, and written to `data.prepared`, or to a folder of $JAXREC_CACHE (default ~/.cache/jaxrec)
-  named for source, raw files and options. With `data.only_domain` the events of other domains are then left out.
-  """
-  data = _whole_data(config.data)
-  return single_domain.only_domain(data, config.data.only_domain) if config.data.only_domain else data
-
-
-def _whole_data(settings):
-  options = settings.options.to_dict()
-  if settings.source in GENERATED and not settings.prepared:
-    return generate(settings.source, options)
-  raw = settings.raw or _raw_folder(settings.source)
-  out = settings.prepared or _cache_folder(settings.source, raw, options)
-  if not os.path.exists(out) and jax.process_index() == 0:
-    prepare(settings.source, raw, out, report=logging.info, **options)
-  parallel.wait_for_all_hosts("prepare data")  # Those as well that came when the data was there.
-  logging.info("data: %s", out)
-  return PreparedData.load(out)
-
-
-def _raw_folder(source):
-  root, folder = os.environ.get("JAXREC_DATA"), _RAW_FOLDERS.get(source)
-  path = os.path.join(root, folder) if root and folder else None
-  return path if path and os.path.exists(path) else None
-
-
-def _cache_folder(source, raw, options):
-  root = os.environ.get("JAXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "jaxrec")
-  key = json.dumps([raw and os.path.abspath(raw), options], sort_keys=True, default=str)
-  return os.path.join(root, "prepared", f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")

@@ -5,10 +5,10 @@ import pytest
 
 from jaxrec.data.generators.planted_transfer import INFORMATIVE, TARGET, planted_transfer, planted_truth
 from jaxrec.data.generators.synthetic import synthetic_data
+from jaxrec.data.load import load_data
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.train.config import default_config
-from jaxrec.train.sequence_task import load_data
 
 FIRST_NOISE = 3
 
@@ -163,7 +163,7 @@ def test_the_truth_of_other_data_is_refused(data):
 def test_a_config_and_prepare_know_the_source(tmp_path):
   config = default_config()
   config.data.source, config.data.options = "planted", {"num_users": 9, "seed": 3}
-  loaded, prepared = load_data(config), prepare("planted", out=tmp_path / "p", num_users=9, seed=3)
+  loaded, prepared = load_data(config.data), prepare("planted", out=tmp_path / "p", num_users=9, seed=3)
   np.testing.assert_array_equal(loaded.item_id, prepared.item_id)
   np.testing.assert_array_equal(loaded.item_domain()[loaded.item_id], loaded.domain_id)
   assert loaded.item_id.tolist() != planted_transfer(num_users=9, seed=4).item_id.tolist()

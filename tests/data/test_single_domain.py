@@ -8,7 +8,7 @@ from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.single_domain import held_out_users, only_domain
 from jaxrec.train.config import check_config
-from jaxrec.train.sequence_task import load_data, train_users
+from jaxrec.train.sequence_task import train_users
 
 # user: (item, domain, split) of each event. Items 1..3 are books, 4..6 are films.
 USERS = [
@@ -100,16 +100,6 @@ def test_a_domain_without_training_events_is_refused():
   data = PreparedData.from_columns(user=[0] * 4, item_id=[1, 1, 1, 2], domain_id=[1, 1, 1, 2])
   with pytest.raises(ValueError, match="domain='domain 2' has no training event"):
     only_domain(data, "domain 2")
-
-
-def test_a_config_asks_for_a_domain():
-  config = tiny_run.get_config()
-  whole = load_data(config)
-  config.data.only_domain = "film"
-  check_config(config)
-  films = load_data(config)
-  assert films.num_items == whole.num_items
-  assert films.num_events == (whole.domain_id == films.domain_names.index("film") + 1).sum()
 
 
 def test_a_domain_alone_has_no_attention_across_domains_to_weigh():

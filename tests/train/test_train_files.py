@@ -11,7 +11,6 @@ import pytest
 from jaxrec.train import curves
 from jaxrec.train.config import check_config, default_config
 from jaxrec.train.monitor import EarlyStopping, LossMonitor, NonFiniteLossError, StopSignal
-from jaxrec.train.sequence_task import load_data
 from jaxrec.train.writers import MetricsWriter, read_records
 
 
@@ -71,15 +70,6 @@ def test_a_missing_setting_is_named():
 
 def test_settings_of_model_objective_and_source_are_left_to_them():
   check_config(config_with(model__anything=1, objective__anything=2, data__options={"anything": 3}))
-
-
-def test_a_source_is_prepared_once_and_then_loaded(tmp_path):
-  options = {"num_users": 20, "num_items": 48}
-  config = config_with(data__prepared=str(tmp_path / "prepared"), data__options=options)
-  first = load_data(config)
-  written = (tmp_path / "prepared" / "meta.json").stat().st_mtime_ns
-  np.testing.assert_array_equal(load_data(config).item_id, first.item_id)
-  assert (tmp_path / "prepared" / "meta.json").stat().st_mtime_ns == written
 
 
 def write_some(workdir):

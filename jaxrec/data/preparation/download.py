@@ -85,7 +85,7 @@ def fetch(
     ConnectionError: the file's home cannot be reached; the message says what to do.
   """
   remote = locate(source, name, edition)
-  folder = pathlib.Path(cache or os.environ.get("JAXREC_CACHE") or pathlib.Path.home() / ".cache" / "jaxrec") / source
+  folder = pathlib.Path(cache or cache_root()) / source
   file = folder / (edition or "") / urllib.parse.urlparse(remote.url).path.rsplit("/", 1)[1]
   if not remote.inside:
     return download(remote.url, file, checksum=remote.checksum, report=report)
@@ -93,6 +93,11 @@ def fetch(
   if not unpacked.is_dir():
     unpack(download(remote.url, file, checksum=remote.checksum, report=report), unpacked)
   return unpacked / remote.inside
+
+
+def cache_root() -> pathlib.Path:
+  """Returns the folder for downloads and prepared data: $JAXREC_CACHE, by default ~/.cache/jaxrec."""
+  return pathlib.Path(os.environ.get("JAXREC_CACHE") or pathlib.Path.home() / ".cache" / "jaxrec")
 
 
 def locate(source: str, name: str | None = None, edition: str | None = None) -> Remote:
