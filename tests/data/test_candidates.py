@@ -1,4 +1,4 @@
-"""Candidates for click-through prediction: targets, negatives, histories, order, resuming, genuine rows."""
+"""Candidates for click-through prediction: targets, negatives, histories, order, resuming, real rows."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ OPTIONS = CandidateOptions(history_length=4, min_events=8, targets_per_user=3, s
 
 
 def users_with_events(lengths, num_items=50, seed=0):
-  """Users of given numbers of events; items by a power law."""
+  """Users with given numbers of events; items drawn by a power law."""
   rng = np.random.default_rng(seed)
   weights = 1 / np.arange(1, num_items + 1)
   items = rng.choice(num_items, sum(lengths), p=weights / weights.sum()) + 1
@@ -35,7 +35,7 @@ def all_of(examples, split):
   return examples.batch(split, np.arange(examples.num_examples(split)))
 
 
-def test_the_targets_of_a_user_lie_where_the_paper_puts_them():
+def test_the_targets_of_a_user_are_those_of_the_paper():
   data = PreparedData.from_columns(user=[0] * 210 + [1] * 210, item_id=np.arange(1, 421))
   examples = CandidateData(data, CandidateOptions())
   clicked = [[int(i) for i in all_of(examples, split).item[::3]] for split in (TRAIN, VALIDATION, TEST)]
@@ -55,7 +55,7 @@ def test_a_history_ends_before_its_target_and_never_reaches_another_user():
   assert batch.history_category[2].tolist() == [0, 0, *[1] * 7]
 
 
-def test_a_negative_was_never_clicked_by_its_user_and_keeps_the_history():
+def test_a_negative_was_never_clicked_by_its_user_and_has_the_history_of_its_positive():
   data = users_with_events([30, 9, 200, 12])
   batch = all_of(CandidateData(data, OPTIONS), TRAIN)
   assert batch.label.tolist() == [1, 0, 0] * (len(batch.label) // 3)
@@ -65,8 +65,8 @@ def test_a_negative_was_never_clicked_by_its_user_and_keeps_the_history():
   assert batch.category.tolist() == (batch.item % 3 + 1).tolist()
 
 
-def test_negatives_come_in_proportion_to_clicks():
-  """Item 1 has three events for each of item 2; users who clicked neither ask 2,000 times."""
+def test_negatives_are_drawn_in_proportion_to_clicks():
+  """Item 1 has three events for each event of item 2; users who clicked neither get 2,000 negatives."""
   popular = [1, 1, 1, 2] * 50
   data = PreparedData.from_columns(
     user=np.r_[np.zeros(200, int), np.repeat(np.arange(1, 1001), 3)], item_id=np.r_[popular, np.full(3000, 3)]
@@ -77,7 +77,7 @@ def test_negatives_come_in_proportion_to_clicks():
   assert abs((item == 1).mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / item.size)
 
 
-def test_the_same_seed_draws_the_same_negatives_in_any_batch_and_another_seed_others():
+def test_negatives_depend_on_the_seed_and_not_on_the_batch():
   data = users_with_events([40] * 20)
   examples = CandidateData(data, OPTIONS)
   whole = all_of(examples, TRAIN).item
@@ -96,13 +96,13 @@ def test_short_users_and_targets_without_history_are_counted():
     CandidateData(users_with_events([10]), CandidateOptions(min_events=99))
 
 
-def test_a_user_who_clicked_everything_is_an_error_that_names_him():
+def test_a_user_who_clicked_everything_is_named_in_the_error():
   data = PreparedData.from_columns(user=[0] * 8, item_id=[1, 2] * 4)
-  with pytest.raises(ValueError, match="no item was found that user 0 never clicked"):
+  with pytest.raises(ValueError, match="found no item that user 0 never clicked"):
     all_of(CandidateData(data, OPTIONS), TEST)
 
 
-def test_every_example_comes_once_an_epoch_in_another_order():
+def test_every_example_occurs_once_per_epoch_in_another_order():
   examples = CandidateData(users_with_events([40] * 8), OPTIONS)  # 8 x 3 x 3 = 72 examples
   batches = TrainingCandidates(examples, batch_size=12, num_epochs=2, seed=0)
   assert (len(batches), batches.batches_per_epoch, batches.examples_left_out) == (12, 6, 0)
@@ -115,7 +115,7 @@ def rows(batch):
   return list(zip(batch.user_id.tolist(), batch.item.tolist(), strict=True))
 
 
-def test_a_resumed_iterator_goes_on_with_the_very_next_batch():
+def test_a_resumed_iterator_continues_with_the_next_batch():
   batches = TrainingCandidates(CandidateData(users_with_events([40] * 8), OPTIONS), 10, num_epochs=2, seed=0)
   iterator = iter(training_candidates(batches))
   before = [next(iterator) for _ in range(5)][-1]
@@ -127,14 +127,14 @@ def test_a_resumed_iterator_goes_on_with_the_very_next_batch():
   assert len(rest) == 9 and rows(before) not in rest
 
 
-def test_held_out_examples_all_come_in_order():
+def test_held_out_examples_are_all_returned_in_order():
   examples = CandidateData(users_with_events([40] * 5), OPTIONS)
   sizes = [len(batch.item) for batch in held_out_candidates(examples, VALIDATION, 4)]
   assert sizes == [4, 4, 4, 3]
 
 
-def test_categories_come_from_the_items_of_the_genuine_taobao_format(tmp_path):
-  """Rows as in UserBehavior.csv: no header; the views alone are clicks."""
+def test_categories_of_the_taobao_format_come_from_the_items(tmp_path):
+  """Rows as in UserBehavior.csv: no header; only views count as clicks."""
   lines = ["1,2268318,2520377,pv,1511544070", "1,2333346,2520771,pv,1511561733", "1,2576651,149192,buy,1511572885"]
   lines += [f"2,{item},{149192 + item % 2},pv,{1511544071 + item}" for item in range(8)]
   (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
@@ -143,7 +143,7 @@ def test_categories_come_from_the_items_of_the_genuine_taobao_format(tmp_path):
   assert (examples.num_items, examples.num_categories) == (10, 4)
   assert examples.counts["users_too_short"] == 1
   batch = all_of(examples, TEST)
-  assert batch.category[1] in item_categories(data)[0][[9, 10]]  # What user 1 viewed; the purchase is no candidate.
+  assert batch.category[1] in item_categories(data)[0][[9, 10]]  # What user 1 viewed; the purchase is not a candidate.
   assert sorted(set(batch.history_category[0].tolist())) == [1, 2]
 
 
@@ -158,7 +158,7 @@ def test_options_out_of_range_are_errors(change):
     CandidateData(users_with_events([10]), CandidateOptions(**change))
 
 
-def test_the_excerpt_of_taobao_gives_candidates(data_dir):
+def test_the_sample_of_taobao_gives_candidates(data_dir):
   raw = data_dir / "taobao-sample"
   if not raw.is_dir():
     pytest.skip(f"no folder {raw}")

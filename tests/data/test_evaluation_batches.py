@@ -1,3 +1,5 @@
+"""Evaluation batches: targets, histories, request times, padding, shards of hosts."""
+
 import dataclasses
 
 import jax
@@ -17,23 +19,23 @@ def three_users(**columns):
 
 
 def by_user(batches):
-  """User -> (items, index and time of the asking position, target, seen items)."""
+  """User -> (items, index and time of the predicting position, target, seen items)."""
   found = {}
   for evaluation in batches:
     for row in np.flatnonzero(evaluation.user >= 0):
-      (asks,) = np.flatnonzero(evaluation.batch.target_weight[row])
+      (predicts,) = np.flatnonzero(evaluation.batch.target_weight[row])
       items = evaluation.batch.item_id[row]
       seen = evaluation.seen_items[row]
       found[int(evaluation.user[row])] = (
         items[items > 0].tolist(),
-        (int(asks), int(evaluation.batch.target_time[row, asks])),
+        (int(predicts), int(evaluation.batch.target_time[row, predicts])),
         int(evaluation.target_item[row]),
         seen[seen > 0].tolist(),
       )
   return found
 
 
-def test_the_test_item_is_asked_for_after_everything_before_it():
+def test_the_test_item_is_predicted_from_everything_before_it():
   assert by_user(evaluation_batches(three_users(), 2, 2, max_length=10)) == {
     0: ([1, 2, 3, 4], (3, 40), 5, [1, 2, 3, 4]),
     1: ([6, 7], (1, 70), 8, [6, 7]),
@@ -41,7 +43,7 @@ def test_the_test_item_is_asked_for_after_everything_before_it():
   }
 
 
-def test_the_validation_item_is_asked_for_after_the_training_events_only():
+def test_the_validation_item_is_predicted_from_the_training_events_only():
   assert by_user(evaluation_batches(three_users(), 1, 2, max_length=10)) == {
     0: ([1, 2, 3], (2, 30), 4, [1, 2, 3]),
     1: ([6], (0, 60), 7, [6]),
@@ -53,7 +55,7 @@ def test_cropping_keeps_the_most_recent_events_and_seen_items_are_not_cropped():
   assert by_user(evaluation_batches(three_users(), 2, 4, max_length=2))[0] == ([3, 4], (1, 40), 5, [1, 2, 3, 4])
 
 
-def test_a_masked_model_is_asked_at_a_mask_token_behind_the_history():
+def test_a_masked_model_predicts_at_a_mask_token_after_the_history():
   batches = evaluation_batches(three_users(), 2, 4, max_length=3, task="masked_item")
   assert by_user(batches) == {
     0: ([3, 4, 10], (2, 40), 5, [1, 2, 3, 4]),
@@ -75,7 +77,7 @@ def test_target_times_of_earlier_positions_are_those_of_training():
   assert evaluation.target_domain.tolist() == [2]
 
 
-def test_the_last_batch_is_filled_up_with_rows_that_weigh_nothing():
+def test_the_last_batch_is_padded_with_rows_of_weight_zero():
   last = evaluation_batches(three_users(), 2, 2, max_length=10)[1]
   assert last.user.tolist() == [0, -1]
   assert last.target_item.tolist() == [5, 0]
@@ -88,7 +90,7 @@ def test_users_without_a_target_are_left_out():
   assert sorted(by_user(evaluation_batches(three_users(split=split), 1, 2, max_length=10))) == [0, 2]
 
 
-def test_of_several_held_out_events_the_first_is_the_target():
+def test_the_first_of_several_held_out_events_is_the_target():
   split = [0, 0, 2, 2, 2, 0, 0, 2, 0, 0, 0, 2]
   assert by_user(evaluation_batches(three_users(split=split), 2, 4, max_length=10))[0][2] == 3
 
@@ -124,7 +126,7 @@ def test_hosts_partition_each_batch():
     ({"max_length": 0}, "max_length=0 is too short"),
     ({"max_length": 1, "task": "masked_item"}, "max_length=1 is too short"),
     ({"batch_size": 3, "shard_count": 2}, "batch_size=3 must be a positive multiple of shard_count=2"),
-    ({"shard_index": 1}, "shard_index=1 must lie between 0 and"),
+    ({"shard_index": 1}, "shard_index=1 must be between 0 and"),
     ({"users": []}, "no user has an event with split=2"),
   ],
 )

@@ -1,4 +1,4 @@
-"""Training batches. The evaluation half is in test_evaluation_batches.py."""
+"""Training batches: inputs and targets, cropping, packing, masks, shards of hosts, resuming."""
 
 import dataclasses
 
@@ -50,11 +50,11 @@ def row_of(batch, first_item):
 
 
 def sequences_of(batch):
-  """(item, domain, time, action..., target...) of each sequence of a batch, as a sorted list of tuples."""
+  """All fields of each sequence of a batch, as a list of tuples."""
   found = []
   for row in range(batch.item_id.shape[0]):
-    for number in range(1, batch.sequence_id[row].max() + 1):
-      here = batch.sequence_id[row] == number
+    for sequence_id in range(1, batch.sequence_id[row].max() + 1):
+      here = batch.sequence_id[row] == sequence_id
       fields = (v[row][here].tolist() for k, v in vars(batch).items() if v is not None and k != "sequence_id")
       found.append(tuple(map(tuple, fields)))
   return found
@@ -82,7 +82,7 @@ def test_inputs_are_all_but_the_last_training_event_and_targets_all_but_the_firs
   assert row_of(batch, 2)["target_item"] == [4, 0, 0, 0]
 
 
-def test_the_validation_event_is_trained_on_only_when_asked_for():
+def test_the_validation_event_is_trained_on_only_with_last_split_1():
   batch = TrainingBatches(three_users(), dataclasses.replace(OPTIONS, last_split=1))[0]
   assert row_of(batch, 1)["target_item"] == [2, 3, 4, 0]
   assert row_of(batch, 6)["target_item"] == [7, 0, 0, 0]
@@ -90,7 +90,7 @@ def test_the_validation_event_is_trained_on_only_when_asked_for():
 
 
 def test_held_out_items_appear_neither_as_inputs_nor_as_targets():
-  flat = np.arange(1, 13)  # Every event has an item of its own.
+  flat = np.arange(1, 13)  # Every event has another item.
   data = PreparedData.from_columns(offsets=[0, 5, 8, 12], item_id=flat)
   for task in ("next_item", "masked_item"):
     for last_split in (0, 1):
@@ -132,7 +132,7 @@ def test_every_field_is_32_bits_wide():
   assert batch.target_weight.dtype == np.float32
 
 
-def test_times_that_no_int32_holds_are_refused():
+def test_times_beyond_int32_are_refused():
   times = np.zeros(12, np.int64)
   times[4] = 2**31
   with pytest.raises(ValueError, match="timestamp spans 2147483648 seconds"):
@@ -164,7 +164,7 @@ def test_packed_rows_hold_the_same_sequences_as_separate_rows(task):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(0, 9), st.integers(1, 5))
-def test_an_epoch_holds_the_same_pairs_however_rows_are_cut(seed, max_length, extra, rows):
+def test_the_sequences_of_an_epoch_do_not_depend_on_the_shape_of_the_batches(seed, max_length, extra, rows):
   data = random_users(seed)
   options = TrainingOptions(max_length=max_length, row_length=max_length + extra, rows_per_batch=rows, num_epochs=1)
   batches = TrainingBatches(data, options)
@@ -173,7 +173,7 @@ def test_an_epoch_holds_the_same_pairs_however_rows_are_cut(seed, max_length, ex
   assert found == sorted(sequences_of(TrainingBatches(data, plain)[0]))
 
 
-def test_padding_is_zero_in_every_field_and_lies_on_the_right():
+def test_padding_is_zero_in_every_field_and_on_the_right():
   options = TrainingOptions(max_length=8, row_length=16, rows_per_batch=4, num_epochs=1)
   batches = TrainingBatches(random_users(), options)
   for i in range(len(batches)):
@@ -184,7 +184,7 @@ def test_padding_is_zero_in_every_field_and_lies_on_the_right():
     assert (batch.target_weight[~padding] == 1).all()
 
 
-def test_the_last_batch_of_an_epoch_is_filled_up_with_empty_rows():
+def test_the_last_batch_of_an_epoch_is_padded_with_empty_rows():
   options = dataclasses.replace(OPTIONS, last_split=1, rows_per_batch=2)
   batches = TrainingBatches(three_users(), options)
   assert batches.batches_per_epoch == 2
@@ -192,7 +192,7 @@ def test_the_last_batch_of_an_epoch_is_filled_up_with_empty_rows():
   assert (batches[1].sequence_id[0] > 0).any() and not batches[1].sequence_id[1].any()
 
 
-def test_epochs_have_different_orders_and_the_same_seed_the_same_ones():
+def test_epochs_differ_in_order_and_the_same_seed_repeats_them():
   data = random_users()
   options = TrainingOptions(max_length=8, row_length=16, rows_per_batch=100, num_epochs=2)
   batches, again = TrainingBatches(data, options), TrainingBatches(data, options)
@@ -209,14 +209,14 @@ def test_hosts_partition_the_global_batch(task):
   whole = TrainingBatches(data, options)
   hosts = [TrainingBatches(data, dataclasses.replace(options, shard_index=i, shard_count=3)) for i in range(3)]
   for step in range(len(whole)):
-    parts = [host[step] for host in hosts]
-    assert_same_batch(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), whole[step])
+    shards = [host[step] for host in hosts]
+    assert_same_batch(jax.tree.map(lambda *rows: np.concatenate(rows), *shards), whole[step])
     np.testing.assert_array_equal(hosts[1].users(step), whole.users(step))
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("task", ["next_item", "masked_item"])
-def test_a_resumed_iterator_goes_on_value_for_value(task, prefetch):
+def test_a_resumed_iterator_continues_value_for_value(task, prefetch):
   data = random_users()
   options = TrainingOptions(max_length=8, row_length=10, rows_per_batch=2, num_epochs=2, task=task)
   uninterrupted = iter(training_batches(data, options, prefetch))
@@ -237,7 +237,7 @@ def test_without_a_number_of_epochs_the_batches_do_not_end():
   assert next(iter(training_batches(three_users(), dataclasses.replace(OPTIONS, num_epochs=None)))) is not None
 
 
-def test_only_the_users_asked_for_are_trained_on():
+def test_only_the_requested_users_are_trained_on():
   options = dataclasses.replace(OPTIONS, last_split=1, only_users=(0, 1))
   batches = TrainingBatches(three_users(), options)
   assert sorted(batches.users(0)) == [0, 1] and batches.users_left_out == 0
@@ -259,17 +259,17 @@ def test_masked_positions_hold_the_mask_token_and_are_the_only_targets():
     assert sorted(restored) == [[1, 2, 3, 4], [2, 4, 6, 0], [6, 7, 0, 0]]
 
 
-def test_every_sequence_has_a_mask_even_at_probability_zero():
+def test_every_sequence_has_a_masked_event_even_at_probability_zero():
   for seed in range(10):
     np.testing.assert_array_equal(masked_batch(seed=seed, mask_probability=0.0).target_weight.sum(axis=1), [1, 1, 1])
 
 
-def test_masks_come_with_their_probability_and_change_with_the_epoch():
+def test_masks_have_their_probability_and_change_with_the_epoch():
   data = synthetic_data(num_users=300, num_items=48)
   options = TrainingOptions(max_length=40, row_length=40, rows_per_batch=300, packing=False, task="masked_item")
   batches = TrainingBatches(data, dataclasses.replace(options, mask_probability=0.3))
   batch = batches[0]
-  long = (batch.sequence_id > 0).sum(axis=1) >= 20  # At least one in each hardly matters there.
+  long = (batch.sequence_id > 0).sum(axis=1) >= 20  # There the minimum of one mask hardly matters.
   share = batch.target_weight[long].sum() / (batch.sequence_id[long] > 0).sum()
   assert abs(share - 0.3) < 0.03
   assert sorted(sequences_of(batch)) != sorted(sequences_of(batches[1]))
@@ -286,12 +286,12 @@ def test_positions_of_masked_sequences_count_back_from_the_latest_event():
   assert sorted(masked_batch().position.tolist()) == [[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0]]
 
 
-def test_the_domain_of_a_masked_item_is_told_only_when_asked_for():
+def test_the_domain_of_a_masked_item_is_revealed_only_on_request():
   batch = masked_batch(reveal_domain=True)
   np.testing.assert_array_equal(batch.domain_id > 0, batch.sequence_id > 0)
 
 
-def test_derived_rows_hold_about_the_users_wanted():
+def test_derived_rows_hold_about_the_given_number_of_users():
   data = synthetic_data(num_users=1000, num_items=48)
   options = TrainingOptions(max_length=50, row_length=128, rows_per_batch=0)
   for wanted in (32, 128):
@@ -309,7 +309,7 @@ def test_derived_rows_divide_among_hosts_and_devices():
 
 
 def test_packing_efficiency_is_the_filled_share_of_the_rows():
-  # Inputs with the validation event: 3, 1 and 2 positions, hence one full row of 3 and one of 1 + 2.
+  # Inputs with the validation event take 3, 1 and 2 positions: one full row of 3 and one of 1 + 2.
   packed = dataclasses.replace(OPTIONS, packing=True, max_length=3, row_length=3, last_split=1)
   assert packing_efficiency(three_users(), packed) == 1.0
   assert packing_efficiency(three_users(), dataclasses.replace(packed, packing=False)) == 6 / 9
@@ -328,8 +328,8 @@ def test_rows_shorter_than_a_sequence_are_refused():
     ({"last_split": 2}, "last_split=2 is unknown"),
     ({"rows_per_batch": 0}, "rows_per_batch=0 must be at least 1"),
     ({"num_epochs": 0}, "num_epochs=0 must be at least 1"),
-    ({"mask_probability": 1.5}, "mask_probability=1.5 must lie between 0 and 1"),
-    ({"shard_index": 1}, "shard_index=1 must lie between 0 and shard_count=1 - 1"),
+    ({"mask_probability": 1.5}, "mask_probability=1.5 must be between 0 and 1"),
+    ({"shard_index": 1}, "shard_index=1 must be between 0 and shard_count=1 - 1"),
     ({"shard_count": 2}, "rows_per_batch=3 must be divisible by shard_count=2"),
     ({"only_users": (1,)}, "no user has two events"),
   ],

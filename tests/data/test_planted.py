@@ -174,7 +174,7 @@ def test_a_config_and_prepare_know_the_source(tmp_path):
   [
     ({"items_per_domain": 100}, "items_per_domain=100 must be a multiple of num_genres=8"),
     ({"num_noise_domains": -1}, "num_noise_domains=-1 must be at least 0"),
-    ({"noise_share": 1.5}, "noise_share=1.5 must lie between 0 and 1"),
+    ({"noise_share": 1.5}, "noise_share=1.5 must be between 0 and 1"),
     ({"mean_events": 2.0}, "mean_events=2.0 must be at least 6"),
     ({"concentration": 0.0}, "concentration=0.0 must be above 0"),
   ],

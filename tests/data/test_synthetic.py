@@ -116,7 +116,7 @@ def test_the_next_title_of_the_latest_genre_predicts_much():
   [
     ({"num_items": 100}, "num_items=100 must be a multiple of num_domains . num_genres = 24.*try 96"),
     ({"num_users": 0}, "num_users=0 must be at least 1"),
-    ({"transfer": 1.2}, "transfer=1.2 must lie between 0 and 1"),
+    ({"transfer": 1.2}, "transfer=1.2 must be between 0 and 1"),
     ({"mean_events": 3.0}, "mean_events=3.0 must be at least 6"),
     ({"concentration": 0.0}, "concentration=0.0 must be above 0"),
   ],

@@ -1,1 +1,1 @@
-"""From prepared data to batches: rows, packing, training and evaluation order, candidates."""
+"""Prepared data -> batches: rows, packing, training and evaluation batches, candidates for click-through prediction."""

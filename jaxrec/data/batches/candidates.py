@@ -1,7 +1,7 @@
-"""Candidates for click-through prediction: clicked items, and others by popularity, each with the user's history.
+"""Candidates for click-through prediction: clicked items and negatives drawn by popularity, each with a user's history.
 
-Nothing of the size [examples, positions] exists: an example is a number, and a batch is gathered from the item column
-when it is asked for. Beside the columns, training needs about 8 bytes for each target and 4 for each example.
+No array of size [examples, positions] exists: an example is an index, and each batch is gathered from the item column
+on demand. In addition to the columns, training needs about 8 bytes per target and 4 bytes per example.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import grain
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt64
 
 from jaxrec.batches import CandidateBatch
+from jaxrec.data.batches.splitmix import GOLDEN_GAMMA, mix_bits
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 
 AUTO = "auto"
-_MOST_ATTEMPTS = 2000
+_MAX_ATTEMPTS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class CandidateOptions:
-  """Which events are targets, what they are compared with, and how much history comes along.
+  """Which events are targets, how many negatives they get, and how much history each example has.
 
   history_length: N, the latest events before the target.
-  min_events: users with fewer are left out.
+  min_events: users with fewer events are left out.
   min_history: events that must precede a target.
-  first_target, target_stride, targets_per_user: training targets are the events number first_target, first_target +
-    target_stride, ... from a user's end (the last event is number 1); so many of them at most.
-  negatives: items that were not clicked, for each that was.
-  category: column of the items table whose values are the categories; "auto" takes `category` or `genres` where the
-    source has it, else the domain; "domain" takes the domain.
-  seed: of the negatives; they stay the same in all epochs.
+  first_target, target_stride, targets_per_user: training targets are at most targets_per_user events, counted from the
+    user's last event, which is 1: first_target, first_target + target_stride, ...
+  negatives: number of negatives per target.
+  category: column of the item table that holds the category; "domain" uses the domain; "auto" uses `category` or
+    `genres` if the source has them, else the domain.
+  seed: determines the negatives, which are the same in all epochs.
   """
 
   history_length: int = 200
@@ -50,19 +51,19 @@ class CandidateOptions:
 
 
 class CandidateData:
-  """The examples of prepared data, by number: example `(1 + negatives) * k` is the k-th target, then its negatives.
+  """The examples of prepared data by index: `(1 + negatives) * k` is target k, and its negatives follow.
 
-  A user's last event is the test target, the one before it the validation target, and the training targets lie before
-  both. A negative is the item of an event drawn uniformly from all events, so that an item comes in proportion to its
-  clicks; one that the user ever clicked is drawn again. It keeps the history of its positive.
+  A user's last event is the test target, the second-to-last the validation target; training targets precede both. A
+  negative is the item of an event drawn uniformly from all events, so that items are drawn in proportion to their
+  clicks; items that the user clicked at any time are drawn again. A negative has the history of its positive.
 
   Source: "Long-Sequence Recommendation Models Need Decoupled Embeddings" (arXiv 2410.02604), section 5 and its scripts:
-    19 targets a user, every fifth event, 2 negatives each, users with at least 210 clicks.
-  Choice: the split goes by place in the user's history, whatever `data.split` says. Ids are those of the data, which
-    `prepare` numbers anew: tables are as large as the items that occur.
+    19 targets per user, every fifth event, 2 negatives each, users with at least 210 clicks.
+  Choice: the split depends on the position in the user's history; `data.split` is not read. Item ids are those of the
+    prepared data, so that tables have a row for each item that occurs.
 
-  num_items, num_categories: V and the number of categories; both count from 1.
-  item_category: [V + 1] the category of each item, 0 of padding.
+  num_items, num_categories: the largest item id V and the largest category id; both start at 1.
+  item_category: [V + 1] the category of each item, 0 for padding.
   counts: users and targets kept, and left out by reason.
 
   >>> data = PreparedData.from_columns(user=[0] * 6 + [1] * 6, item_id=[1, 2, 3, 4, 5, 6, 7, 8, 9, 7, 8, 9])
@@ -75,10 +76,10 @@ class CandidateData:
   """
 
   def __init__(self, data: PreparedData, options: CandidateOptions):
-    """Finds the targets and counts what is left out.
+    """Finds the targets and counts the users and targets that are left out.
 
     Raises:
-      ValueError: an option out of its range, a column that the items don't have, or no user long enough.
+      ValueError: an option out of range, a column that the items don't have, or no user with enough events.
     """
     _check(options)
     self._data, self._options = data, options
@@ -90,67 +91,69 @@ class CandidateData:
     if not len(users):
       raise ValueError(f"no user has {options.min_events=} events; the longest history has {lengths.max(initial=0)}")
     self._targets = {split: self._find_targets(users, split) for split in (TRAIN, VALIDATION, TEST)}
-    wanted = len(users) * options.targets_per_user
+    most = len(users) * options.targets_per_user
     self.counts["training_targets"] = len(self._targets[TRAIN])
-    self.counts["training_targets_without_history"] = wanted - len(self._targets[TRAIN])
+    self.counts["training_targets_without_history"] = most - len(self._targets[TRAIN])
     logging.info("candidates: %s", self.counts)
 
   def num_examples(self, split: int) -> int:
-    """Returns how many candidates there are in TRAIN, VALIDATION or TEST."""
+    """Returns the number of examples of a split: TRAIN, VALIDATION or TEST."""
     return len(self._targets[split]) * (1 + self._options.negatives)
 
   def batch(self, split: int, examples: Int[np.ndarray, " B"]) -> CandidateBatch:
-    """Returns the examples of a split with the given numbers, 0 .. num_examples - 1."""
-    target, slot = np.divmod(np.asarray(examples, np.int64), 1 + self._options.negatives)
+    """Returns the examples of a split with the given indices, 0 .. num_examples - 1."""
+    # Candidate 0 of a target is the positive.
+    target, candidate = np.divmod(np.asarray(examples, np.int64), 1 + self._options.negatives)
     event = self._targets[split][target]
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
     history, age = self._history(event, user)
-    item = np.where(slot == 0, self._data.item_id[event], 0).astype(np.int32)
-    negative = np.flatnonzero(slot)
-    item[negative] = self._negatives(event[negative], user[negative], slot[negative])
+    item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
+    negative = np.flatnonzero(candidate)
+    item[negative] = self._negatives(event[negative], user[negative], candidate[negative])
     return CandidateBatch(
       history_item=history,
       history_category=self.item_category[history],
       history_age=age,
       item=item,
       category=self.item_category[item],
-      label=(slot == 0).astype(np.float32),
+      label=(candidate == 0).astype(np.float32),
       user_id=user.astype(np.int32),
     )
 
   def _find_targets(self, users, split):
     options, ends = self._options, self._data.offsets[1:][users]
-    places = options.first_target + options.target_stride * np.arange(options.targets_per_user)
-    places = {TRAIN: places[::-1], VALIDATION: np.array([2]), TEST: np.array([1])}[split]
-    events = ends[:, None] - places  # [U, targets]
+    ages = options.first_target + options.target_stride * np.arange(options.targets_per_user)
+    ages = {TRAIN: ages[::-1], VALIDATION: np.array([2]), TEST: np.array([1])}[split]
+    events = ends[:, None] - ages  # [U, targets]
     return events[events >= self._data.offsets[:-1][users, None] + options.min_history]
 
   def _history(self, event, user):
     age = np.arange(self._options.history_length, 0, -1)  # [N]
-    place = event[:, None] - age  # [B, N]
-    is_real = place >= self._data.offsets[user][:, None]
-    item = np.where(is_real, self._data.item_id[np.maximum(place, 0)], 0).astype(np.int32)
+    earlier = event[:, None] - age  # [B, N]
+    is_real = earlier >= self._data.offsets[user][:, None]
+    item = np.where(is_real, self._data.item_id[np.maximum(earlier, 0)], 0).astype(np.int32)
     return item, np.where(is_real, age, 0).astype(np.int32)
 
-  def _negatives(self, event, user, slot):
-    """Draws for all, then again for those that were refused, from numbers that depend on the example alone."""
+  def _negatives(self, event, user, candidate):
+    """Draws an item for each candidate, again for those clicked by the user; a draw depends on the example alone."""
     item, left = np.zeros(len(event), np.int32), np.arange(len(event))
-    for attempt in range(_MOST_ATTEMPTS):
-      draw = _mix(self._options.seed, event[left], slot[left], attempt) % np.uint64(self._data.num_events)
-      item[left] = self._data.item_id[draw.astype(np.int64)]
+    for attempt in range(_MAX_ATTEMPTS):
+      bits = _random_bits(self._options.seed, event[left], candidate[left], attempt)
+      item[left] = self._data.item_id[(bits % np.uint64(self._data.num_events)).astype(np.int64)]
       left = left[_clicked(self._data, user[left], item[left])]
       if not len(left):
         return item
     raise ValueError(
-      f"no item was found that user {user[left[0]]} never clicked in {_MOST_ATTEMPTS} draws; leave out users who"
-      " clicked nearly everything, or set options.negatives=0"
+      f"{_MAX_ATTEMPTS} draws found no item that user {user[left[0]]} never clicked; leave out users who clicked nearly"
+      " everything, or set options.negatives=0"
     )
 
 
 class TrainingCandidates:
-  """Random access to the training batches of a run: `self[i]` is this host's part of batch i, in shuffled order.
+  """Random access to the training batches of a run: `self[i]` is this host's shard of batch i, in shuffled order.
 
-  batches_per_epoch: full batches; the `examples_left_out` that don't fill one are others in each epoch.
+  batches_per_epoch: full batches per epoch.
+  examples_left_out: examples per epoch that do not fill a batch; other ones in each epoch.
   """
 
   def __init__(
@@ -163,14 +166,14 @@ class TrainingCandidates:
     shard_index: int = 0,
     shard_count: int = 1,
   ):
-    """Plans nothing before the first batch.
+    """Counts the batches; the order of an epoch is drawn at its first batch.
 
     Args:
       examples: candidates of all splits.
-      batch_size: examples of a global batch, all hosts together.
+      batch_size: examples of a global batch, over all hosts.
       num_epochs: passes over the examples.
-      seed: of the order.
-      splits: which examples are trained on.
+      seed: determines the order.
+      splits: the splits to train on.
       shard_index, shard_count: this host takes batch_size / shard_count examples of each batch.
 
     Raises:
@@ -185,7 +188,7 @@ class TrainingCandidates:
     self.batches_per_epoch, self.examples_left_out = divmod(total, batch_size)
     if not self.batches_per_epoch:
       raise ValueError(f"{batch_size=} must be at most the {total} training examples")
-    self._order = functools.lru_cache(maxsize=2)(self._new_order)
+    self._order = functools.lru_cache(maxsize=2)(self._shuffled_examples)
 
   def __len__(self) -> int:
     return self._num_epochs * self.batches_per_epoch
@@ -194,11 +197,11 @@ class TrainingCandidates:
     return self._batch(step, self._first, self._size)
 
   def whole(self, step: int) -> CandidateBatch:
-    """Returns the global batch of all hosts."""
+    """Returns the global batch, over all hosts."""
     return self._batch(step, 0, self.batch_size)
 
   def epoch(self, step: int) -> int:
-    """Returns the epoch, from 1, that a step, from 1, belongs to."""
+    """Returns the epoch of a step; both count from 1."""
     return -(-step // self.batches_per_epoch)
 
   def _batch(self, step, first, size):
@@ -207,24 +210,27 @@ class TrainingCandidates:
     chosen = self._order(epoch)[start : start + size]
     if len(self._splits) == 1:
       return self._examples.batch(self._splits[0], chosen)
-    is_second = chosen >= self._sizes[0]
-    parts = [(self._splits[0], chosen[~is_second]), (self._splits[1], chosen[is_second] - self._sizes[0])]
-    batches = [self._examples.batch(*part) for part in parts]
-    order = np.argsort(np.concatenate([np.flatnonzero(~is_second), np.flatnonzero(is_second)]))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *batches)
+    ends = np.cumsum(self._sizes)
+    split = np.searchsorted(ends, chosen, side="right")  # [B] index into self._splits
+    batches = [
+      self._examples.batch(name, chosen[split == i] - (ends[i] - self._sizes[i])) for i, name in enumerate(self._splits)
+    ]
+    back = np.argsort(np.argsort(split, kind="stable"))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[back], *batches)
 
-  def _new_order(self, epoch):
-    numbers = np.arange(sum(self._sizes), dtype=np.int32)
-    np.random.default_rng((self._seed, epoch)).shuffle(numbers)
-    return numbers
+  def _shuffled_examples(self, epoch):
+    """Returns the indices of all examples, those of one split after those of another, in the order of an epoch."""
+    examples = np.arange(sum(self._sizes), dtype=np.int32)
+    np.random.default_rng((self._seed, epoch)).shuffle(examples)
+    return examples
 
 
 def training_candidates(batches: TrainingCandidates, prefetch: int = 4) -> grain.IterDataset:
   """Returns the batches of a run as a Grain data set, whose iterators have `get_state()` and `set_state(state)`.
 
   Args:
-    batches: of the run.
-    prefetch: batches that a thread prepares ahead; 0 prepares each when asked for.
+    batches: the batches of the run.
+    prefetch: batches that a thread prepares in advance; 0 prepares each batch on demand.
   """
   options = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch)
   return grain.MapDataset.source(batches).to_iter_dataset(options)
@@ -233,7 +239,7 @@ def training_candidates(batches: TrainingCandidates, prefetch: int = 4) -> grain
 def held_out_candidates(examples: CandidateData, split: int, batch_size: int) -> Iterator[CandidateBatch]:
   """Yields all examples of VALIDATION or TEST in order; the last batch may be smaller.
 
-  Source: the published scripts drop what doesn't fill a batch. Choice: nothing is dropped.
+  Choice: all examples are scored; the scripts of arXiv 2410.02604 drop the last batch unless it is full.
   """
   total = examples.num_examples(split)
   for start in range(0, total, batch_size):
@@ -245,14 +251,14 @@ def item_categories(data: PreparedData, column: str = AUTO) -> tuple[Int[np.ndar
 
   Args:
     data: prepared columns.
-    column: see `CandidateOptions.category`. Different values of it are different categories.
+    column: see `CandidateOptions.category`; every distinct value is a category.
 
   Raises:
-    ValueError: the items have no such column, or no value in it for some item.
+    ValueError: the items have no such column, or some item has no value in it.
 
   >>> data = PreparedData.from_columns(user=[0, 0, 0], item_id=[1, 2, 3], domain_id=[2, 1, 2])
-  >>> categories, number = item_categories(data)
-  >>> categories.tolist(), number
+  >>> categories, count = item_categories(data)
+  >>> categories.tolist(), count
   ([0, 2, 1, 2], 2)
   """
   known = [name for name in data.items.columns if name not in ("item_id", "raw_id", "title", "domain_id")]
@@ -265,29 +271,26 @@ def item_categories(data: PreparedData, column: str = AUTO) -> tuple[Int[np.ndar
   values = data.items[column]
   if values.null_count():
     raise ValueError(f"{values.null_count()} of {len(values)} items have no {column!r}; use options.category='domain'")
-  numbers = values.rank("dense").to_numpy()
-  return np.concatenate([[0], numbers]).astype(np.int32), int(numbers.max(initial=0))
+  categories = values.rank("dense").to_numpy()
+  return np.concatenate([[0], categories]).astype(np.int32), int(categories.max(initial=0))
 
 
 def _clicked(data, user, item) -> Bool[np.ndarray, " B"]:
-  """Whether each user has an event with the item, at any time."""
+  """Returns whether each user has an event with the item, at any time."""
   start = data.offsets[user]
   length = data.offsets[user + 1] - start
-  first = np.cumsum(length) - length  # [B] where each user's events begin in the flat array
-  flat = np.repeat(start - first, length) + np.arange(length.sum())  # [E] events of all of them
-  same = data.item_id[flat] == np.repeat(item, length)
+  first = np.cumsum(length) - length  # [B] where each user's events begin in `event`
+  event = np.repeat(start - first, length) + np.arange(length.sum())  # [E] events of all users
+  same = data.item_id[event] == np.repeat(item, length)
   return np.logical_or.reduceat(same, first) if len(first) else np.zeros(0, bool)
 
 
-def _mix(seed, event, slot, attempt):
-  """64 random bits for each event and slot: the finaliser of splitmix64, applied after each number."""
+def _random_bits(seed, event, candidate, attempt) -> UInt64[np.ndarray, " B"]:
+  """Returns 64 bits for each event and candidate: a hash of all four arguments."""
+  bits = np.full(len(event), seed, np.uint64)
   with np.errstate(over="ignore"):
-    bits = np.full(len(event), seed, np.uint64)
-    for number in (event, slot, np.full(len(event), attempt)):
-      bits = bits * np.uint64(0x9E3779B97F4A7C15) + number.astype(np.uint64) + np.uint64(1)
-      bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-      bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-      bits ^= bits >> np.uint64(31)
+    for key in (event, candidate, np.full(len(event), attempt)):
+      bits = mix_bits(bits * GOLDEN_GAMMA + key.astype(np.uint64) + np.uint64(1))
   return bits
 
 
@@ -296,6 +299,6 @@ def _check(options):
     if getattr(options, name) < 1:
       raise ValueError(f"{name}={getattr(options, name)} must be at least 1")
   if options.first_target < 3:
-    raise ValueError(f"first_target={options.first_target} must be at least 3: 1 is the test event, 2 validation")
+    raise ValueError(f"first_target={options.first_target} must be at least 3: event 1 is for test, 2 for validation")
   if options.negatives < 0 or options.seed < 0:
     raise ValueError(f"{options.negatives=} and {options.seed=} must not be negative")

@@ -1,4 +1,4 @@
-"""Evaluation batches: one user a row, one target each, in a few fixed shapes."""
+"""Evaluation batches: one user per row, one target per user, in a few fixed shapes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 
-_SHORTEST = 64  # Rows are padded to this length or to a doubling of it.
+_SHORTEST = 64  # Row lengths are this number times a power of two.
 
 
 @flax.struct.dataclass
 class EvaluationBatch:
-  """B users to recommend to, and what each chose.
+  """B users to recommend to, and the item that each of them chose.
 
-  batch: their most recent events; target_weight is 1 at one position of each row, its last real one, and 0 elsewhere.
-  user: user numbers; -1 on rows that only fill up the batch.
-  target_item: what the user chose next; 0 on filling rows.
-  target_domain: its domain.
-  seen_items: all earlier items of the user, the cropped ones too, padded with 0.
+  batch: most recent events; target_weight is 1 at the last real position of each row and 0 elsewhere.
+  user: 0-based indices of the users; -1 on padding rows.
+  target_item: the item that the user chose next; 0 on padding rows.
+  target_domain: the domain of that item; 0 on padding rows.
+  seen_items: all earlier items of the user, cropped ones included, padded with 0.
   """
 
   batch: SequenceBatch
@@ -47,21 +47,22 @@ def evaluation_batches(
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> EvaluationBatches:
-  """Returns the validation or test users, as a sequence of `EvaluationBatch` sorted by the length of the history.
+  """Returns the validation or test users, as a sequence of `EvaluationBatch`es sorted by length of the history.
 
-  The target is the user's *first* event of that split, the input everything before it. Users without such an event, or
+  The target is the user's *first* event of the split, the input all events before it. Users without such an event, or
   without an event before it, are left out (counted in the log).
 
   Args:
     data: prepared columns.
-    split: 1 validation, 2 test.
-    batch_size: users in a global batch; every host gets batch_size / shard_count rows of each.
-    max_length: most recent positions that the model reads; in masked_item the last one is the mask token.
-    task: "next_item" asks at the last event; "masked_item" appends the mask token V + 1 and asks there.
-    users: which users; None takes all.
-    request_time: whether the time of the target event is known ("target", the published HSTU) or not ("last_event").
-    reveal_domain: masked_item only: whether the mask token tells the domain of the target.
-    shard_index, shard_count: this host's part.
+    split: 1 for validation, 2 for test.
+    batch_size: users in a global batch; this host gets batch_size / shard_count rows of it.
+    max_length: most recent positions that the model reads; in masked_item the last of them is the mask token.
+    task: "next_item" predicts at the last event; "masked_item" appends the mask token V + 1 and predicts there.
+    users: indices of the users to evaluate; None for all.
+    request_time: whether the model knows the time of the target event ("target", the published HSTU) or only that of
+      the last event ("last_event").
+    reveal_domain: masked_item only: whether the mask token has the domain of the target.
+    shard_index, shard_count: this host's shard of each batch.
 
   Raises:
     ValueError: an unknown option, or no user to evaluate.
@@ -72,7 +73,7 @@ def evaluation_batches(
 
 
 class EvaluationBatches(Sequence):
-  """See `evaluation_batches`. `users` lists the users in the order in which they come."""
+  """The batches that `evaluation_batches` returns. `users` lists their users, in order."""
 
   def __init__(
     self, data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count
@@ -102,23 +103,23 @@ class EvaluationBatches(Sequence):
     target = self._data.offsets[:-1][users] + self._history[users]
     return EvaluationBatch(
       batch=self._rows(users, (num_rows, row_length)),
-      user=_filled(users, num_rows, -1),
-      target_item=_filled(self._data.item_id[target], num_rows, 0),
-      target_domain=_filled(self._data.domain_id[target], num_rows, 0),
+      user=_padded(users, num_rows, -1),
+      target_item=_padded(self._data.item_id[target], num_rows, 0),
+      target_domain=_padded(self._data.domain_id[target], num_rows, 0),
       seen_items=self._seen(users, (num_rows, widest)),
     )
 
   def _sorted_users(self, with_target, users):
-    wanted = (with_target > self._history) & (self._history > 0)
-    asked = np.ones_like(wanted) if users is None else np.isin(np.arange(len(wanted)), users)
-    left_out = int((asked & ~wanted).sum())
+    eligible = (with_target > self._history) & (self._history > 0)
+    requested = np.ones_like(eligible) if users is None else np.isin(np.arange(len(eligible)), users)
+    left_out = int((requested & ~eligible).sum())
     if left_out:
       logging.info("%d users without a target or without an event before it are left out", left_out)
-    chosen = np.flatnonzero(wanted & asked)
+    chosen = np.flatnonzero(eligible & requested)
     return chosen[np.argsort(self._history[chosen], kind="stable")]
 
   def _plan(self, max_length):
-    """Users and row length of each batch; a batch holds users of one row length."""
+    """Returns users and row length of each batch; all users of a batch need the same row length."""
     needed = self._inputs[self.users] + (self._task == "masked_item")
     lengths = np.array([min(padded_length(int(n)), max_length) for n in needed])
     batches = []
@@ -142,20 +143,17 @@ class EvaluationBatches(Sequence):
     return batch
 
   def _spans(self, users, length):
-    """Spans of the most recent inputs; in masked_item the target event follows them and is masked."""
+    """Returns the spans of the most recent inputs; in masked_item the target event follows them and is masked."""
     first = self._data.offsets[:-1][users] + self._history[users] - self._inputs[users]
-    row = np.arange(len(users))
-    return rows.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
+    return rows.spans_in_separate_rows(first, length)
 
   def _seen(self, users, shape):
-    row = np.arange(len(users))
-    first, length = self._data.offsets[:-1][users], self._history[users]
-    spans = rows.Spans(row=row, column=np.zeros_like(row), number=np.ones_like(row), first=first, length=length)
+    spans = rows.spans_in_separate_rows(self._data.offsets[:-1][users], self._history[users])
     return rows.item_grid(self._columns, spans, shape)
 
 
 def padded_length(length: int) -> int:
-  """Returns the smallest of 64, 128, 256, ... that is at least `length`, so that few shapes are compiled.
+  """Returns the smallest of 64, 128, 256, ... that is at least `length`, so that few shapes need compilation.
 
   >>> [padded_length(n) for n in (1, 64, 65, 300)]
   [64, 64, 128, 512]
@@ -172,12 +170,12 @@ def _check(split, batch_size, max_length, task, request_time, shard_index, shard
   if max_length < 1 + (task == "masked_item"):
     raise ValueError(f"{max_length=} is too short for {task=}; it must be at least {1 + (task == 'masked_item')}")
   if not 0 <= shard_index < shard_count:
-    raise ValueError(f"{shard_index=} must lie between 0 and {shard_count=} - 1")
+    raise ValueError(f"{shard_index=} must be between 0 and {shard_count=} - 1")
   if batch_size < 1 or batch_size % shard_count:
     raise ValueError(f"{batch_size=} must be a positive multiple of {shard_count=}")
 
 
-def _filled(values, num_rows, fill):
+def _padded(values, num_rows, fill):
   result = np.full(num_rows, fill, np.int32)
   result[: len(values)] = values
   return result

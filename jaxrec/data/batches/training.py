@@ -1,7 +1,7 @@
 """Training batches from prepared data: cropped, shuffled, packed, sharded over hosts, and resumable at any batch.
 
-A whole epoch is planned up front from (seed, epoch): which user lies where in which row. A batch is then a pure
-function of its number, which is what makes random access, resuming and sharding simple.
+The seed and the epoch fix the row and position of every user of that epoch. A batch is then a pure function of its
+index, which makes random access, resuming and sharding simple.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from jaxrec.data.batches import packing as packing_lib
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 
-_ENDLESS = 2**40  # Batches that a run without num_epochs may draw.
+_ENDLESS = 2**40  # Batches of a run without num_epochs.
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
   """How events become training batches.
 
-  max_length: input events of a user, the most recent ones; next_item needs one more as the last target.
+  max_length: most recent input events per user; next_item needs one more event as the last target.
   row_length: positions in a row, at least max_length.
-  rows_per_batch: rows of a *global* batch, all hosts together; `rows_for` derives it from a number of users.
-  task: "next_item": each position predicts the event after it; "masked_item": hidden positions predict themselves.
-  packing: several users in a row; otherwise one.
-  last_split: 0 trains on the training events, 1 on the validation events too (the final run, after the epoch has been
-    chosen).
-  request_time: what target_time says in next_item: "target", the time of the target event (the published HSTU), or
-    "last_event", the time of the input event, where the time of the request is not known.
-  mask_probability: of each event in masked_item; at least one is masked.
-  mask_last_probability: share of the sequences in which the last event alone is masked (BERT4Rec trains on such ones as
-    well).
-  reveal_domain: whether a masked position tells the domain of the hidden item.
+  rows_per_batch: rows of a *global* batch, over all hosts; `rows_for` derives it from a number of users.
+  task: "next_item": each position predicts the event after it; "masked_item": masked positions predict their own item.
+  packing: whether several users share a row.
+  last_split: 0 trains on the training events, 1 on the validation events too (the final run, after the number of epochs
+    has been chosen).
+  request_time: the meaning of target_time in next_item: "target", the time of the target event (the published HSTU); or
+    "last_event", the time of the input event, for models that do not know the time of the request.
+  mask_probability: masked_item only: probability that an event is masked; at least one per sequence is.
+  mask_last_probability: masked_item only: share of the sequences with only the last event masked (BERT4Rec trains on
+    such sequences too).
+  reveal_domain: masked_item only: whether masked positions keep the domain of the hidden item.
   seed: the same seed gives the same batches.
-  num_epochs: None never ends.
-  shard_index, shard_count: this host takes rows_per_batch / shard_count rows of each global batch; what the global
-    batch holds does not depend on shard_count.
-  only_users: user numbers to train on; None takes all.
+  num_epochs: epochs after which the batches end; None for no end.
+  shard_index, shard_count: this host takes rows_per_batch / shard_count rows of each global batch; the global batch
+    does not depend on shard_count.
+  only_users: indices of the users to train on; None for all.
   """
 
   max_length: int
@@ -63,51 +63,51 @@ class TrainingOptions:
 
 
 def training_batches(data: PreparedData, options: TrainingOptions, prefetch: int = 4) -> grain.IterDataset:
-  """Returns an iterable of numpy `SequenceBatch` of shape [rows_per_batch / shard_count, row_length].
+  """Returns an iterable of NumPy `SequenceBatch`es of shape [rows_per_batch / shard_count, row_length].
 
-  Each epoch holds every user exactly once, in another order; the last batch of an epoch is filled up with empty rows.
-  Users with fewer than two events are left out (counted in the log). Its iterators have `get_state()` and
-  `set_state(state)`; a resumed iterator goes on with the very next batch, value for value.
+  Each epoch holds every user exactly once, in another order; the last batch of an epoch is padded with empty rows.
+  Users with fewer than two events are left out (counted in the log). Iterators have `get_state()` and
+  `set_state(state)`; a resumed iterator continues with the next batch, value for value.
 
   Args:
     data: prepared columns.
     options: see `TrainingOptions`.
-    prefetch: batches that a thread prepares ahead; 0 prepares each when asked for.
+    prefetch: batches that a thread prepares in advance; 0 prepares each batch on demand.
 
   Raises:
-    ValueError: options that contradict each other, or data without a user to train on.
+    ValueError: options that contradict each other, or no user to train on.
   """
   batches = grain.MapDataset.source(TrainingBatches(data, options))
   return batches.to_iter_dataset(grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch))
 
 
 def batches_per_epoch(data: PreparedData, options: TrainingOptions) -> int:
-  """Returns the number of batches in which every user appears once; the same in all epochs."""
+  """Returns the number of batches in an epoch, in which every user appears once; the same for all epochs."""
   return TrainingBatches(data, options).batches_per_epoch
 
 
 def users_per_epoch(data: PreparedData, options: TrainingOptions) -> int:
-  """Returns the number of users that have enough events to train on."""
+  """Returns the number of users with enough events to train on."""
   return len(_trained_users(data, options)[0])
 
 
 def packing_efficiency(data: PreparedData, options: TrainingOptions) -> float:
-  """Returns the filled share of the positions of one epoch, rows without a user not counted."""
+  """Returns the share of an epoch's positions that hold an event, not counting rows without a user."""
   users, lengths = _trained_users(data, options)
   return float(lengths.sum() / (_pack(lengths, options).num_rows * options.row_length)) if len(users) else 0.0
 
 
 def rows_for(data: PreparedData, options: TrainingOptions, users_per_batch: int, multiple_of: int = 1) -> int:
-  """Returns a `rows_per_batch` whose batches hold about `users_per_batch` users.
+  """Returns the `rows_per_batch` for batches of about `users_per_batch` users.
 
-  The number of batches is the nearest to users / users_per_batch; the rows are then spread so that the last batch is as
-  full as the others can make it. `options.rows_per_batch` is not read.
+  An epoch has users / users_per_batch batches, rounded; its rows are divided evenly among them, so that the last batch
+  is nearly as full as the others.
 
   Args:
     data: prepared columns.
-    options: length, packing and shards of the rows.
-    users_per_batch: users wanted in a global batch (128 in the published HSTU experiments).
-    multiple_of: of devices, say; the result is also a multiple of `options.shard_count`.
+    options: length, packing and shards of the rows; `rows_per_batch` is not read.
+    users_per_batch: mean number of users in a global batch (128 in the published HSTU experiments).
+    multiple_of: the result is a multiple of this, such as a number of devices, and of `options.shard_count`.
   """
   if users_per_batch < 1:
     raise ValueError(f"{users_per_batch=} must be at least 1")
@@ -119,14 +119,19 @@ def rows_for(data: PreparedData, options: TrainingOptions, users_per_batch: int,
 
 
 class TrainingBatches:
-  """Random access to the batches of a run: `self[step]` is the batch of that step, for this host.
+  """Random access to the batches of a run: `self[step]` is this host's share of the batch of a step.
 
   users_per_epoch: users with enough events to train on.
-  users_left_out: users without.
-  batches_per_epoch: batches in which every user appears once; step // batches_per_epoch is the epoch.
+  users_left_out: users without enough events.
+  batches_per_epoch: batches in which every user appears once; the epoch is step // batches_per_epoch.
   """
 
   def __init__(self, data: PreparedData, options: TrainingOptions):
+    """Packs the users once; the order of an epoch is drawn at its first batch.
+
+    Raises:
+      ValueError: options that contradict each other, or no user to train on.
+    """
     _check_options(options)
     self._options = options
     self._columns = rows.EventColumns(data)
@@ -138,7 +143,7 @@ class TrainingBatches:
     self._packing = _pack(self._lengths, options)
     self._plans: dict[int, tuple] = {}
     self.users_per_epoch = len(self._users)
-    self.users_left_out = _num_asked_for(data, options) - len(self._users)
+    self.users_left_out = _num_requested(data, options) - len(self._users)
     self.batches_per_epoch = -(-self._packing.num_rows // options.rows_per_batch)
     if self.users_left_out:
       logging.info("%d users with fewer than two training events are left out", self.users_left_out)
@@ -157,26 +162,27 @@ class TrainingBatches:
     return rows.masked_item_rows(self._columns, spans, (num_rows, options.row_length), masked, options.reveal_domain)
 
   def users(self, step: int) -> Int[np.ndarray, " K"]:
-    """Returns the users in the global batch of a step, row by row (to name them when a loss is not finite)."""
+    """Returns the users in the global batch of a step, row by row, to name them if a loss is not finite."""
     return self._spans(step, 0, self._options.rows_per_batch)[2]
 
   def _spans(self, step, first_row, num_rows):
-    """Epoch, spans and users of `num_rows` rows of a batch."""
+    """Returns epoch, spans and users of `num_rows` rows of a batch."""
     epoch, batch = divmod(int(step), self.batches_per_epoch)
-    places, sequence = self._plan(epoch)
+    packing, sequence = self._plan(epoch)
     start = batch * self._options.rows_per_batch + first_row
-    low, high = np.searchsorted(places.row, (start, start + num_rows))
+    low, high = np.searchsorted(packing.row, (start, start + num_rows))
     chosen = sequence[low:high]
     spans = rows.Spans(
-      row=places.row[low:high] - start,
-      column=places.column[low:high],
-      number=places.number[low:high],
+      row=packing.row[low:high] - start,
+      column=packing.column[low:high],
+      sequence_id=packing.sequence_id[low:high],
       first=self._first[chosen],
       length=self._lengths[chosen],
     )
     return epoch, spans, self._users[chosen]
 
   def _plan(self, epoch):
+    """Returns the packing of an epoch and the sequence at each of its positions; keeps the two latest epochs."""
     plan = self._plans.get(epoch)
     if plan is None:
       plan = packing_lib.reshuffle(self._packing, self._lengths, (self._options.seed, epoch))
@@ -195,19 +201,19 @@ def _check_options(options):
     raise ValueError(f"num_epochs={options.num_epochs} must be at least 1, or None for no end")
   for name in ("mask_probability", "mask_last_probability"):
     if not 0 <= getattr(options, name) <= 1:
-      raise ValueError(f"{name}={getattr(options, name)} must lie between 0 and 1")
+      raise ValueError(f"{name}={getattr(options, name)} must be between 0 and 1")
   if not 0 <= options.shard_index < options.shard_count:
-    raise ValueError(f"shard_index={options.shard_index} must lie between 0 and shard_count={options.shard_count} - 1")
+    raise ValueError(f"shard_index={options.shard_index} must be between 0 and shard_count={options.shard_count} - 1")
   if options.rows_per_batch % options.shard_count:
     raise ValueError(f"rows_per_batch={options.rows_per_batch} must be divisible by shard_count={options.shard_count}")
 
 
 def _trained_users(data, options):
-  """Users with at least two visible events, and the positions that each needs in a row."""
+  """Returns the users with at least two visible events, and the number of positions that each needs in a row."""
   if options.row_length < options.max_length:
     raise ValueError(
       f"row_length={options.row_length} is shorter than max_length={options.max_length}; a row must hold a whole"
-      " sequence: use longer rows or crop more"
+      " sequence: use longer rows or a smaller max_length"
     )
   visible = rows.prefix_lengths(data, options.last_split)
   wanted = visible >= 2
@@ -217,15 +223,15 @@ def _trained_users(data, options):
   return users, np.minimum(visible[users] - (options.task == "next_item"), options.max_length)
 
 
-def _num_asked_for(data, options):
+def _num_requested(data, options):
   return data.num_users if options.only_users is None else len(set(options.only_users))
 
 
 def _pack(lengths, options):
-  """Packs in an order of its own, so that neighbours in the file don't end up as neighbours in a row."""
+  """Packs users in random order, so that neighbours in the file are not neighbours in a row."""
   if not options.packing:
     return packing_lib.separate_rows(lengths, options.row_length)
   order = np.random.default_rng(options.seed).permutation(len(lengths))
   packed = packing_lib.pack(lengths[order], options.row_length)
   back = np.argsort(order)
-  return packing_lib.Packing(packed.row[back], packed.column[back], packed.number[back], packed.num_rows)
+  return packing_lib.Packing(packed.row[back], packed.column[back], packed.sequence_id[back], packed.num_rows)

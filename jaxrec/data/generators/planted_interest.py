@@ -220,6 +220,6 @@ def _check(settings):
       raise ValueError(f"{name}={getattr(settings, name)} must be at least {least}")
   for name in ("lowering_share", "explore"):
     if not 0 <= getattr(settings, name) <= 1:
-      raise ValueError(f"{name}={getattr(settings, name)} must lie between 0 and 1")
+      raise ValueError(f"{name}={getattr(settings, name)} must be between 0 and 1")
   if settings.mean_events < 6 or settings.memory <= 0:
     raise ValueError(f"mean_events={settings.mean_events} must be at least 6 and memory={settings.memory} above 0")

@@ -242,7 +242,7 @@ def _check(settings):
     )
   for name in ("transfer", "noise_share", "stay_in_genre"):
     if not 0 <= getattr(settings, name) <= 1:
-      raise ValueError(f"{name}={getattr(settings, name)} must lie between 0 and 1")
+      raise ValueError(f"{name}={getattr(settings, name)} must be between 0 and 1")
   if settings.mean_events < 6:
     raise ValueError(f"mean_events={settings.mean_events} must be at least 6; a split needs some history")
   if settings.concentration <= 0:
