@@ -1,4 +1,4 @@
-"""Planted transfer: one domain tells about the target domain, noise tells nothing, and the truth says so."""
+"""Planted transfer: one domain predicts the target domain, noise predicts nothing, and the truth says so."""
 
 import numpy as np
 import pytest
@@ -23,22 +23,22 @@ def truth(data):
   return planted_truth(data)
 
 
-def kinds(data):
-  """The genre of every event as a number; in noise domains, which have none, one of eight groups of titles."""
+def genres(data):
+  """The genre of every event as an index; in noise domains, which have none, one of eight groups of titles."""
   titles = data.item_titles()
-  genres = [title.partition("(")[2] or str(int(title.split()[-1]) % 8) for title in titles[1:]]
-  return np.concatenate([[-1], np.unique(genres, return_inverse=True)[1]])[data.item_id]
+  names = [title.partition("(")[2] or str(int(title.split()[-1]) % 8) for title in titles[1:]]
+  return np.concatenate([[-1], np.unique(names, return_inverse=True)[1]])[data.item_id]
 
 
 def latest_before(data, domain):
-  """The index of the latest event of a domain before each event, of the same user; -1 where there is none."""
+  """The index of the user's latest event in a domain before each event; -1 if there is none."""
   index = np.where(data.domain_id == domain, np.arange(data.num_events), -1)
   latest = np.concatenate([[-1], np.maximum.accumulate(index)[:-1]])
   return np.where(latest >= np.repeat(data.offsets[:-1], np.diff(data.offsets)), latest, -1)
 
 
 def mutual_information(one, other):
-  """In nats, with the Miller-Madow correction, so that it is about 0 for independent numbers."""
+  """In nats, with the Miller-Madow correction, so that it is about 0 for independent variables."""
   counts = np.zeros((one.max() + 1, other.max() + 1))
   np.add.at(counts, (one, other), 1)
   p = counts / counts.sum()
@@ -48,27 +48,27 @@ def mutual_information(one, other):
 
 
 def information_from(data, domain, about):
-  """Mutual information between events of a domain and the latest one of another domain before them."""
+  """Mutual information between the genres of events in `about` and of the latest earlier event in `domain`."""
   latest = latest_before(data, domain)
-  asked = (data.domain_id == about) & (latest >= 0)
-  kind = kinds(data)
-  return mutual_information(kind[asked], kind[latest[asked]])
+  chosen = (data.domain_id == about) & (latest >= 0)
+  genre = genres(data)
+  return mutual_information(genre[chosen], genre[latest[chosen]])
 
 
-def test_the_informative_domain_tells_about_the_target_and_noise_does_not(data):
+def test_the_informative_domain_predicts_the_target_and_noise_does_not(data):
   assert information_from(data, INFORMATIVE, about=TARGET) > 0.3
   assert abs(information_from(data, FIRST_NOISE, about=TARGET)) < 0.02
   assert abs(information_from(data, FIRST_NOISE + 1, about=TARGET)) < 0.02
 
 
-def test_without_transfer_the_informative_domain_tells_nothing():
+def test_without_transfer_the_informative_domain_predicts_nothing():
   none = planted_transfer(num_users=600, items_per_domain=64, transfer=0.0)
   assert abs(information_from(none, INFORMATIVE, about=TARGET)) < 0.02
   assert not planted_truth(none).is_planted.any()
 
 
 @pytest.mark.parametrize("domain", [TARGET, INFORMATIVE, FIRST_NOISE, FIRST_NOISE + 1])
-def test_nothing_tells_about_noise(data, domain):
+def test_nothing_predicts_noise(data, domain):
   assert abs(information_from(data, domain, about=FIRST_NOISE)) < 0.02
 
 
@@ -82,21 +82,21 @@ def test_noise_follows_popularity_and_no_user_has_a_taste_in_it(data):
   assert abs(mutual_information(user % 50, number % 8)) < 0.02
 
 
-def test_the_latest_informative_event_not_yet_followed_predicts_the_target_as_often_as_transfer_says(data):
-  """A predictor that only counts: it keeps the informative titles that have not come in the target domain yet."""
+def test_the_latest_unfollowed_informative_event_predicts_the_target_with_probability_transfer(data):
+  """A predictor that keeps a stack of the informative titles that no target event has followed yet."""
   title_of = data.item_titles()
   item_of = {title: item for item, title in enumerate(title_of)}
-  twin = np.array([item_of.get(title.replace("informative", "target", 1), 0) for title in title_of])
+  target_item = np.array([item_of.get(title.replace("informative", "target", 1), 0) for title in title_of])
   hits = []
   for user in range(data.num_users):
-    waiting = []
+    unfollowed = []
     for item, domain in zip(data.item_id[data.user_slice(user)], data.domain_id[data.user_slice(user)], strict=True):
       if domain == INFORMATIVE:
-        waiting.append(twin[item])
-      elif domain == TARGET and waiting:
-        hits.append(item == waiting[-1])
+        unfollowed.append(target_item[item])
+      elif domain == TARGET and unfollowed:
+        hits.append(item == unfollowed[-1])
         if hits[-1]:
-          waiting.pop()
+          unfollowed.pop()
   assert 0.75 < np.mean(hits) < 0.83
 
 
@@ -106,7 +106,7 @@ def test_the_truth_names_an_earlier_event_of_the_same_user_with_the_same_genre(d
   source = truth.source_event[event]
   assert (source < event).all()
   np.testing.assert_array_equal(user[source], user[event])
-  np.testing.assert_array_equal(kinds(data)[source], kinds(data)[event])
+  np.testing.assert_array_equal(genres(data)[source], genres(data)[event])
 
 
 def test_a_planted_event_has_the_title_of_its_source(data, truth):
@@ -120,10 +120,10 @@ def test_a_planted_event_has_the_title_of_its_source(data, truth):
 
 
 def test_the_truth_says_which_domains_help_and_which_hurt(data, truth):
-  own = (data.domain_id == TARGET) & ~truth.is_planted
+  independent = (data.domain_id == TARGET) & ~truth.is_planted
   for events, expected in (
     (truth.is_planted, [0, 1, -1, -1]),
-    (own, [1, 0, -1, -1]),
+    (independent, [1, 0, -1, -1]),
     (data.domain_id == INFORMATIVE, [0, 1, -1, -1]),
     (data.domain_id >= FIRST_NOISE, [0, 0, 0, 0]),
   ):
@@ -137,7 +137,7 @@ def test_held_out_events_are_in_the_target_domain_and_mostly_planted(data, truth
   assert 0.7 < truth.is_planted[data.split == 2].mean() < 0.83
 
 
-def test_noise_has_its_share_and_may_be_left_out(data):
+def test_noise_has_its_share_and_can_be_left_out(data):
   inner = data.split == 0
   assert 0.58 < (data.domain_id[inner] >= FIRST_NOISE).mean() < 0.62
   assert planted_transfer(num_users=20, num_noise_domains=0).domain_names == ("target", "informative")

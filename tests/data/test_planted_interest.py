@@ -1,4 +1,4 @@
-"""Planted interest: the rule holds in the events, relevance by hand, and the truth orders candidates best."""
+"""Planted interest: the events obey the rule, relevance by hand, and the truth ranks candidates best."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def one_row(history_category, history_age, category):
 
 
 def rule(affinity, explore=0.0):
-  """Two categories, one as frequent as the other, an effect that halves with each event."""
+  """Two equally frequent categories, and an effect that halves with each event."""
   return InterestTruth(
     affinity=np.pad(np.array(affinity, float), ((1, 0), (1, 0))),
     weight=np.array([0, 0.5, 0.5]),
@@ -40,20 +40,20 @@ def rule(affinity, explore=0.0):
   )
 
 
-def test_relevance_is_the_size_of_the_affinity_faded_by_age():
+def test_relevance_is_the_absolute_affinity_decayed_by_age():
   truth = rule([[-1, 0.5], [0.5, 1]])
   assert truth.relevance(one_row([0, 1, 2, 1], [0, 3, 2, 1], 1)).tolist() == [[0, 0.25, 0.25, 1]]
 
 
 def test_log_odds_follow_from_the_rule():
-  """One behaviour, age 1: interest 1 in its own category and none in the other."""
+  """One behaviour of age 1: interest 1 in its category and 0 in the other."""
   odds = np.exp(2 * np.tanh(0.5))
   assert rule([[1, 0], [0, 1]]).log_odds(one_row([1], [1], 1)) == pytest.approx(np.log(odds / (odds + 1) / 0.5))
   assert rule([[1, 0], [0, 1]]).log_odds(one_row([1], [1], 2)) == pytest.approx(np.log(1 / (odds + 1) / 0.5))
   assert rule([[1, 0], [0, 1]], explore=1.0).log_odds(one_row([1], [1], 2)) == pytest.approx(0)
 
 
-def test_the_rule_orders_candidates_far_better_than_chance():
+def test_the_rule_ranks_candidates_far_better_than_chance():
   data = planted_interest(**SMALL)
   examples = CandidateData(data, CandidateOptions(history_length=50, min_events=40))
   batch = examples.batch(TRAIN, np.arange(examples.num_examples(TRAIN)))
@@ -63,8 +63,8 @@ def test_the_rule_orders_candidates_far_better_than_chance():
   assert auc(truth.log_odds(shuffled), batch.label) < auc(truth.log_odds(batch), batch.label) - 0.1
 
 
-def test_categories_that_a_behaviour_raises_follow_it_and_those_that_it_lowers_do_not():
-  """How often each kind of pair comes, against how many pairs of the kind there are."""
+def test_raised_categories_follow_a_behaviour_and_lowered_ones_do_not():
+  """Compares how often pairs of a kind occur with the share of that kind among all pairs."""
   data = planted_interest(**SMALL)
   affinity = planted_interest_truth(data).affinity
   effect = affinity[data.domain_id[:-1], data.domain_id[1:]]
@@ -73,7 +73,7 @@ def test_categories_that_a_behaviour_raises_follow_it_and_those_that_it_lowers_d
   assert (np.diag(affinity)[1:] == -1).all()
 
 
-def test_affinity_goes_both_ways():
+def test_affinity_is_symmetric_inside_groups():
   affinity = planted_interest_truth(planted_interest(**SMALL)).affinity
   assert (affinity == affinity.T).all()
   assert ((affinity != 0).sum(axis=1)[1:] == SMALL["group_size"]).all()
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_events_and_rule():
   assert (planted_interest_truth(data).affinity != planted_interest_truth(other).affinity).any()
 
 
-def test_saved_data_carry_their_truth(tmp_path):
+def test_the_truth_of_saved_data_is_the_same(tmp_path):
   data = prepare("planted_interest", out=tmp_path / "data", **SMALL)
   again = type(data).load(tmp_path / "data")
   assert (planted_interest_truth(again).affinity == planted_interest_truth(data).affinity).all()
@@ -94,8 +94,8 @@ def test_saved_data_carry_their_truth(tmp_path):
   assert examples.num_categories == 12 and examples.num_examples(TEST) > 100
 
 
-def test_the_truth_of_other_data_is_not_known():
-  with pytest.raises(ValueError, match="the data come from 'synthetic'"):
+def test_the_truth_of_other_data_is_refused():
+  with pytest.raises(ValueError, match="the source of the data is 'synthetic'"):
     planted_interest_truth(prepare("synthetic", num_users=3))
 
 

@@ -1,3 +1,5 @@
+"""Synthetic users: transfer between domains, sequels, titles, times, and how predictable the next item is."""
+
 import inspect
 
 import numpy as np
@@ -34,18 +36,18 @@ def test_the_same_seed_gives_the_same_data():
   assert one.item_id.tolist() != other.item_id.tolist()
 
 
-def test_domain_one_tells_the_genre_of_the_others_only_with_transfer():
+def test_domain_one_predicts_the_genre_of_the_others_only_with_transfer():
   full, none = (synthetic_data(num_users=200, num_items=96, transfer=transfer) for transfer in (1.0, 0.0))
   assert share_of_transfers(full) == 1.0
   assert share_of_transfers(none) < 0.15  # 12 genres; by chance 1/12.
 
 
-def test_transfer_shares_lie_between():
+def test_half_the_transfer_gives_a_share_in_between():
   half = share_of_transfers(synthetic_data(num_users=200, num_items=96, transfer=0.5))
   assert 0.5 < half < 0.65
 
 
-def test_sequels_follow_the_latest_title_of_their_kind():
+def test_sequels_follow_the_latest_title_of_their_domain_and_genre():
   data = synthetic_data(num_users=100, num_items=960, sequel=1.0)
   number_of = np.array([0] + [int(title.split()[1]) for title in data.item_titles()[1:]])
   genre, latest, seen = genres(data), {}, set()
@@ -53,13 +55,13 @@ def test_sequels_follow_the_latest_title_of_their_kind():
     for event in range(data.offsets[user], data.offsets[user + 1]):
       kind = (user, data.domain_id[event], genre[event])
       number = number_of[data.item_id[event]]
-      if kind in latest and latest[kind] < 40 and (*kind, latest[kind] + 1) not in seen:  # 40 titles of each kind.
+      if kind in latest and latest[kind] < 40 and (*kind, latest[kind] + 1) not in seen:  # 40 titles per kind.
         assert number == latest[kind] + 1
       latest[kind] = number
       seen.add((*kind, number))
 
 
-def test_no_title_comes_twice_while_others_of_its_kind_are_left():
+def test_no_title_repeats_while_others_of_its_domain_and_genre_are_left():
   data = synthetic_data(num_users=200, num_items=960, concentration=1.0)
   kind_of = np.char.add(genres(data), data.domain_id.astype(str))
   for user in range(data.num_users):

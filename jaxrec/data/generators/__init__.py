@@ -1,1 +1,1 @@
-"""Synthetic data sets whose true structure is known."""
+"""Simulated users with known behaviour, for tests and for questions that recorded data cannot answer."""

@@ -1,40 +1,45 @@
-"""Synthetic users who act in several domains, with a known amount of transfer from the first domain to the others."""
+"""Simulated users who act in several domains, with a known amount of transfer from the first domain to the others."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from jaxrec.data.generators.common import (
+  START_SECOND,
+  check_ranges,
+  genre_names,
+  offsets_of,
+  power_law,
+  real_steps,
+  sample_categorical,
+  sample_unseen,
+  takes_fields_of,
+)
 from jaxrec.data.prepared import PreparedData
 
-GENRES = (
-  "mystery", "romance", "history", "space", "comedy", "travel", "sports", "cooking", "horror", "nature", "music", "war",
-)  # fmt: skip
 DOMAINS = ("book", "film", "game", "song", "toy", "podcast")
 
-_START = 1_600_000_000  # September 2020.
 _YEAR, _DAY, _MINUTE = 365 * 86_400, 86_400, 60
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticOptions:
-  """The process behind the events; `synthetic_data` explains each step.
+  """Parameters of the process that `synthetic_data` describes.
 
-  num_users: users.
-  num_items: items of all domains together; spread evenly over domains and genres (a multiple of num_domains *
-    num_genres).
-  num_domains: domains; the first one is the source of the transfer.
+  num_users: number of users.
+  num_items: number of items over all domains, a multiple of num_domains * num_genres; all genres of all domains have
+    equally many.
+  num_domains: number of domains; transfer comes from the first one.
   num_genres: latent genres, shared by all domains.
-  mean_events: mean number of events of a user (geometric above the minimum of 6).
-  transfer: 0..1, probability that an event outside domain 1 takes the genre of the user's latest event in domain 1.
-  sequel: probability that an event is the next title after the user's latest one of that domain and genre.
-  stay_in_genre: probability that an event keeps the genre of the one before it in the same domain and session.
-  stay_in_domain: probability that an event is in the domain of the one before it.
+  mean_events: mean number of events per user; geometric above the minimum of 6.
+  transfer: probability that an event outside domain 1 takes the genre of the user's latest event in domain 1.
+  sequel: probability that an event is the title that follows the user's latest title of that domain and genre.
+  stay_in_genre: probability that an event keeps the genre of the previous one in the same domain and session.
+  stay_in_domain: probability that an event is in the domain of the previous one.
   session_end: probability that a session ends after an event.
-  concentration: of the Dirichlet distribution of each user's taste; small = few genres.
+  concentration: of the Dirichlet distribution of each user's taste; small values give few genres.
   popularity: exponent of the power law by which titles are drawn inside a genre.
   seed: the same seed gives the same data.
   """
@@ -54,32 +59,34 @@ class SyntheticOptions:
   seed: int = 0
 
 
+@takes_fields_of(SyntheticOptions)
 def synthetic_data(**options) -> PreparedData:
-  """Returns the events of synthetic users, split leave-one-out.
+  """Returns the events of simulated users, split leave-one-out.
 
-  Each user has, in every domain, an own taste: a Dirichlet draw over the genres. Then, event by event:
+  Each user has a taste in every domain: a Dirichlet draw over the genres. Then, event by event:
 
-  1. Domain: that of the event before with `stay_in_domain`, else any.
-  2. Genre, in domain 1: the one before it in domain 1 with `stay_in_genre`; else, and at the start of a session, a draw
-     from the taste. In another domain: with probability `transfer` the genre of the user's latest event in *domain 1*;
-     otherwise the same rule as in domain 1, with the taste of that domain and the genre of its latest event that was
-     not taken over. So with transfer = 1 only domain 1 tells the next genre in the others; with transfer = 0 it tells
-     nothing about them.
-  3. Title: with `sequel` the one after the user's latest title of that domain and genre ("book 17 (mystery)" after
-     "book 16 (mystery)"); otherwise a draw by popularity, in which low numbers are popular. No title comes twice
-     before the user has had all of that domain and genre.
-  4. Time: a minute or so after the event before inside a session, a day or so after it between sessions.
-  5. Action: a rating of 1..5 that is higher the more of the user's taste the genre has.
+  1. Domain: that of the previous event with probability `stay_in_domain`, else a uniform draw.
+  2. Genre, in domain 1: that of the user's previous event in domain 1 with probability `stay_in_genre`; otherwise, and
+     at the start of a session, a draw from the taste. In another domain: with probability `transfer` the genre of the
+     user's latest event in *domain 1*; otherwise the rule of domain 1, with the taste of the other domain and the genre
+     of its latest event that was not transferred. With transfer = 1 only domain 1 predicts the next genre in the other
+     domains, with transfer = 0 it carries no information about them.
+  3. Title: with probability `sequel` the one that follows the user's latest title of that domain and genre ("book 17
+     (mystery)" after "book 16 (mystery)"); otherwise a draw by popularity, where low numbers are popular. No title
+     repeats before the user has had all titles of that domain and genre.
+  4. Time: about a minute after the previous event inside a session, about a day after it between sessions.
+  5. Action: a rating of 1..5, higher for genres with a large share in the user's taste.
 
-  So the last title, the latest genre in each domain, the latest genre in domain 1 and the time since the last event all
-  help to predict, and popularity alone helps little. Item ids are shuffled: they say
-  nothing about domain or genre.
+  The last title, the latest genre in each domain, the latest genre in domain 1 and the time since the last event all
+  help to predict the next item; popularity alone helps little. Item ids are a random permutation, so they carry no
+  information about domain or genre.
 
   Args:
     **options: the fields of `SyntheticOptions`.
 
   Raises:
-    ValueError: a field out of its range. TypeError: an unknown field.
+    ValueError: a field is out of range.
+    TypeError: an unknown field.
 
   >>> data = synthetic_data(num_users=3, num_items=48, seed=1)
   >>> data.num_users, data.num_items, data.num_domains, data.domain_names
@@ -91,11 +98,11 @@ def synthetic_data(**options) -> PreparedData:
   lengths = 6 + rng.geometric(1 / max(1.0, settings.mean_events - 5), settings.num_users) - 1
   lengths = np.minimum(lengths, int(6 * settings.mean_events))
   steps = _simulate(rng, settings, int(lengths.max()))
-  kept = np.arange(lengths.max()) < lengths[:, None]  # [U, T]
-  events = {name: values[kept] for name, values in steps.items()}
+  is_real = real_steps(lengths)  # [U, T]
+  events = {name: values[is_real] for name, values in steps.items()}
   ids = rng.permutation(settings.num_items) + 1
   return PreparedData.from_columns(
-    offsets=np.concatenate([[0], np.cumsum(lengths)]),
+    offsets=offsets_of(lengths),
     item_id=ids[events["title"]],
     domain_id=events["domain"] + 1,
     timestamp=events["time"],
@@ -109,65 +116,54 @@ def synthetic_data(**options) -> PreparedData:
   )
 
 
-# What `help` shows and what the command line accepts.
-synthetic_data.__signature__ = inspect.signature(SyntheticOptions).replace(return_annotation=PreparedData)
-
-
 def _simulate(rng, settings, num_steps):
-  """All users at once, one event after another; arrays [U, T]."""
+  """Returns columns [U, T], simulated for all users at once, one event after another."""
   users = np.arange(settings.num_users)
   shape = (settings.num_users, settings.num_domains)
   taste = rng.dirichlet(np.full(settings.num_genres, settings.concentration), shape)  # [U, C, G]
-  genre_of = draw(rng, taste)  # [U, C], the latest genre of each domain's own chain
-  latest = np.full((*shape, settings.num_genres), -1)  # [U, C, G], the latest title of each kind
-  unseen = np.ones((*latest.shape, _series_length(settings)), bool)  # [U, C, G, titles]
+  genre_of = sample_categorical(rng, taste)  # [U, C], the latest genre in each domain that was not transferred
+  latest = np.full((*shape, settings.num_genres), -1)  # [U, C, G], the latest title of each domain and genre
+  unseen = np.ones((*latest.shape, _titles_per_genre(settings)), bool)  # [U, C, G, titles]
   domain = rng.integers(settings.num_domains, size=settings.num_users)
-  time = _START + rng.integers(_YEAR, size=settings.num_users)
-  fresh = np.ones(shape, bool)  # Whether a session began since the chain's latest event.
+  time = START_SECOND + rng.integers(_YEAR, size=settings.num_users)
+  new_session = np.ones(shape, bool)  # Whether a session began since the domain's latest event.
   steps = {name: np.zeros((settings.num_users, num_steps), np.int64) for name in ("title", "domain", "time", "action")}
   for t in range(num_steps):
     moves = rng.random(settings.num_users) >= settings.stay_in_domain
     domain = np.where(moves, rng.integers(settings.num_domains, size=settings.num_users), domain)
-    genre = _next_genre(rng, settings, taste, genre_of, fresh, domain)
+    genre = _next_genre(rng, settings, taste, genre_of, new_session, domain)
     title = _next_title(rng, settings, latest[users, domain, genre], unseen[users, domain, genre])
     latest[users, domain, genre], unseen[users, domain, genre, title] = title, False
-    steps["title"][:, t] = (domain * settings.num_genres + genre) * _series_length(settings) + title
+    steps["title"][:, t] = (domain * settings.num_genres + genre) * _titles_per_genre(settings) + title
     steps["domain"][:, t], steps["time"][:, t] = domain, time
     liking = taste[users, domain, genre] / taste[users, domain].max(axis=-1)
     steps["action"][:, t] = 1 + rng.binomial(4, 0.3 + 0.6 * liking)
     ends = rng.random(settings.num_users) < settings.session_end
-    fresh |= ends[:, None]
+    new_session |= ends[:, None]
     time = time + 1 + (np.where(ends, _DAY, _MINUTE) * rng.lognormal(0, 1, settings.num_users)).astype(np.int64)
   return steps
 
 
-def _next_genre(rng, settings, taste, genre_of, fresh, domain):
-  """The genre of the next event; one taken over from domain 1 leaves the own chain of its domain as it was."""
+def _next_genre(rng, settings, taste, genre_of, new_session, domain):
+  """Returns the genre of the next event; a transferred genre does not change `genre_of` of its domain."""
   users = np.arange(settings.num_users)
-  own, drawn = genre_of[users, domain], draw(rng, taste[users, domain])
-  stays = (rng.random(settings.num_users) < settings.stay_in_genre) & ~fresh[users, domain]
+  previous, drawn = genre_of[users, domain], sample_categorical(rng, taste[users, domain])
+  stays = (rng.random(settings.num_users) < settings.stay_in_genre) & ~new_session[users, domain]
   transferred = (rng.random(settings.num_users) < settings.transfer) & (domain > 0)
-  continued = np.where(transferred, own, np.where(stays, own, drawn))
-  genre_of[users, domain], fresh[users, domain] = continued, fresh[users, domain] & transferred
-  return np.where(transferred, genre_of[:, 0], continued)
+  genre = np.where(transferred, previous, np.where(stays, previous, drawn))
+  genre_of[users, domain], new_session[users, domain] = genre, new_session[users, domain] & transferred
+  return np.where(transferred, genre_of[:, 0], genre)
 
 
 def _next_title(rng, settings, latest, unseen):
-  popularity = 1.0 / np.arange(1, unseen.shape[1] + 1) ** settings.popularity
-  weights = popularity * (unseen | ~unseen.any(axis=1, keepdims=True))  # [U, titles]
-  drawn = draw(rng, weights / weights.sum(axis=1, keepdims=True))
+  drawn = sample_unseen(rng, power_law(unseen.shape[1], settings.popularity), unseen)
   following = np.minimum(latest + 1, unseen.shape[1] - 1)
   follows = (rng.random(len(latest)) < settings.sequel) & (latest >= 0) & unseen[np.arange(len(latest)), following]
   return np.where(follows, following, drawn)
 
 
-def draw(rng: np.random.Generator, probabilities: Float[np.ndarray, "*batch G"]) -> Int[np.ndarray, "*batch"]:
-  """One draw from each distribution along the last axis."""
-  above = rng.random(probabilities.shape[:-1])[..., None] > np.cumsum(probabilities, axis=-1)
-  return np.minimum(above.sum(axis=-1), probabilities.shape[-1] - 1)
-
-
-def _series_length(settings):
+def _titles_per_genre(settings):
+  """Returns the number of titles of each genre in each domain."""
   return settings.num_items // (settings.num_domains * settings.num_genres)
 
 
@@ -176,34 +172,28 @@ def _domain_names(num_domains):
 
 
 def _titles(settings):
-  genres = [GENRES[g] if g < len(GENRES) else f"genre{g + 1}" for g in range(settings.num_genres)]
-  numbers = range(1, _series_length(settings) + 1)
-  return [f"{name} {n} ({genre})" for name in _domain_names(settings.num_domains) for genre in genres for n in numbers]
+  numbers = range(1, _titles_per_genre(settings) + 1)
+  domains, genres = _domain_names(settings.num_domains), genre_names(settings.num_genres)
+  return [f"{domain} {n} ({genre})" for domain in domains for genre in genres for n in numbers]
 
 
 def _title_domains(settings):
-  return np.repeat(np.arange(1, settings.num_domains + 1), settings.num_genres * _series_length(settings))
+  return np.repeat(np.arange(1, settings.num_domains + 1), settings.num_genres * _titles_per_genre(settings))
 
 
 def _in_id_order(ids, values):
-  """Entry i belongs to item i + 1; `values` are in the order of the titles, whose ids are `ids`."""
+  """Returns the values of items 1, 2, ... from those of the titles, whose item ids are `ids`."""
   return [values[i] for i in np.argsort(ids)]
 
 
 def _check(settings):
-  for name in ("num_users", "num_items", "num_domains", "num_genres"):
-    if getattr(settings, name) < 1:
-      raise ValueError(f"{name}={getattr(settings, name)} must be at least 1")
-  kinds = settings.num_domains * settings.num_genres
-  if settings.num_items % kinds:
+  probabilities = ("transfer", "sequel", "stay_in_genre", "stay_in_domain", "session_end")
+  check_ranges(settings, dict.fromkeys(("num_users", "num_items", "num_domains", "num_genres"), 1), probabilities)
+  unit = settings.num_domains * settings.num_genres
+  if settings.num_items % unit:
     raise ValueError(
-      f"num_items={settings.num_items} must be a multiple of num_domains * num_genres = {kinds}, so that every genre of"
-      f" every domain has equally many titles; try {max(1, round(settings.num_items / kinds)) * kinds}"
+      f"num_items={settings.num_items} must be a multiple of num_domains * num_genres = {unit}, so that every genre of"
+      f" every domain has equally many titles; try {max(1, round(settings.num_items / unit)) * unit}"
     )
-  for name in ("transfer", "sequel", "stay_in_genre", "stay_in_domain", "session_end"):
-    if not 0 <= getattr(settings, name) <= 1:
-      raise ValueError(f"{name}={getattr(settings, name)} must be between 0 and 1")
-  if settings.mean_events < 6:
-    raise ValueError(f"mean_events={settings.mean_events} must be at least 6; a split needs some history")
   if settings.concentration <= 0:
     raise ValueError(f"concentration={settings.concentration} must be above 0")
