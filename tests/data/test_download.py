@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that can break off, change its file, or be gone."""
+"""Downloads from a local server that can break off, change its file, or be gone."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves `content` at every path; sends at most `break_after` bytes an answer; remembers the Range headers it saw."""
+  """Serves `content` at every path, at most `break_after` bytes per response; records the Range headers."""
 
   daemon_threads = True
 
@@ -35,7 +35,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-  """Knows Range and If-Range."""
+  """Supports Range and If-Range."""
 
   def do_GET(self):
     server = self.server
@@ -77,7 +77,7 @@ def names(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_fetched_checked_and_alone(server, tmp_path):
+def test_a_file_is_fetched_and_checked_and_nothing_else_stays(server, tmp_path):
   path = download.download(server.url, tmp_path / "data.bin", checksum=MD5)
   assert path.read_bytes() == CONTENT
   assert names(tmp_path) == ["data.bin"]
@@ -89,14 +89,14 @@ def test_a_file_that_is_there_is_not_fetched_again(server, tmp_path):
   assert len(server.ranges) == 1
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+def test_a_broken_download_resumes(server, tmp_path):
   server.break_after = 4000
   path = download.download(server.url, tmp_path / "data.bin", checksum=MD5)
   assert path.read_bytes() == CONTENT
   assert server.ranges == [None, "bytes=4000-", "bytes=8000-"]
 
 
-def test_a_later_call_goes_on_too(server, tmp_path):
+def test_a_later_call_resumes_too(server, tmp_path):
   server.break_after = 4000
   with pytest.raises(ConnectionError, match="the connection ended early"):
     download.download(server.url, tmp_path / "data.bin", tries=1)
@@ -108,7 +108,7 @@ def test_a_later_call_goes_on_too(server, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["version", "no ranges"])
-def test_a_part_that_cannot_be_continued_is_fetched_anew(server, tmp_path, change):
+def test_a_part_that_cannot_be_resumed_is_fetched_again(server, tmp_path, change):
   server.break_after = 4000
   with contextlib.suppress(ConnectionError):
     download.download(server.url, tmp_path / "data.bin", tries=1)
@@ -120,7 +120,7 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(server, tmp_path, chang
   assert download.download(server.url, tmp_path / "data.bin").read_bytes() == server.content
 
 
-def test_a_part_that_the_server_cannot_continue_is_fetched_anew(server, tmp_path):
+def test_a_part_that_the_server_cannot_resume_is_fetched_again(server, tmp_path):
   (tmp_path / "data.bin.part").write_bytes(CONTENT)
   (tmp_path / "data.bin.part.version").write_text('"v1"')
   assert download.download(server.url, tmp_path / "data.bin", checksum=MD5).read_bytes() == CONTENT
@@ -132,14 +132,14 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
   assert names(tmp_path) == []
 
 
-def test_a_file_that_is_gone_is_not_tried_again(server, tmp_path):
+def test_a_missing_file_is_not_retried(server, tmp_path):
   server.status = 404
-  with pytest.raises(ValueError, match="the server answers 404 .*pass raw="):
+  with pytest.raises(ValueError, match="the server responds 404 .*pass raw="):
     download.download(server.url, tmp_path / "data.bin")
   assert len(server.ranges) == 1
 
 
-def test_a_server_in_trouble_is_tried_again(server, tmp_path):
+def test_a_server_error_is_retried(server, tmp_path):
   server.status = 503
   with pytest.raises(ConnectionError, match="503"):
     download.download(server.url, tmp_path / "data.bin", tries=3)
@@ -155,31 +155,31 @@ def test_offline_the_message_says_what_to_do(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "source, told", [("taobao", "needs a login"), ("tmall", "needs a login"), ("table", "your own file")]
+  "source, message", [("taobao", "needs a login"), ("tmall", "needs a login"), ("table", "your own file")]
 )
-def test_what_only_a_person_can_get_is_said(source, told):
-  with pytest.raises(ValueError, match=f"{told}.*pass raw="):
+def test_a_manual_download_is_explained(source, message):
+  with pytest.raises(ValueError, match=f"{message}.*pass raw="):
     prepare(source)
 
 
 @pytest.mark.parametrize(
-  "source, options, told",
+  "source, options, message",
   [
     ("amazon-ratings", {}, "2014, 2018, 2023"),
-    ("amazon-ratings", {"edition": "2018"}, "which category"),
-    ("merge", {}, "no known home"),
+    ("amazon-ratings", {"edition": "2018"}, "give a category"),
+    ("merge", {}, "no known address"),
   ],
 )
-def test_a_download_that_is_not_named_fully_is_refused(source, options, told):
-  with pytest.raises(ValueError, match=told):
+def test_a_download_without_category_or_edition_is_refused(source, options, message):
+  with pytest.raises(ValueError, match=message):
     download.locate(source, **options)
 
 
-def test_every_source_with_files_has_a_home_or_a_reason():
+def test_every_source_with_files_has_an_address_or_a_reason():
   from jaxrec.data.sources import SOURCES
 
   for source in SOURCES:
-    if source in download._BY_HAND:
+    if source in download._MANUAL:
       continue
     remote = download.locate(source, "Beauty", "2018" if source in ("amazon-ratings", "amazon-reviews") else None)
     assert remote.url.startswith("https://")

@@ -1,1 +1,1 @@
-"""From raw files to prepared data: download, filter, number the ids, split, write."""
+"""Raw files -> prepared data: download, filters, ids, splits."""

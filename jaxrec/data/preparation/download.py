@@ -1,4 +1,4 @@
-"""The official files of the data sets, fetched once into a cache: checked, resumable, complete or absent."""
+"""Downloads of the official data sets into a cache: checksummed, resumable, complete or absent."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ _AUTOCDSR = "88486a2b17cad3fe9b40c0c5db685ff89375ee24"
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-  """A file on the net. `checksum` is "md5:…" or "sha256:…" as its publisher states it, None where there is none;
-  `inside` is the folder of an archive that holds the data."""
+  """A file to download.
+
+  url: address of the file.
+  checksum: "md5:<hex>" or "sha256:<hex>" as published; None if the publisher states none.
+  folder: the folder with the data in the archive; "" if the file is no archive.
+  """
 
   url: str
   checksum: str | None = None
-  inside: str = ""
+  folder: str = ""
 
 
 _FIXED = {
@@ -56,7 +60,7 @@ _NAMED = {
   ("amazon-reviews", "2023"): f"{_MCAULEY}/amazon_2023/raw/review_categories/{{name}}.jsonl.gz",
   ("amazon-5core", None): "https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data/{name}.txt",
 }
-_BY_HAND = {
+_MANUAL = {
   "taobao": "needs a login: get UserBehavior.csv.zip at https://tianchi.aliyun.com/dataset/649 and unpack it",
   "tmall": "needs a login: get data_format1.zip at https://tianchi.aliyun.com/dataset/42 and unpack it",
   "abxi": "is linked from https://github.com/DiMarzioBian/ABXI: get *_preprocessed.txt and map_item*.txt",
@@ -72,27 +76,28 @@ def fetch(
   cache: str | os.PathLike | None = None,
   report: Callable[[str], None] | None = None,
 ) -> pathlib.Path:
-  """Returns the file or folder with the raw data of a source, downloaded and unpacked unless the cache has it.
+  """Returns the file or folder with the raw data of a source; downloads and unpacks it unless the cache has it.
 
   Args:
     source: a source name.
-    name: of Amazon's files, the category as the publisher writes it ("Beauty"; the default of the 5-core lists).
-    edition: of Amazon's ratings and reviews: "2014", "2018" or "2023".
-    cache: the folder to keep files in; None = $JAXREC_CACHE, else ~/.cache/jaxrec.
+    name: Amazon only: the category in the publisher's spelling; the 5-core lists default to "Beauty".
+    edition: Amazon ratings and reviews only: "2014", "2018" or "2023".
+    cache: the folder to keep files in; None for `cache_root()`.
+    report: called with a line of text before a download.
 
   Raises:
-    ValueError: the source cannot be fetched without a person; damaged files.
-    ConnectionError: the file's home cannot be reached; the message says what to do.
+    ValueError: the source has to be downloaded by hand, or a file is damaged.
+    ConnectionError: the server cannot be reached; the message says what to do.
   """
   remote = locate(source, name, edition)
-  folder = pathlib.Path(cache or cache_root()) / source
-  file = folder / (edition or "") / urllib.parse.urlparse(remote.url).path.rsplit("/", 1)[1]
-  if not remote.inside:
+  cached = pathlib.Path(cache or cache_root()) / source
+  file = cached / (edition or "") / urllib.parse.urlparse(remote.url).path.rsplit("/", 1)[1]
+  if not remote.folder:
     return download(remote.url, file, checksum=remote.checksum, report=report)
-  unpacked = folder / "unpacked"
+  unpacked = cached / "unpacked"
   if not unpacked.is_dir():
     unpack(download(remote.url, file, checksum=remote.checksum, report=report), unpacked)
-  return unpacked / remote.inside
+  return unpacked / remote.folder
 
 
 def cache_root() -> pathlib.Path:
@@ -101,26 +106,26 @@ def cache_root() -> pathlib.Path:
 
 
 def locate(source: str, name: str | None = None, edition: str | None = None) -> Remote:
-  """Returns where the data of a source live.
+  """Returns the address of the data of a source.
 
   Raises:
-    ValueError: only a person can get them, or `name` or `edition` is missing.
+    ValueError: the source has to be downloaded by hand, or `name` or `edition` is missing.
   """
-  if source in _BY_HAND:
-    raise ValueError(f"source {source!r} {_BY_HAND[source]}; then pass raw= (--raw) the file or its folder")
+  if source in _MANUAL:
+    raise ValueError(f"source {source!r} {_MANUAL[source]}; then pass raw= (--raw) the file or its folder")
   if source in _FIXED:
     return _FIXED[source]
-  editions = [known for where, known in _NAMED if where == source]
+  editions = [known for known_source, known in _NAMED if known_source == source]
   if not editions:
-    raise ValueError(f"source {source!r} has no known home; pass raw= (--raw)")
+    raise ValueError(f"source {source!r} has no known address; pass raw= (--raw)")
   if source == "amazon-5core":
     name, edition = name or "Beauty", None
   if (source, edition) not in _NAMED:
     raise ValueError(
-      f"{edition=}: to download {source!r} say which: {', '.join(map(str, editions))}; or pass raw= (--raw)"
+      f"{edition=}: to download {source!r} choose one of {', '.join(map(str, editions))}; or pass raw= (--raw)"
     )
   if not name or "/" in name:
-    raise ValueError(f"{name=}: to download {source!r} say which category, such as name='Beauty'; or pass raw= (--raw)")
+    raise ValueError(f"{name=}: to download {source!r} give a category, such as name='Beauty'; or pass raw= (--raw)")
   return Remote(_NAMED[source, edition].format(name=name))
 
 
@@ -134,19 +139,22 @@ def download(
   wait: float = 1.0,
   report: Callable[[str], None] | None = None,
 ) -> pathlib.Path:
-  """Returns `path`, fetched from `url` unless it is there. Until it is complete and checked it is called `<path>.part`.
+  """Returns `path`, downloaded from `url` unless it exists. Until it is complete and checked it is named `<path>.part`.
 
-  An interrupted download goes on where it stopped, now or in a later call, if the server still has the same version.
+  An interrupted download resumes, in this or a later call, if the server still has the same version.
 
   Args:
+    url: address of the file.
+    path: file to write.
     checksum: "md5:<hex>" or "sha256:<hex>"; None checks the length only.
-    tries: how often a broken connection is taken up again.
+    tries: attempts before giving up.
     timeout: seconds without a byte after which a connection counts as broken.
-    wait: seconds before the second try, doubled before each further one.
+    wait: seconds before the second try; doubles with each further one.
+    report: called with a line of text before the download.
 
   Raises:
-    ValueError: the checksum is wrong (the part is removed), or the server says that there is no such file.
-    ConnectionError: offline, or broken `tries` times (the part is kept).
+    ValueError: the checksum is wrong (the part is removed), or the server refuses the request.
+    ConnectionError: offline, or the connection broke `tries` times (the part is kept).
   """
   path = pathlib.Path(path)
   if path.exists():
@@ -156,11 +164,11 @@ def download(
   (report or (lambda _: None))(f"downloading {url}")
   for attempt in range(tries):
     try:
-      if _continue(url, part, timeout):
+      if _resume(url, part, timeout):
         break
     except urllib.error.HTTPError as error:
       if error.code < 500:
-        raise ValueError(f"{url}: the server answers {error.code} {error.reason}; {_advice(url)}") from error
+        raise ValueError(f"{url}: the server responds {error.code} {error.reason}; {_advice(url)}") from error
       problem: Exception = error
     except (OSError, http.client.HTTPException) as error:
       problem = error
@@ -171,7 +179,7 @@ def download(
         f"{url}: cannot be fetched ({problem}): is this machine offline? {_advice(url)}"
       ) from problem
     time.sleep(wait * 2**attempt)
-  _check_sum(part, checksum, url)
+  _verify_checksum(part, checksum, url)
   _version_file(part).unlink(missing_ok=True)
   part.rename(path)
   return path
@@ -181,7 +189,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   """Returns the folder with the contents of a .zip or .tar.gz; it appears complete or not at all.
 
   Raises:
-    ValueError: the archive is damaged or of another kind.
+    ValueError: the archive is damaged, or neither .zip nor .tar.gz.
   """
   folder.parent.mkdir(parents=True, exist_ok=True)
   unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -204,24 +212,24 @@ def _advice(url: str) -> str:
   return f"Get {url} on another machine or later, and pass raw= (--raw) the unpacked file or its folder"
 
 
-def _continue(url: str, part: pathlib.Path, timeout: float) -> bool:
-  """Appends what is missing to `part`; returns whether it is complete."""
-  have = part.stat().st_size if part.exists() else 0
-  version = _version_file(part)
+def _resume(url: str, part: pathlib.Path, timeout: float) -> bool:
+  """Appends the missing bytes to `part`; returns whether it is complete."""
+  size = part.stat().st_size if part.exists() else 0
+  version_file = _version_file(part)
   headers = {"User-Agent": "jaxrec"}
-  if have and version.exists():
-    headers |= {"Range": f"bytes={have}-", "If-Range": version.read_text()}
+  if size and version_file.exists():
+    headers |= {"Range": f"bytes={size}-", "If-Range": version_file.read_text()}
   try:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
-      resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-      total = _total(answer, have if resumed else 0)
-      mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+      resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
+      total = _total_bytes(response, size if resumed else 0)
+      version = response.headers.get("ETag") or response.headers.get("Last-Modified")
       if not resumed:
-        version.unlink(missing_ok=True)
-      if mark and not mark.startswith("W/"):
-        version.write_text(mark)
+        version_file.unlink(missing_ok=True)
+      if version and not version.startswith("W/"):  # A weak ETag does not promise the same bytes.
+        version_file.write_text(version)
       with open(part, "ab" if resumed else "wb") as stream:
-        shutil.copyfileobj(answer, stream, _BLOCK)
+        shutil.copyfileobj(response, stream, _BLOCK)
         stream.flush()
         os.fsync(stream.fileno())
   except urllib.error.HTTPError as error:
@@ -235,8 +243,8 @@ def _continue(url: str, part: pathlib.Path, timeout: float) -> bool:
   return total is None or part.stat().st_size == total
 
 
-def _total(answer, start: int) -> int | None:
-  length = answer.headers.get("Content-Length")
+def _total_bytes(response, start: int) -> int | None:
+  length = response.headers.get("Content-Length")
   return None if length is None else start + int(length)
 
 
@@ -244,17 +252,17 @@ def _version_file(part: pathlib.Path) -> pathlib.Path:
   return part.with_name(part.name + ".version")
 
 
-def _check_sum(part: pathlib.Path, checksum: str | None, url: str) -> None:
+def _verify_checksum(part: pathlib.Path, checksum: str | None, url: str) -> None:
   if checksum is None:
     return
-  kind, _, need = checksum.partition(":")
+  kind, _, expected = checksum.partition(":")
   if kind not in ("md5", "sha256"):
-    raise ValueError(f"{checksum=} needs to begin with md5: or sha256:")
+    raise ValueError(f"{checksum=} must start with md5: or sha256:")
   with open(part, "rb") as stream:
-    have = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-  if have != need:
+    actual = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+  if actual != expected:
     part.unlink()
     _version_file(part).unlink(missing_ok=True)
     raise ValueError(
-      f"{url}: {kind} is {have}, needs {need}: the download is damaged or the file has changed; it was removed"
+      f"{url}: {kind} is {actual}, needs {expected}: the download is damaged or the file has changed; it was removed"
     )
