@@ -234,10 +234,10 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     ("meta.json", lambda path: path.write_text("{"), "cannot be read as the description"),
     ("meta.json", lambda path: path.write_text('{"format": 99}'), 'needs "format": 1'),
     ("item_id.npy", lambda path: path.unlink(), "missing or damaged"),
-    ("item_id.npy", lambda path: path.write_bytes(path.read_bytes()[:-4]), "missing or damaged|cut short"),
+    ("item_id.npy", lambda path: path.write_bytes(path.read_bytes()[:-4]), "missing or damaged|truncated"),
     ("item_id.npy", lambda path: np.save(path, np.array([1, 2, 4], np.int32)), r"item_id\[2\] = 4 is outside 1..3"),
     ("split.npy", lambda path: np.save(path, np.array([0, 0, 1], np.int32)), "holds int32"),
-    ("offsets.npy", lambda path: np.save(path, np.array([0, 4, 3])), "offsets must be 3 numbers from 0 to 3"),
+    ("offsets.npy", lambda path: np.save(path, np.array([0, 4, 3])), "offsets must be 3 integers from 0 to 3"),
     ("users.parquet", lambda path: path.unlink(), "missing"),
   ],
 )
@@ -273,7 +273,7 @@ def test_a_folder_without_prepared_data_is_refused(tmp_path):
   [
     ({"user": [0, 1, 0]}, "user must be 0-based and never decrease"),
     ({}, "exactly one of user and offsets"),
-    ({"offsets": [0, 2]}, "offsets must be 2 numbers from 0 to 3"),
+    ({"offsets": [0, 2]}, "offsets must be 2 integers from 0 to 3"),
     ({"user": [0, 0, 0], "num_items": 2}, r"item_id\[2\] = 3 is outside 1..2"),
     ({"user": [0, 0, 0], "titles": ["a"]}, "titles has 1 entries, needs 3"),
     ({"user": [0, 0, 0], "domain_id": [1, 1]}, "domain_id has 2 entries, needs 3"),

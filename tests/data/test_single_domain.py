@@ -1,4 +1,4 @@
-"""The events of one domain: what stays that of the whole data, what goes, and what is evaluated."""
+"""One domain of multi-domain data: what stays the same, what is dropped, and what is evaluated."""
 
 import numpy as np
 import pytest
@@ -53,12 +53,12 @@ def test_ids_names_and_times_stay_and_splits_stay_with_their_events(data):
 
 
 @pytest.mark.parametrize("split", [1, 2])
-def test_the_targets_are_those_of_the_whole_data_that_are_in_the_domain(data, split):
+def test_every_target_is_a_target_of_exactly_one_domain(data, split):
   whole, domain = targets(data, split), data.item_domain()
   found = {}
-  for number, name in enumerate(data.domain_names, 1):
+  for domain_id, name in enumerate(data.domain_names, 1):
     ranked = targets(only_domain(data, name), split)
-    assert ranked == {user: item for user, item in whole.items() if domain[item] == number}
+    assert ranked == {user: item for user, item in whole.items() if domain[item] == domain_id}
     found |= ranked
   assert found == whole
 
@@ -78,21 +78,21 @@ def test_later_events_of_a_split_are_dropped_where_its_first_is_elsewhere(data):
 def test_users_held_out_in_another_domain_are_still_held_out(data):
   config = tiny_run.get_config()
   config.data.train_users = "without_held_out"
-  for part in (data, only_domain(data, "books"), only_domain(data, "films")):
-    assert held_out_users(part, 0).tolist() == [0, 1, 3]
+  for subset in (data, only_domain(data, "books"), only_domain(data, "films")):
+    assert held_out_users(subset, 0).tolist() == [0, 1, 3]
   assert train_users(config, only_domain(data, "books"), 0) == (2,)
   assert train_users(config, only_domain(data, "films"), 1) == (4,)
 
 
-def test_what_is_held_out_survives_saving(data, tmp_path):
+def test_held_out_users_survive_saving(data, tmp_path):
   saved = only_domain(data, "films").save(tmp_path / "films")
   assert held_out_users(saved, 1).tolist() == [0, 1, 3]
-  with pytest.raises(ValueError, match="hold the domain 'films' only"):
+  with pytest.raises(ValueError, match="holds only the domain 'films'"):
     only_domain(saved, "books")
 
 
 def test_an_unknown_domain_names_the_known_ones(data):
-  with pytest.raises(ValueError, match="domain='music' is unknown; the data have 'books', 'films'"):
+  with pytest.raises(ValueError, match="domain='music' is unknown; the data has 'books', 'films'"):
     only_domain(data, "music")
 
 
@@ -102,7 +102,7 @@ def test_a_domain_without_training_events_is_refused():
     only_domain(data, "domain 2")
 
 
-def test_a_domain_alone_has_no_attention_across_domains_to_weigh():
+def test_a_single_domain_has_no_cross_domain_objective():
   config = tiny_run.get_config()
   config.data.only_domain, config.multi_objective.objectives = "film", ("cross_domain_attention",)
   with pytest.raises(ValueError, match="config.data.only_domain='film' leaves no attention across domains"):
