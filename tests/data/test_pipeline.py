@@ -294,12 +294,12 @@ def test_the_domain_of_a_masked_item_is_revealed_only_on_request():
 def test_derived_rows_hold_about_the_given_number_of_users():
   data = synthetic_data(num_users=1000, num_items=48)
   options = TrainingOptions(max_length=50, row_length=128, rows_per_batch=0)
-  for wanted in (32, 128):
-    rows = rows_for(data, options, wanted)
+  for expected_users in (32, 128):
+    rows = rows_for(data, options, expected_users)
     batches = TrainingBatches(data, dataclasses.replace(options, rows_per_batch=rows))
     users = [len(batches.users(step)) for step in range(batches.batches_per_epoch)]
-    assert abs(np.mean(users) - wanted) < 0.1 * wanted
-    assert users[-1] > 0.5 * wanted
+    assert abs(np.mean(users) - expected_users) < 0.1 * expected_users
+    assert users[-1] > 0.5 * expected_users
 
 
 def test_derived_rows_divide_among_hosts_and_devices():

@@ -80,7 +80,7 @@ def test_by_time_refuses_an_empty_split(times):
 
 
 def test_the_k_core_is_repeated_until_both_limits_hold():
-  # z goes first (1 event), then b (1 event left), then y (1 event left), then a (1 event left) ...
+  # Dropped: z (1 event), then b (1 event left), then y (1 event left), then a (1 event left) ...
   text = "a x 1, a y 2, b y 1, b z 2, c x 1, c w 2, d x 1, d w 2"
   data = prepared(text, min_user_events=2, min_item_events=2)
   assert sequences(data) == {"c": "xw", "d": "xw"}

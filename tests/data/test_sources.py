@@ -1,4 +1,4 @@
-"""Every source, read from a few genuine rows."""
+"""Every source, read from a few real rows."""
 
 import json
 
@@ -27,7 +27,7 @@ from jaxrec.data.sources import GENERATED, generator, reading, source_names, sou
 from jaxrec.data.sources.tfrecord import masked_crc, varints
 
 
-def test_ml1m_rows_and_every_movie_of_the_catalogue_are_read(tmp_path):
+def test_ml1m_ratings_and_the_whole_catalogue_are_read(tmp_path):
   raw = write(
     tmp_path, {"ratings.dat": ML1M_RATINGS, "movies.dat": "1::Am\xe9lie: a (2001)::Comedy\n".encode("latin-1")}
   )
@@ -75,7 +75,7 @@ def test_rows_that_end_in_carriage_returns_are_read(tmp_path):
   assert log.events["timestamp"].to_list() == [978300760, 978302109, 978298413]
 
 
-def test_amazon_ratings_of_each_edition_are_told_apart(tmp_path):
+def test_the_edition_of_amazon_ratings_is_detected(tmp_path):
   write(
     tmp_path,
     {
@@ -113,13 +113,13 @@ def test_amazon_titles_come_from_the_metadata(tmp_path):
   assert data.domain_names == ("X",)
 
 
-def test_a_field_of_a_later_json_line_may_have_any_kind_if_nobody_needs_it(tmp_path):
+def test_fields_that_are_not_read_may_have_any_type(tmp_path):
   lines = [{**REVIEW_2014, "helpful": value} for value in ([0, 1], "none", None, {"a": 1})]
   raw = write(tmp_path, {"r.json": "".join(json.dumps(line) + "\n" for line in lines)}) / "r.json"
   assert len(read("amazon-reviews", raw).events) == 4
 
 
-def test_5core_lines_keep_their_order_and_take_their_times_from_the_npz(tmp_path):
+def test_5core_events_keep_their_order_and_get_times_from_the_npz(tmp_path):
   raw = write(tmp_path, {"Beauty.txt": "1 7 5 6\n2 5 7\n"})
   np.savez(
     raw / "Beauty.npz",
@@ -131,7 +131,7 @@ def test_5core_lines_keep_their_order_and_take_their_times_from_the_npz(tmp_path
   data = prepare("amazon-5core", raw)
   assert data.items["raw_id"].to_list() == ["5", "6", "7"]
   assert data.item_id.tolist() == [3, 1, 2, 1, 3]
-  assert data.timestamp.tolist() == [30, 30, 30, 40, 50]  # 30, 20, 10 never fall
+  assert data.timestamp.tolist() == [30, 30, 30, 40, 50]  # The file has 30, 20, 10.
   assert data.meta["counts"]["times_raised_to_keep_the_order"] == 2
 
 
@@ -149,7 +149,7 @@ def test_kuairand_logs_keep_the_clicks_and_their_other_feedback(tmp_path):
   assert rows(everything, "item", "domain") == [(183, "9"), (187, "unknown")]
 
 
-def test_kuairand_shards_say_which_event_is_for_what(tmp_path):
+def test_kuairand_shards_define_the_split(tmp_path):
   data = prepare("kuairand-1k", shards(tmp_path), min_user_events=3)
   assert data.items["raw_id"].to_list() == ["5", "7", "300"]
   assert data.item_id.reshape(3, 3).tolist() == [[1, 3, 2]] * 3
@@ -164,7 +164,7 @@ def test_varints_of_every_length_are_read():
   assert varints(np.frombuffer(packed(numbers), np.uint8)).tolist() == numbers
 
 
-def test_check_sums_of_records_of_unequal_length_do_not_mix():
+def test_checksums_do_not_depend_on_the_other_records():
   records = [b"", b"a", b"123456789", b"bc"]
   assert masked_crc(records).tolist() == [masked_crc([one])[0] for one in records]
 
@@ -222,7 +222,7 @@ def test_a_parquet_table_is_read_with_dates(tmp_path):
   assert data.item_titles() == ["", "a", "b"]
 
 
-def test_merged_sources_join_users_and_keep_items_apart(tmp_path):
+def test_merged_sources_share_users_and_not_items(tmp_path):
   write(
     tmp_path,
     {"a.csv": "user,item,timestamp\nann,x,10\nann,y,30\n", "b.csv": "user,item,timestamp\nann,x,20\nbob,z,5\n"},
@@ -236,14 +236,14 @@ def test_merged_sources_join_users_and_keep_items_apart(tmp_path):
   assert data.meta["counts"]["users_in_several_domains"] == 1
 
 
-def test_reading_in_pieces_equals_reading_at_once(tmp_path, monkeypatch):
+def test_reading_in_chunks_equals_reading_at_once(tmp_path, monkeypatch):
   text = "user,item,timestamp,title\n" + "".join(f'{i},{i % 7},{i},"a ""{i}""\nb"\n' for i in range(60))
   raw = write(tmp_path, {"a.csv.gz": text}) / "a.csv.gz"
   at_once = read("table", raw, title="title")
   monkeypatch.setattr(reading, "CHUNK_BYTES", 33)
-  in_pieces = read("table", raw, title="title")
-  assert at_once.events.equals(in_pieces.events)
-  assert at_once.items.equals(in_pieces.items)
+  in_chunks = read("table", raw, title="title")
+  assert at_once.events.equals(in_chunks.events)
+  assert at_once.items.equals(in_chunks.items)
   assert len(at_once.events) == 60
 
 

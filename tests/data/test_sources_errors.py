@@ -1,4 +1,4 @@
-"""What the sources say about damaged, mistaken and unexpected files."""
+"""Errors of the sources for damaged and unexpected files."""
 
 import gzip
 import json
@@ -25,24 +25,24 @@ from jaxrec.data.sources import reading, source_reader
 from jaxrec.data.sources.tfrecord import split_records
 
 
-def test_amazon_ratings_whose_id_columns_cannot_be_told_apart_are_refused(tmp_path):
+def test_amazon_ratings_whose_id_columns_cannot_be_distinguished_are_refused(tmp_path):
   raw = write(tmp_path, {"A.csv": "U1,B1,5.0,1000000000\n"}) / "A.csv"
-  with pytest.raises(ValueError, match="say which is which"):
+  with pytest.raises(ValueError, match="both id columns have 1 distinct values"):
     read("amazon-ratings", raw)
   assert rows(read("amazon-ratings", raw, edition="2018"), "user", "item") == [("B1", "U1")]
 
 
 @pytest.mark.parametrize(
-  "line, told",
+  "line, message",
   [
     ("{broken", "not a JSON object"),
     ('{"asin": "B1"}', "lacks the field"),
     (json.dumps({**REVIEW_2014, "unixReviewTime": "x"}), "field 'unixReviewTime' holds 'x', needs a number"),
   ],
 )
-def test_a_bad_json_line_is_named(tmp_path, line, told):
+def test_a_bad_json_line_is_named(tmp_path, line, message):
   raw = write(tmp_path, {"r.json": f"{json.dumps(REVIEW_2014)}\n{line}\n"}) / "r.json"
-  with pytest.raises(ValueError, match=r"r\.json: line 2: .*" + told):
+  with pytest.raises(ValueError, match=r"r\.json: line 2: .*" + message):
     read("amazon-reviews", raw)
 
 
@@ -55,7 +55,7 @@ def test_5core_times_of_another_file_are_refused(tmp_path):
     user_ids=np.array([1]),
     timestamps=np.array([1, 2, 3]),
   )
-  with pytest.raises(ValueError, match=r"Beauty.npz beside .* another file: item 7 of user 1"):
+  with pytest.raises(ValueError, match=r"Beauty.npz does not belong to Beauty.txt: no time for item 7 of user 1"):
     prepare("amazon-5core", raw)
 
 
@@ -70,15 +70,15 @@ def test_short_kuairand_rows_are_dropped_by_default(tmp_path):
     prepare("kuairand-1k", shards(tmp_path))
 
 
-@pytest.mark.parametrize("place, told", [(0, "cut|check sum of its length"), (30, "its check sum is wrong")])
-def test_a_flipped_bit_in_a_tfrecord_is_found(tmp_path, place, told):
+@pytest.mark.parametrize("index, message", [(0, "truncated|checksum of its length"), (30, "its checksum is wrong")])
+def test_a_flipped_bit_in_a_tfrecord_is_found(tmp_path, index, message):
   data = bytearray(record(sequence_data=[5, 6], sequence_event_type=[1, 1]))
-  data[place] ^= 1
-  with pytest.raises(ValueError, match=rf"partition_0.*record 1.*({told})"):
+  data[index] ^= 1
+  with pytest.raises(ValueError, match=rf"partition_0.*record 1.*({message})"):
     prepare("kuairand-1k", shards(tmp_path, training=bytes(data)), min_user_events=1)
 
 
-def test_a_cut_tfrecord_is_named():
+def test_a_truncated_tfrecord_is_named():
   data = record(a=[1, 2, 3])
   with pytest.raises(ValueError, match="x: record 2 at byte"):
     split_records(data + data[:-3], "x")
@@ -101,10 +101,10 @@ def test_taobao_times_in_milliseconds_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "row, told", [("1,2,3,4,,1345,2", "1345 is not a day"), ("1,2,3,4,,1111,7", "7 is not one of")]
+  "row, message", [("1,2,3,4,,1345,2", "1345 is not a day"), ("1,2,3,4,,1111,7", "7 is not one of")]
 )
-def test_a_bad_tmall_value_is_named(tmp_path, row, told):
-  with pytest.raises(ValueError, match=f"line 3: .*{told}"):
+def test_a_bad_tmall_value_is_named(tmp_path, row, message):
+  with pytest.raises(ValueError, match=f"line 3: .*{message}"):
     read("tmall", write(tmp_path, {"user_log_format1.csv": f"{TMALL_HEAD}1,2,3,4,,0829,0\n{row}\n"}))
 
 
@@ -133,7 +133,7 @@ def test_a_source_without_times_cannot_be_merged(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text, told",
+  "text, message",
   [
     ("1,1193,5,978300760\n", r"line 1: 1 column\(s\) separated by '::', needs 4: '1,1193,5,978300760'"),
     (ML1M_RATINGS + "3::11", r"line 4: 2 column\(s\) separated by '::', needs 4: '3::11'"),
@@ -145,13 +145,13 @@ def test_a_source_without_times_cannot_be_merged(tmp_path):
     ("", "has no rows"),
   ],
 )
-def test_a_bad_line_of_ml1m_is_named(tmp_path, text, told):
-  with pytest.raises(ValueError, match=r"ratings\.dat: " + told):
+def test_a_bad_line_of_ml1m_is_named(tmp_path, text, message):
+  with pytest.raises(ValueError, match=r"ratings\.dat: " + message):
     read("movielens-1m", write(tmp_path, {"ratings.dat": text, "movies.dat": ML1M_MOVIES}))
 
 
 @pytest.mark.parametrize(
-  "text, told",
+  "text, message",
   [
     (
       "user;item;timestamp\n1;2;3\n",
@@ -162,19 +162,19 @@ def test_a_bad_line_of_ml1m_is_named(tmp_path, text, told):
     ("user,item,timestamp\n1,2,3\n4,,6\n", r"line 3: column 'item' holds '', needs Int64"),
     ("user,item,timestamp\n1,2,3\n4,5\n", r"line 3: 2 column\(s\)"),
     ("user,item,timestamp\n1,2,3\n4,5,6,7\n", r"line 3: 4 column\(s\)"),
-    ('user,item,timestamp\n1,2,3\n4,"5",6,7\n', "in the lines from 2 on: found more fields"),
+    ('user,item,timestamp\n1,2,3\n4,"5",6,7\n', "in or after line 2: found more fields"),
     ('user,item,timestamp\n1,"2",3\n4,5\n', r"line 3: 2 column\(s\)"),
     ("user,item,timestamp\n", "has no rows"),
     ("", "has no rows"),
     ("user,item,timestamp\n1,2,-3\n", "line 2: column 'timestamp': -3 is not a time"),
   ],
 )
-def test_a_bad_line_of_a_table_is_named(tmp_path, text, told):
-  with pytest.raises(ValueError, match=r"a\.csv: " + told):
+def test_a_bad_line_of_a_table_is_named(tmp_path, text, message):
+  with pytest.raises(ValueError, match=r"a\.csv: " + message):
     read("table", write(tmp_path, {"a.csv": text}) / "a.csv", ids="int")
 
 
-def test_the_line_number_counts_from_the_start_of_the_file_not_of_the_piece(tmp_path, monkeypatch):
+def test_the_line_number_counts_from_the_start_of_the_file_not_of_the_chunk(tmp_path, monkeypatch):
   monkeypatch.setattr(reading, "CHUNK_BYTES", 50)
   body = "".join(f"{i},{i},{i}\n" for i in range(100))
   raw = write(tmp_path, {"a.csv": f"user,item,timestamp\n{body}x,1,2\n"}) / "a.csv"
@@ -182,14 +182,14 @@ def test_the_line_number_counts_from_the_start_of_the_file_not_of_the_piece(tmp_
     read("table", raw, ids="int")
 
 
-def test_times_in_milliseconds_have_to_be_announced(tmp_path):
+def test_times_in_milliseconds_need_their_unit(tmp_path):
   raw = write(tmp_path, {"a.csv": "user,item,timestamp\n1,2,1588615855070\n"}) / "a.csv"
   with pytest.raises(ValueError, match="line 2: .*looks like milliseconds"):
     read("table", raw)
   assert read("table", raw, time_unit="ms").events["timestamp"].to_list() == [1588615855]
 
 
-def test_seconds_announced_as_milliseconds_are_refused(tmp_path):
+def test_seconds_given_as_milliseconds_are_refused(tmp_path):
   raw = write(tmp_path, {"a.csv": "user,item,timestamp\n1,2,1588615855\n"}) / "a.csv"
   with pytest.raises(ValueError, match="looks like seconds, not milliseconds"):
     read("table", raw, time_unit="ms")
@@ -199,7 +199,7 @@ def test_seconds_announced_as_milliseconds_are_refused(tmp_path):
 def test_a_truncated_gzip_is_named(tmp_path, keep):
   whole = gzip.compress("".join(f"{i},{i},{i}\n" for i in range(2000)).encode())
   (tmp_path / "a.csv.gz").write_bytes(whole[:keep])
-  with pytest.raises(ValueError, match=r"a\.csv\.gz: damaged or cut short"):
+  with pytest.raises(ValueError, match=r"a\.csv\.gz: damaged or truncated"):
     read("table", tmp_path / "a.csv.gz", header=False, names="user,item,timestamp")
 
 
@@ -217,5 +217,5 @@ def test_a_quotation_that_is_never_closed_is_named(tmp_path, monkeypatch):
   monkeypatch.setattr(reading, "CHUNK_BYTES", 50)
   body = "".join(f"{i},{i},{i}\n" for i in range(100))
   raw = write(tmp_path, {"a.csv": f'user,item,timestamp\n1,2,3\n"x,1,2\n{body}'}) / "a.csv"
-  with pytest.raises(ValueError, match="line 3: no line ends in .* bytes: is a quotation mark"):
+  with pytest.raises(ValueError, match="line 3: no line ends within .* bytes: is a quotation mark"):
     read("table", raw)

@@ -216,10 +216,10 @@ def _trained_users(data, options):
       " sequence: use longer rows or a smaller max_length"
     )
   visible = rows.prefix_lengths(data, options.last_split)
-  wanted = visible >= 2
+  eligible = visible >= 2
   if options.only_users is not None:
-    wanted &= np.isin(np.arange(data.num_users), options.only_users)
-  users = np.flatnonzero(wanted)
+    eligible &= np.isin(np.arange(data.num_users), options.only_users)
+  users = np.flatnonzero(eligible)
   return users, np.minimum(visible[users] - (options.task == "next_item"), options.max_length)
 
 
