@@ -111,6 +111,23 @@ def test_every_example_occurs_once_per_epoch_in_another_order():
   assert epochs[0] != epochs[1]
 
 
+def test_training_on_two_splits_visits_the_examples_of_both():
+  examples = CandidateData(users_with_events([40] * 8), OPTIONS)  # 72 + 24 examples
+  batches = TrainingCandidates(examples, 12, num_epochs=1, seed=0, splits=(TRAIN, VALIDATION))
+  visited = [pair for step in range(len(batches)) for pair in rows(batches[step])]
+  assert sorted(visited) == sorted(rows(all_of(examples, TRAIN)) + rows(all_of(examples, VALIDATION)))
+
+
+def test_hosts_partition_the_batch():
+  examples = CandidateData(users_with_events([40] * 8), OPTIONS)
+  order = {"batch_size": 12, "num_epochs": 1, "seed": 0, "splits": (TRAIN, VALIDATION)}
+  hosts = [TrainingCandidates(examples, **order, shard_index=i, shard_count=3) for i in range(3)]
+  for step in range(len(hosts[0])):
+    assert sum((rows(host[step]) for host in hosts), []) == rows(hosts[1].whole(step))
+  with pytest.raises(ValueError, match="batch_size=12 must be divisible by the 5 hosts"):
+    TrainingCandidates(examples, **order, shard_count=5)
+
+
 def rows(batch):
   return list(zip(batch.user_id.tolist(), batch.item.tolist(), strict=True))
 

@@ -211,12 +211,13 @@ class TrainingCandidates:
     if len(self._splits) == 1:
       return self._examples.batch(self._splits[0], chosen)
     ends = np.cumsum(self._sizes)
-    split = np.searchsorted(ends, chosen, side="right")  # [B] index into self._splits
-    batches = [
-      self._examples.batch(name, chosen[split == i] - (ends[i] - self._sizes[i])) for i, name in enumerate(self._splits)
+    group = np.searchsorted(ends, chosen, side="right")  # [B] indices into self._splits
+    by_split = [
+      self._examples.batch(split, chosen[group == i] - (ends[i] - self._sizes[i]))
+      for i, split in enumerate(self._splits)
     ]
-    back = np.argsort(np.argsort(split, kind="stable"))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[back], *batches)
+    original_order = np.argsort(np.argsort(group, kind="stable"))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[original_order], *by_split)
 
   def _shuffled_examples(self, epoch):
     """Returns the indices of all examples, those of one split after those of another, in the order of an epoch."""
