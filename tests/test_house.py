@@ -32,8 +32,7 @@ LEVEL_IN_JAXREC = {
   "batches": 0, "embedding": 0, "multi_objective": 0, "parallel": 0,
 }  # fmt: skip
 # Modules that may import upwards for now, and why.
-UPWARDS: dict[str, str] = {
-}
+UPWARDS: dict[str, str] = {}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60  # without the docstring

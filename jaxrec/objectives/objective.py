@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -77,3 +78,32 @@ def single_gradient(loss: Callable[[Params], tuple[Float[Array, ""], tuple]], pa
   (value, (weight, scalars, model_state)), grad = jax.value_and_grad(loss, has_aux=True)(params)
   one = jnp.reshape(jnp.asarray(weight, jnp.float32), (1,))
   return Gradients(value[None], one, (grad,), lambda grad: grad, scalars, model_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionObjective:
+  """The objective of a function: one loss, for models without batch statistics.
+
+  function: (model, params, batch, rng) -> (mean loss, scalars), where scalars["weight"] is the sum of the weights of
+    the mean; the other scalars are logged.
+  names: one name.
+  """
+
+  function: Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
+  names: tuple[str, ...] = ("loss",)
+
+  def scored_ids(self, model: nn.Module, batch: Any, rng: PRNGKeyArray) -> dict[str, Any]:
+    """Returns {}: the function computes its own item vectors."""
+    return {}
+
+  def gradients(
+    self, model: nn.Module, params: Params, batch: Any, rng: PRNGKeyArray, *, items: Any = None, model_state: Any = None
+  ) -> Gradients:
+    """See `Objective`."""
+
+    def loss_of(params):
+      loss, scalars = self.function(model, params, batch, rng)
+      logged = {name: value.astype(jnp.float32) for name, value in scalars.items() if name not in ("loss", "weight")}
+      return loss, (scalars["weight"], logged, {})
+
+    return single_gradient(loss_of, params)

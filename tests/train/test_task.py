@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions
 from jaxrec.data.generators.synthetic import synthetic_data
-from jaxrec.objectives.objective import single_gradient
+from jaxrec.objectives.objective import FunctionObjective
 from jaxrec.train import loop
 from jaxrec.train.config import default_config
 from jaxrec.train.monitor import Interrupted
@@ -35,23 +34,12 @@ class NextDomain(nn.Module):
     return nn.Embed(self.num_domains + 1, self.num_domains + 1)(batch.domain_id)  # [B, N, C + 1]
 
 
-class DomainLoss:
+def domain_loss(model, params, batch, rng):
   """Cross-entropy of the next domain."""
-
-  names: ClassVar[tuple[str, ...]] = ("domain",)
-
-  def scored_ids(self, model, batch, rng):
-    return {}
-
-  def gradients(self, model, params, batch, rng, *, items=None, model_state=None):
-    def loss_of(params):
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-        model.apply({"params": params}, batch), batch.target_domain
-      )
-      weight = batch.target_weight.sum()
-      return (losses * batch.target_weight).sum() / jnp.maximum(weight, 1), (weight, {}, {})
-
-    return single_gradient(loss_of, params)
+  scores = model.apply({"params": params}, batch)
+  losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch.target_domain)
+  weight = batch.target_weight.sum()
+  return (losses * batch.target_weight).sum() / jnp.maximum(weight, 1), {"weight": weight}
 
 
 @dataclasses.dataclass
@@ -73,7 +61,9 @@ class DomainTask(BaseTask):
     return create_state(self.model, make_optimizer(self.config.optimizer, total_steps), batch, self.config.seed)
 
   def train_step(self, mesh, like, total_steps):
-    return make_train_step(self.model, DomainLoss(), make_optimizer(self.config.optimizer, total_steps), seed=0)
+    return make_train_step(
+      self.model, FunctionObjective(domain_loss), make_optimizer(self.config.optimizer, total_steps), seed=0
+    )
 
   def evaluate(self, state, split, mesh):
     batch = self.plan("select", 1, mesh).batches[0]

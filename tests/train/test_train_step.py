@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.batches import SequenceBatch
+from jaxrec.objectives.objective import FunctionObjective
 from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import create_state
@@ -51,7 +52,7 @@ def some_batch(rows=4, length=3):
 def fresh(model=None, optimizer=None, **options):
   model, optimizer = model or TinyModel(), optimizer or optax.sgd(0.1)
   state = create_state(model, optimizer, some_batch(), seed=0, keep_average=options.get("average", 0) > 0)
-  return state, make_train_step(model, softmax_objective, optimizer, seed=1, **options)
+  return state, make_train_step(model, FunctionObjective(softmax_objective), optimizer, seed=1, **options)
 
 
 def assert_trees_close(one, other, **tolerance):
@@ -162,7 +163,7 @@ def test_the_state_stays_on_every_device_of_the_mesh():
   state, _ = fresh()
   mesh = parallel.make_mesh()
   state = parallel.replicate(state, mesh)
-  step = make_train_step(TinyModel(), softmax_objective, optax.sgd(0.1), seed=1, mesh=mesh)
+  step = make_train_step(TinyModel(), FunctionObjective(softmax_objective), optax.sgd(0.1), seed=1, mesh=mesh)
   state, _ = step(state, parallel.shard_batch(some_batch(), mesh))
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
