@@ -1,10 +1,1 @@
-"""Programs: prepare, train, evaluate, recommend, sweep, demo."""
-
-import sys
-
-from jaxrec.memory import restart_with_huge_pages
-
-if any(
-  pair[0] == "-m" and pair[1].startswith("experiments.") for pair in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-):
-  restart_with_huge_pages()  # `python -m experiments.…`, not an import from elsewhere
+"""Programs, configs, benchmarks and results of experiments; the programs are in `jaxrec.cli`."""

@@ -1,4 +1,4 @@
-"""Looks inside finished runs of `experiments.train_ctr`: numbers.json and pictures.
+"""Looks inside finished runs of click-through models: numbers.json and pictures.
 
     python -m experiments.analyze_click_through --run=DARE=runs/ctr_dare --run=TWIN=runs/ctr_twin --out=runs/look
 
@@ -20,17 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from jaxrec.analysis import click_through as analysis
 from jaxrec.analysis import click_through_plots as plots
-from jaxrec.data.candidates import TrainingCandidates, held_out_candidates
-from jaxrec.data.planted_interest import planted_interest_truth
+from jaxrec.data.batches.candidates import TrainingCandidates, held_out_candidates
+from jaxrec.data.generators.planted_interest import planted_interest_truth
 from jaxrec.data.prepared import TEST
 from jaxrec.models import ctr
-from jaxrec.train import click_through, writers
-from jaxrec.train.checkpoint import load_state
-from jaxrec.train.click_through import ClickThrough
+from jaxrec.train import click_task, writers
+from jaxrec.train.click_task import ClickTask
+from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
 SEARCH = 20  # Events that the search is judged by.
@@ -58,8 +57,8 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
   numbers["convergence"] = {}
   for name, workdir in runs:
     logging.info("%s: %s", name, workdir)
-    pieces, variables = load(workdir)
-    for key, value in look(pieces, variables, clusters).items():
+    task, variables = load(workdir)
+    for key, value in look(task, variables, clusters).items():
       numbers[key][name].append(value)
     numbers["convergence"].setdefault(name, _validations(workdir))
   first = load(runs[0][1])[0]
@@ -73,23 +72,22 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
   return numbers
 
 
-def load(workdir: str) -> tuple[ClickThrough, Mapping[str, Any]]:
+def load(workdir: str) -> tuple[ClickTask, Mapping[str, Any]]:
   """Returns data and model of a run, and its best variables."""
-  pieces = ClickThrough.from_config(ConfigDict(writers.read_json(os.path.join(workdir, "config.json"))))
-  state, _ = load_state(os.path.join(workdir, "checkpoints"), click_through.initial_state(pieces))
-  return pieces, state.evaluated
+  loaded = load_run(workdir)
+  return loaded.task, {"params": loaded.params, **loaded.state.model_state}
 
 
-def look(pieces: ClickThrough, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
+def look(task: ClickTask, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
   """Returns what can be said of one run on its test candidates.
 
   "search_ndcg": on planted interest, of clicked candidates, of the others, and of all.
   """
-  apply = jax.jit(lambda batch: pieces.model.apply(variables, batch, deterministic=True))
-  is_planted = pieces.data.meta["source"] == "planted_interest"
-  truth = planted_interest_truth(pieces.data) if is_planted else None
+  apply = jax.jit(lambda batch: task.model.apply(variables, batch, deterministic=True))
+  is_planted = task.data.meta["source"] == "planted_interest"
+  truth = planted_interest_truth(task.data) if is_planted else None
   columns = []
-  for batch in held_out_candidates(pieces.examples, TEST, pieces.config.eval.batch_size):
+  for batch in held_out_candidates(task.examples, TEST, task.config.eval.batch_size):
     output, is_real = apply(batch), batch.history_item > 0
     relevance = truth.relevance(batch) if truth else np.zeros(is_real.shape)
     score = np.zeros(is_real.shape) if output.score is None else np.asarray(output.score)
@@ -102,17 +100,17 @@ def look(pieces: ClickThrough, variables: Mapping[str, Any], clusters: list[int]
     rows = {"clicked": label > 0, "not clicked": label == 0, "all": label >= 0}
     of = {name: analysis.search_ndcg(score[r], relevance[r], is_real[r], SEARCH) for name, r in rows.items()}
     seen["search_ndcg"] = of
-  if pieces.config.model.name in ("dare", "twin"):
-    target, categories = shown_categories(pieces)
+  if task.config.model.name in ("dare", "twin"):
+    target, categories = shown_categories(task)
     tables = analysis.attention_tables(variables)
     seen["attention"] = analysis.learned_attention(tables, target, categories, range(1, NUM_AGES + 1)).tolist()
   return seen
 
 
-def shown_categories(pieces: ClickThrough) -> tuple[int, list[int]]:
+def shown_categories(task: ClickTask) -> tuple[int, list[int]]:
   """Returns the most frequent category of the test candidates, and those most frequent in the histories, it first."""
-  counts = np.zeros((2, pieces.examples.num_categories + 1))
-  for batch in held_out_candidates(pieces.examples, TEST, pieces.config.eval.batch_size):
+  counts = np.zeros((2, task.examples.num_categories + 1))
+  for batch in held_out_candidates(task.examples, TEST, task.config.eval.batch_size):
     for row, values in enumerate((batch.category, batch.history_category)):
       counts[row] += np.bincount(values.ravel(), minlength=counts.shape[1])
   counts[:, 0] = -1  # Padding.
@@ -121,24 +119,25 @@ def shown_categories(pieces: ClickThrough) -> tuple[int, list[int]]:
   return target, [target, *others[: NUM_CATEGORIES - 1]]
 
 
-def attention_truth(pieces: ClickThrough) -> list[list[float]]:
+def attention_truth(task: ClickTask) -> list[list[float]]:
   """Returns the mutual information of clicks with category and age, over the training examples in order."""
-  plan = TrainingCandidates(pieces.examples, pieces.config.train.batch_size, 1, pieces.config.seed)
-  target, categories = shown_categories(pieces)
+  plan = TrainingCandidates(task.examples, task.config.train.batch_size, 1, task.config.seed)
+  target, categories = shown_categories(task)
   batches = (plan[step] for step in range(len(plan)))
   return analysis.mutual_information(batches, target, categories, range(1, NUM_AGES + 1)).tolist()
 
 
-def role_gradients(pieces: ClickThrough, steps: int) -> analysis.RoleGradients:
+def role_gradients(task: ClickTask, steps: int) -> analysis.RoleGradients:
   """Returns the gradients of both roles over the first steps of training a shared table."""
-  config = {**click_through.model_settings(pieces.config), "name": "dare"}
-  sizes = {"num_items": pieces.examples.num_items, "num_categories": pieces.examples.num_categories}
-  tied = dataclasses.replace(pieces, model=ctr.build(config, **sizes))
-  settings = pieces.config.train
-  plan = TrainingCandidates(pieces.examples, settings.batch_size, settings.num_epochs, pieces.config.seed)
+  config = {**click_task.model_settings(task.config), "name": "dare"}
+  sizes = {"num_items": task.examples.num_items, "num_categories": task.examples.num_categories}
+  tied = dataclasses.replace(task, model=ctr.build(config, **sizes))
+  settings = task.config.train
+  plan = TrainingCandidates(task.examples, settings.batch_size, settings.num_epochs, task.config.seed)
   batches = (plan[step] for step in range(min(steps, len(plan))))
-  options = pieces.config.optimizer
-  start = click_through.initial_state(tied).params
+  options = task.config.optimizer
+  state = tied.init_state(None, 1)
+  start = {"params": state.params, **state.model_state}
   return analysis.role_gradients(tied.model, start, batches, learning_rate=options.learning_rate, l2=options.l2)
 
 

@@ -1,4 +1,4 @@
-"""Says what attention across domains does in finished runs: whom it helps, how it was weighed, what it reads.
+"""Says what attention across domains does in finished runs: whom it helps, how it was reuse_weights, what it reads.
 
     python -m experiments.analyze_cross_domain --runs=runs/abxi_hstu_base,runs/abxi_hstu_autocdsr \
       --single=runs/abxi_hstu_food,runs/abxi_hstu_kitchen --out=runs/analysis
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.sweep import read_results
 from jaxrec import parallel
 from jaxrec.analysis import cross_domain, cross_domain_plots
-from jaxrec.data.planted import planted_truth
-from jaxrec.ranking import PROTOCOLS, UserRanks
-from jaxrec.train import evaluation
-from jaxrec.train.experiment import Experiment, load_run
+from jaxrec.cli.sweep import read_results
+from jaxrec.data.generators.planted_transfer import planted_truth
+from jaxrec.evaluation.model import evaluation_batches, user_ranks
+from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
 from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.runs import load_run
+from jaxrec.train.sequence_task import SequenceTask
 from jaxrec.train.writers import read_json, read_records, write_json
 
 FLAGS = flags.FLAGS
@@ -41,7 +42,7 @@ class Run:
   """A run, the ranks of the evaluated users' targets, and, of a model across domains, where its queries look."""
 
   workdir: str
-  experiment: Experiment
+  task: SequenceTask
   ranks: UserRanks
   attention: cross_domain.QueryAttention | None
 
@@ -85,8 +86,9 @@ def load(workdir: str, single: bool = False) -> Run:
     FileNotFoundError: no run there.
     ValueError: a model without attention across domains, or a single-domain run that is none (or the other way round).
   """
-  experiment, params, _ = load_run(workdir, FLAGS.checkpoint, FLAGS.phase)
-  model, data, config = experiment.model, experiment.data, experiment.config
+  loaded = load_run(workdir, FLAGS.checkpoint, FLAGS.phase)
+  task, params = loaded.task, loaded.params
+  model, data, config = task.model, task.data, task.config
   if single != bool(config.data.only_domain):
     raise ValueError(
       f"{workdir}: config.data.only_domain={config.data.only_domain!r}, but --runs are of several domains and --single"
@@ -99,18 +101,18 @@ def load(workdir: str, single: bool = False) -> Run:
   with config.unlocked():
     config.eval.protocol = FLAGS.protocol
   split = 1 if FLAGS.split == "validation" else 2
-  ranks = evaluation.user_ranks(model, params, data, config, split)
+  ranks = user_ranks(model, params, data, config, split)
   if single:
-    return Run(workdir, experiment, ranks, None)
-  batches = evaluation.evaluation_batches(data, config, split, parallel.make_mesh())
-  return Run(workdir, experiment, ranks, cross_domain.query_attention(model, params, batches))
+    return Run(workdir, task, ranks, None)
+  batches = evaluation_batches(data, config, split, parallel.make_mesh())
+  return Run(workdir, task, ranks, cross_domain.query_attention(model, params, batches))
 
 
 def check_same_events(runs: Sequence[Run]) -> None:
   """Raises ValueError unless all runs are of one catalogue and ask the users they share for the same items."""
   first = runs[0]
   for run in runs[1:]:
-    if run.experiment.data.num_items != first.experiment.data.num_items:
+    if run.task.data.num_items != first.task.data.num_items:
       raise ValueError(f"{run.workdir} and {first.workdir} are of different data: their catalogues differ")
     _, here, there = np.intersect1d(run.ranks.user, first.ranks.user, return_indices=True)
     if (run.ranks.target_item[here] != first.ranks.target_item[there]).any():
@@ -226,7 +228,7 @@ def _weights(runs):
   """The trajectories of the runs with a second objective; of the phase that each run went through."""
   found = {}
   for name, run in runs.items():
-    if run.experiment.config.multi_objective.objectives:
+    if run.task.config.multi_objective.objectives:
       records = read_records(os.path.join(run.workdir, "metrics.jsonl"))
       found[name] = cross_domain.weight_trajectory(records)
   return found
@@ -235,7 +237,7 @@ def _weights(runs):
 def _usefulness(runs, split):
   found = {}
   for name, run in runs.items():
-    data = run.experiment.data
+    data = run.task.data
     if data.meta["source"] == "planted":
       found[name] = cross_domain.attention_to_usefulness(run.attention, data, planted_truth(data), split)
   return found

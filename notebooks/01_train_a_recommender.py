@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 import jaxrec
-from jaxrec.inference.recommend import describe, recommend
+from jaxrec.evaluation.model import evaluate
 from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import split_uvqk
-from jaxrec.train.evaluation import evaluate
+from jaxrec.serving.recommend import describe, recommend
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 from pallas_kernels import RelativeBias, attention_weights
@@ -64,11 +64,11 @@ axes.set(xlabel="step", ylabel="training loss", ylim=(2, 7));
 # %%
 config = jaxrec.default_config()
 config.data.max_length = 64
-popularity = jaxrec.baselines.popularity(data, last_split=1)
+popularity = jaxrec.evaluation.baselines.popularity(data, last_split=1)
 batches = jaxrec.evaluation_batches(data, split=2, batch_size=256, max_length=64)
 scores = {
   "HSTU": evaluate(model, state.params, data, config, split=2),
-  "popularity": jaxrec.baselines.evaluate_baseline(popularity, data, batches),
+  "popularity": jaxrec.evaluation.baselines.evaluate_baseline(popularity, data, batches),
 }
 for name, values in scores.items():
   by_domain = "  ".join(f"{domain} {values[f'domain/{domain}/HR@10']:.3f}" for domain in data.domain_names)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxrec.types import CandidateBatch
+from jaxrec.batches import CandidateBatch
 
 NUM_ITEMS, NUM_CATEGORIES = 9, 4
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PYTHON_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # Of the programs that tests start.
 
 # Before the first import of jax, and inherited by the subprocesses that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

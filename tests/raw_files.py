@@ -1,4 +1,4 @@
-"""A few genuine rows of every raw format, and the functions that write and read them in tests."""
+"""A few real rows of every raw format, and functions that write and read them in tests."""
 
 import gzip
 
@@ -13,6 +13,7 @@ ML1M_MOVIES = """661::James and the Giant Peach (1996)::Animation|Children's|Mus
 
 
 def write(folder, files):
+  """Writes files, given as name -> text or bytes, gzipped if the name ends in .gz; returns the folder."""
   for name, text in files.items():
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,10 +23,12 @@ def write(folder, files):
 
 
 def read(source, raw, **options):
+  """The interaction log of a source."""
   return source_reader(source)(raw, **options)
 
 
 def rows(log, *names):
+  """The given columns of the events, as a list of tuples."""
   return log.events.select(names).rows()
 
 
@@ -62,37 +65,41 @@ KUAIRAND_HEAD = (
 )
 
 
-def packed(numbers):
+def packed(integers):
+  """Integers as packed varints of a protocol buffer."""
   out = bytearray()
-  for number in numbers:
-    number &= (1 << 64) - 1
-    while number >= 0x80:
-      out.append(number & 0x7F | 0x80)
-      number >>= 7
-    out.append(number)
+  for value in integers:
+    value &= (1 << 64) - 1
+    while value >= 0x80:
+      out.append(value & 0x7F | 0x80)
+      value >>= 7
+    out.append(value)
   return bytes(out)
 
 
 def field(number, data):
+  """A length-delimited field of a protocol buffer."""
   return bytes([number << 3 | 2]) + packed([len(data)]) + data
 
 
 def record(**lists):
+  """A TFRecord of a `tf.train.Example` with the given int64 lists."""
   entries = [
-    field(1, field(1, key.encode()) + field(2, field(3, field(1, packed(numbers))))) for key, numbers in lists.items()
+    field(1, field(1, key.encode()) + field(2, field(3, field(1, packed(values))))) for key, values in lists.items()
   ]
   example = field(1, b"".join(entries))
   size = len(example).to_bytes(8, "little")
-  sums = [int(total).to_bytes(4, "little") for total in masked_crc([size, example])]
-  return size + sums[0] + example + sums[1]
+  crcs = [int(crc).to_bytes(4, "little") for crc in masked_crc([size, example])]
+  return size + crcs[0] + example + crcs[1]
 
 
 def shards(folder, **changed):
-  parts = {
-    part: record(sequence_data=[5, -1, 300, 7], sequence_event_type=[9, 9, 4, 9])
-    for part in ("training", "evaluation", "testing")
+  """KuaiRand's three folders of shards with one record each; `changed` replaces the record of a folder."""
+  records = {
+    name: record(sequence_data=[5, -1, 300, 7], sequence_event_type=[9, 9, 4, 9])
+    for name in ("training", "evaluation", "testing")
   }
-  return write(folder, {f"{part}/partition_0.tfrecord.gz": data for part, data in (parts | changed).items()})
+  return write(folder, {f"{name}/partition_0.tfrecord.gz": data for name, data in (records | changed).items()})
 
 
 TAOBAO = """1,2268318,2520377,pv,1511544070
@@ -105,4 +112,5 @@ TMALL_HEAD = "user_id,item_id,cat_id,seller_id,brand_id,time_stamp,action_type\n
 
 
 def abxi(folder, text="0 1|1381536000 2|1381536000\n1 2|1357948800 1|1385424000\n", ids='{"B1": [1, 0], "B2": [2, 1]}'):
+  """ABXI's two files."""
   return write(folder, {"afk_50_preprocessed.txt": text, "map_item_50.txt": ids})

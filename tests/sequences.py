@@ -3,25 +3,23 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.types import SequenceBatch
+from jaxrec.batches import SequenceBatch
 
 NUM_ITEMS = 10
 
 
 def batch_of(rows, length, num_domains=1):
-  """A batch of `rows`: lists of sequences, which are lists of items. Times follow from items and positions, domains
-  from items.
-  """
+  """A batch of `rows`, each a list of sequences, each a list of items; times and domains are functions of these."""
   names = ("item", "sequence", "position", "time", "target")
   fields = {name: np.zeros((len(rows), length), np.int32) for name in names}
   for row, sequences in enumerate(rows):
     first = 0
-    for number, items in enumerate(sequences, 1):
-      here = (row, slice(first, first + len(items)))
-      place = np.arange(len(items))
-      fields["item"][here], fields["sequence"][here], fields["position"][here] = items, number, place
-      fields["time"][here] = 1000 * place**3 + 7 * np.array(items)
-      fields["target"][here] = np.array(items) % NUM_ITEMS + 1
+    for sequence_id, items in enumerate(sequences, 1):
+      span = (row, slice(first, first + len(items)))
+      position = np.arange(len(items))
+      fields["item"][span], fields["sequence"][span], fields["position"][span] = items, sequence_id, position
+      fields["time"][span] = 1000 * position**3 + 7 * np.array(items)
+      fields["target"][span] = np.array(items) % NUM_ITEMS + 1
       first += len(items)
   item, sequence, position, time, target = (jnp.asarray(fields[name]) for name in fields)
   is_real = sequence != 0

@@ -179,28 +179,24 @@ def _training_steps() -> Iterator[tuple[dict[str, Any], Any]]:
 
 
 def _compile_training_step(config, target) -> tuple[Any, float]:
-  """Compiles the training step of a config, its batch spread over all devices of the target."""
+  """Compiles the training step of a config, its batch sharded over all devices of the target."""
   from jaxrec import parallel
-  from jaxrec.data import pipeline
-  from jaxrec.train import experiment
+  from jaxrec.data.batches.training import TrainingBatches
+  from jaxrec.train.sequence_task import training_options
+  from jaxrec.train.task import build_task
 
-  pieces = experiment.Experiment.from_config(config)
+  task = build_task(config)
   mesh = parallel.make_mesh(config.parallel.to_dict(), aot.target_devices(target))
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
+  options = training_options(config, task.data, last_split=0, mesh=mesh)
   options = dataclasses.replace(options, shard_index=0, shard_count=1)  # The rows of all hosts.
 
-  def spread(tree, shardings):
+  def sharded(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
-  batch = pipeline.TrainingBatches(pieces.data, options)[0]
-  tables = experiment.item_tables(pieces, 1000, mesh)
-  state = jax.eval_shape(lambda: experiment.initial_state(pieces, total_steps=1000, tables=tables)).replace(tables=None)
-  state = spread(state, parallel.parameter_shardings(state, mesh))
-  if tables is not None:
-    state = state.replace(tables=tables.abstract_state())
-  step = experiment.train_step(pieces, 1000, mesh, state, tables)
+  batch = TrainingBatches(task.data, options)[0]
+  state = task.abstract_state(mesh, 1000)
   rows = jax.tree.map(lambda _: parallel.row_sharding(mesh), batch)
-  return aot.compile_lowered(step.lower(state, spread(batch, rows)))
+  return aot.compile_lowered(task.train_step(mesh, state, 1000).lower(state, sharded(batch, rows)))
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -25,13 +25,10 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from experiments.benchmarks.training import Training
 from experiments.configs import _cross_domain, abxi, kuairand
-from jaxrec import parallel
-from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
-from jaxrec.train import experiment
-from jaxrec.train.state import num_parameters
 
 FLAGS = flags.FLAGS
 
@@ -81,11 +78,11 @@ def measure(
     random_events(sizes).save(prepared)
     configs = {e: {v: config_of(config_file, f"{e}-{v}", prepared, smoke) for v in variants} for e in encoders}
     for encoder in encoders:
-      made = {variant: _stepper(config) for variant, config in configs[encoder].items()}
-      times = time_in_turn({variant: step for variant, (step, _) in made.items()}, steps)
+      made = {variant: Training.from_config(config) for variant, config in configs[encoder].items()}
+      times = time_in_turn({variant: training.step for variant, training in made.items()}, steps)
       for variant, ms in times.items():
         about = {"benchmark": "cross_domain_step", "config_file": config_file, "encoder": encoder, "variant": variant}
-        yield about | summary(ms, times.get("base")) | made[variant][1]
+        yield about | summary(ms, times.get("base")) | made[variant].describe()
 
 
 def random_events(sizes: Sizes, seed: int = 0) -> PreparedData:
@@ -159,35 +156,6 @@ def summary(ms: Sequence[float], base: Sequence[float] | None) -> dict[str, floa
     ratios = {"ratio": round(median, 4), "mean_ratio": round(sum(ms) / sum(base), 4)}
   times = {"median_ms": statistics.median(ms), "mean_ms": statistics.mean(ms), "least_ms": min(ms)}
   return {name: round(value, 2) for name, value in times.items()} | ratios | {"steps": len(ms)}
-
-
-def _stepper(config) -> tuple[Callable[[int], Any], dict[str, Any]]:
-  """The function that makes step i, and what it works on."""
-  pieces, mesh = experiment.Experiment.from_config(config), parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
-  plan = pipeline.TrainingBatches(pieces.data, options)
-  batches = [parallel.spread_rows(plan[i], mesh) for i in range(plan.batches_per_epoch)]
-  state = experiment.initial_state(pieces, 1000, mesh)
-  train_step = experiment.train_step(pieces, 1000, mesh, like=state)
-  about = _about(state, options, batches)
-
-  def step(i):
-    nonlocal state
-    state, scalars = train_step(state, batches[i % len(batches)])
-    return scalars
-
-  return step, about
-
-
-def _about(state, options, batches):
-  return {
-    "parameters": num_parameters(state.params),
-    "rows": options.rows_per_batch,
-    "row_length": options.row_length,
-    "tokens": round(statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches)),
-    "devices": jax.device_count(),
-    **machine(),
-  }
 
 
 def _normalized(shares):

@@ -21,9 +21,9 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks.records import machine, publish
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.intra_domain import intra_domain_context
 from jaxrec.models import build
-from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask, count_live_tiles, tpu
 
 LENGTHS, DOMAINS = (512, 1024, 2048, 4096, 8192), (2, 4, 8, 16)

@@ -12,7 +12,7 @@ function whose gradient rule keeps the attention output and u alone, and compute
 attention output goes straight into the output projection.
 
 softmax_*: the loss of T tokens over V items. "dense": `log_softmax` of all scores. "checkpoint": a scan over chunks of
-items, each rematerialised. "library": `jaxrec.losses.full_softmax`, whose gradient rule keeps the log-sum-exp.
+items, each rematerialised. "library": `item_losses.full_softmax`, whose gradient rule keeps the log-sum-exp.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from absl import app, flags
 
 from experiments.benchmarks.attention import WrongResultError, check
 from experiments.benchmarks.records import machine, publish
-from jaxrec import losses
 from jaxrec.layers.hstu import gate, split_uvqk
 from jaxrec.layers.norm import layer_norm
+from jaxrec.objectives import item_losses
 from pallas_kernels import IntervalMask, segment_attention
 
 FLAGS = flags.FLAGS
@@ -159,7 +159,7 @@ def _layer(w, mask, chosen_gate, arrays):
 
 
 def _drop(y, key):
-  """As `jaxrec.layers.embedding.dropout`."""
+  """As `jaxrec.layers.item_embedding.dropout`."""
   keep = jax.random.bits(key, y.shape, jnp.uint8) >= DROP
   return jnp.where(keep, y * (256 / (256 - DROP)), 0)
 
@@ -193,7 +193,7 @@ def _softmaxes(w: Catalogue):
   arrays = {"query": jax.random.normal(keys[0], (w.tokens, w.width))}
   arrays["items"] = jax.random.normal(keys[1], (w.items + 1, w.width))
   target = jax.random.randint(keys[2], (w.tokens,), 1, w.items + 1)
-  variants = {"dense": _dense_softmax, "checkpoint": _checkpoint_softmax, "library": losses.full_softmax}
+  variants = {"dense": _dense_softmax, "checkpoint": _checkpoint_softmax, "library": item_losses.full_softmax}
   return arrays, {
     name: lambda x, f=f: f(x["query"], x["items"], target, temperature=8.0) for name, f in variants.items()
   }

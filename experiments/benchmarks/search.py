@@ -7,7 +7,7 @@ Prints a JSON line for each number of candidates, variant and width, and a table
 widths in turns, and its results are checked against NumPy first; a wrong one gets the error instead of a time, and the
 program exits with status 1.
 
-scores: the product of candidates and cached keys, alone. exact, approximate: `jaxrec.inference.search.search` with a
+scores: the product of candidates and cached keys, alone. exact, approximate: `history_search.search` with a
 recall of 1 and of --recall. sorted: scores, then `jax.lax.top_k` of them. "ratio" in the table is the time of the first
 width divided by this one's, by the clock and by processor time, which other programs on the same core disturb less.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks.records import machine, publish
-from jaxrec.inference import search
+from jaxrec.serving import history_search
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4  # of the largest score
@@ -81,14 +81,14 @@ def _inputs(number, width, history):
   """Candidates and keys whose scores are equally spread for all widths."""
   query, key = jax.random.split(jax.random.key(width))
   keys = jax.random.normal(key, (history, width)) * width**-0.5
-  return jax.random.normal(query, (number, width)), search.cached(keys, jnp.ones(history, bool))
+  return jax.random.normal(query, (number, width)), history_search.cached(keys, jnp.ones(history, bool))
 
 
 def _variants(k: int, recall: float) -> dict[str, Callable]:
   return {
     "scores": _scores,
-    "exact": functools.partial(search.search, k=k),
-    "approximate": functools.partial(search.search, k=k, recall=recall),
+    "exact": functools.partial(history_search.search, k=k),
+    "approximate": functools.partial(history_search.search, k=k, recall=recall),
     "sorted": functools.partial(_sorted, k=k),
   }
 

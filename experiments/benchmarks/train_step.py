@@ -17,11 +17,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.benchmarks.records import machine, publish
-from jaxrec import parallel
-from jaxrec.data import pipeline
-from jaxrec.train import experiment
-from jaxrec.train.state import num_parameters
+from experiments.benchmarks.records import publish
+from experiments.benchmarks.training import Training
 
 FLAGS = flags.FLAGS
 
@@ -36,30 +33,20 @@ def main(argv: list[str]) -> None:
 
 def measure(config, steps: int) -> list[dict[str, Any]]:
   """Returns a record for each stage of the training step of `config`: batch, forward, gradient, step."""
-  pieces = experiment.Experiment.from_config(config)
-  mesh = parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
-  plan = pipeline.TrainingBatches(pieces.data, options)
-  batches = [parallel.spread_rows(plan[i], mesh) for i in range(min(steps, plan.batches_per_epoch))]
-  state = experiment.initial_state(pieces, 1000, mesh)
-  about = _about(config, state, options, batches)
+  training = Training.from_config(config, steps)
+  task, batches, plan = training.task, training.batches, training.plan
+  about = {"benchmark": "train_step", "config": config.name, "users_per_batch": config.train.batch_size}
+  about |= training.describe()
 
   def loss(params, batch):
-    return pieces.objective(pieces.model, params, batch, jax.random.key(0))[0]
+    return task.objective(task.model, params, batch, jax.random.key(0))[0]
 
   forward, gradient = jax.jit(loss), jax.jit(jax.grad(loss))
-  train_step = experiment.train_step(pieces, 1000, mesh, like=state)
-
-  def step(i):
-    nonlocal state
-    state, scalars = train_step(state, batches[i % len(batches)])
-    return scalars
-
   stages = {
-    "batch": lambda i: plan[i % plan.batches_per_epoch],
-    "forward": lambda i: forward(state.params, batches[i % len(batches)]),
-    "gradient": lambda i: gradient(state.params, batches[i % len(batches)]),
-    "step": step,
+    "batch": lambda i: plan.batches[i % plan.timetable.num_steps],
+    "forward": lambda i: forward(training.state.params, batches[i % len(batches)]),
+    "gradient": lambda i: gradient(training.state.params, batches[i % len(batches)]),
+    "step": training.step,
   }
   return [about | {"stage": name} | _time(stage, steps) for name, stage in stages.items()]
 
@@ -72,21 +59,6 @@ def _time(stage: Callable[[int], Any], steps: int) -> dict[str, float]:
     jax.block_until_ready(stage(i))
     times.append(1e3 * (time.perf_counter() - start))
   return {"median_ms": round(statistics.median(times), 2), "least_ms": round(min(times), 2), "steps": steps}
-
-
-def _about(config, state, options, batches):
-  tokens = statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches)
-  return {
-    "benchmark": "train_step",
-    "config": config.name,
-    "parameters": num_parameters(state.params),
-    "users_per_batch": config.train.batch_size,
-    "rows": options.rows_per_batch,
-    "row_length": options.row_length,
-    "tokens": round(tokens),
-    "devices": jax.device_count(),
-    **machine(),
-  }
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from jaxrec.models.ctr import VARIANTS
-from jaxrec.train.click_through import default_config
+from jaxrec.train.click_task import default_config
 
 
 def config(name: str, choice: str, *, width: int) -> ConfigDict:

@@ -75,7 +75,7 @@ def apply(
   if weight:
     config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}
   if variant.endswith("_every4"):
-    config.multi_objective.solve_every = 4
+    config.multi_objective.reweight_every = 4
   if variant.startswith("autocdsr_plus"):
     config.model.update(num_bottlenecks=1, bottleneck_stride=stride)
   return config

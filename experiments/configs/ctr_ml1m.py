@@ -1,6 +1,6 @@
 """Click-through on MovieLens-1M: was this the film rated next? DARE (arXiv 2410.02604) and its baselines.
 
-    python -m experiments.train_ctr --config=experiments/configs/ctr_ml1m.py:dare --workdir=runs/ctr_ml1m_dare
+    python -m experiments.train --config=experiments/configs/ctr_ml1m.py:dare --workdir=runs/ctr_ml1m_dare
 
 The argument is a name of `jaxrec.models.ctr.VARIANTS`, perhaps a width ("dare-16"), and perhaps that of attention, all
 fields together ("dare-16-64"). Every rating counts as a click; the category is the combination of genres. Users with

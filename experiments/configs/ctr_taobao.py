@@ -1,7 +1,7 @@
 """Click-through on Taobao, or on its first rows: DARE (arXiv 2410.02604) and its baselines.
 
-    python -m experiments.train_ctr --config=experiments/configs/ctr_taobao.py:dare --workdir=runs/ctr_taobao_dare
-    python -m experiments.train_ctr --config=experiments/configs/ctr_taobao.py:dare-16-full --workdir=runs/full_dare \
+    python -m experiments.train --config=experiments/configs/ctr_taobao.py:dare --workdir=runs/ctr_taobao_dare
+    python -m experiments.train --config=experiments/configs/ctr_taobao.py:dare-16-full --workdir=runs/full_dare \
       --config.data.raw=UserBehavior.csv
 
 The argument is a name of `jaxrec.models.ctr.VARIANTS`, perhaps a width ("dare-16") and that of attention, all fields

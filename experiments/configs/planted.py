@@ -3,7 +3,7 @@
     python -m experiments.train --config=experiments/configs/planted.py:hstu-autocdsr --workdir=runs/planted_autocdsr
 
 The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`. Data:
-`jaxrec.data.planted`. All held-out events are in the target domain.
+`jaxrec.data.generators.planted_transfer`. All held-out events are in the target domain.
 
 Numbers: `experiments/results/cross_domain.md`. 50 epochs in about 2 minutes on one CPU core.
 """

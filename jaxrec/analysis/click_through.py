@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.click_through import ctr_loss
-from jaxrec.types import CandidateBatch
+from jaxrec.batches import CandidateBatch
+from jaxrec.objectives.click import ctr_loss
 
 AnyArray = Array | np.ndarray
 ROLES = ("attention", "representation")

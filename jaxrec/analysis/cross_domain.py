@@ -20,13 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxrec.cross_domain import OWN, query_domain
-from jaxrec.data.evaluation import EvaluationBatch
-from jaxrec.data.planted import FIRST_NOISE, HARMFUL, INFORMATIVE, NEUTRAL, TARGET, USEFUL, PlantedTruth
+from jaxrec.data.batches.evaluation import EvaluationBatch
+from jaxrec.data.batches.rows import prefix_lengths
+from jaxrec.data.generators.planted_transfer import (
+  FIRST_NOISE,
+  HARMFUL,
+  INFORMATIVE,
+  NEUTRAL,
+  TARGET,
+  USEFUL,
+  PlantedTruth,
+)
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sequences import prefix_lengths
 from jaxrec.layers.attention import MASS, group_shares, is_other_group, masses_by_layer
 from jaxrec.models import SequentialModel
+from jaxrec.objectives.autocdsr import OWN, query_domain
 from jaxrec.train.state import Params
 
 STRATA = ("single right", "cross right", "both", "none")
@@ -100,7 +108,7 @@ def query_attention(model: nn.Module, params: Params, batches: Iterable[Evaluati
   Args:
     model: a `SequentialModel` of at least two domains.
     params: its parameters.
-    batches: from `jaxrec.data.evaluation.evaluation_batches` or `jaxrec.train.evaluation.evaluation_batches`.
+    batches: from `jaxrec.data.batches.evaluation.evaluation_batches` or `jaxrec.evaluation.model.evaluation_batches`.
 
   Raises:
     ValueError: another kind of model, or one domain only.
@@ -239,7 +247,7 @@ def attention_to_usefulness(
 
   Args:
     attention: of the users; see `query_attention`.
-    data: from `jaxrec.data.planted.planted_transfer`.
+    data: from `jaxrec.data.generators.planted_transfer.planted_transfer`.
     truth: of the data.
     split: which held-out events the queries ask for: 1 validation, 2 test.
 

@@ -1,8 +1,8 @@
-"""Prepared data: interaction columns on disk, users one after another, each user in time order.
+"""Prepared data: event columns on disk, sorted by user and time.
 
-A folder holds `meta.json`, one `.npy` file a column, `offsets.npy`, and the id maps `items.parquet` and
-`users.parquet`, with which a result can be read back as titles. The columns are memory-mapped, so that opening a large
-folder costs nothing.
+A folder holds `meta.json`, one `.npy` file per column, `offsets.npy`, and the id tables `items.parquet` and
+`users.parquet`, which map ids back to raw ids and titles. Columns are memory-mapped, so that opening a large folder is
+instant.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ COLUMNS = {"item_id": np.int32, "domain_id": np.int32, "timestamp": np.int64, "a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedData:
-  """The events of all users as columns. User u owns the entries `offsets[u]:offsets[u + 1]` of every column.
+  """The events of all users as columns; those of user u are the entries `offsets[u]:offsets[u + 1]` of every column.
 
-  item_id: 1..V. domain_id: 1..C. timestamp: seconds, all 0 if none. action: 0 = none. split: 0 train, 1 validation, 2
-    test.
-  meta: what `meta.json` holds: source, options, sizes, split, counts of dropped rows by reason.
-  path: the folder, or None where the object was built in memory.
+  item_id: items 1..V.
+  domain_id: domains 1..C.
+  timestamp: seconds; all 0 if the data has no times.
+  action: rating, click, ... as a small integer; 0 for none.
+  split: 0 training, 1 validation, 2 test.
+  offsets: [num_users + 1] where each user's events begin; the last entry is num_events.
+  meta: the contents of `meta.json`: source, options, sizes, split, counts of dropped events by reason.
+  path: the folder, or None if the data is in memory.
+  item_table, user_table: the id tables of data in memory; use `items` and `users`, which read those of a folder.
   """
 
   item_id: np.ndarray
@@ -54,12 +59,11 @@ class PreparedData:
     """Returns the prepared data of a folder, its columns memory-mapped and checked.
 
     Raises:
-      ValueError: a file is missing, cut short, of another kind, or holds ids outside the map; the message names the
-        file.
+      ValueError: a file is missing, truncated, of another type, or holds ids out of range; the message names the file.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-      raise ValueError(f"{path}: no such folder of prepared data; make one with `python -m experiments.prepare`")
+      raise ValueError(f"{path}: no such folder of prepared data; create it with `python -m experiments.prepare`")
     meta = prepared_files.load_meta(path / "meta.json")
     columns = {name: prepared_files.load_array(path / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
     offsets = prepared_files.load_array(path / "offsets.npy", np.int64)
@@ -91,24 +95,24 @@ class PreparedData:
     options: Mapping[str, Any] | None = None,
     counts: Mapping[str, Any] | None = None,
   ) -> PreparedData:
-    """Returns prepared data built in memory, for tests, notebooks and generated data.
+    """Returns prepared data in memory, for tests, notebooks and generated data.
 
-    The events of a user stand side by side and in time order already, in all columns.
+    Events must be sorted by user and time.
 
     Args:
       item_id: [num_events] items 1..V.
-      user: [num_events] 0-based user of each event, never decreasing. Give this or `offsets`.
+      user: [num_events] 0-based user of each event, never decreasing. Give either this or `offsets`.
       offsets: [num_users + 1] where each user's events begin; the last entry is num_events.
-      domain_id: [num_events] domains 1..C; None = one domain.
-      timestamp: [num_events] seconds; None = the data has no times.
-      action: [num_events] small integers, 0 = none; None = none.
-      split: [num_events] of 0, 1, 2; or "leave_one_out" (last event test, second-last validation; users with fewer than
-        3 events stay in training).
-      num_items: V; None = the largest item id met.
-      domain_names, titles, raw_items, raw_users: names for people; generated where None. `titles` and `raw_items` have
-        V entries.
-      item_domain: [V + 1] domain of every item, 0 first; None = the domain of the item's first event (1 if it has
-        none).
+      domain_id: [num_events] domains 1..C; None for one domain.
+      timestamp: [num_events] seconds; None if the data has no times.
+      action: [num_events] small integers, 0 for none; None if the data has no actions.
+      split: [num_events] 0 training, 1 validation, 2 test; or "leave_one_out", see the function of this name.
+      num_items: V; None for the largest item id of the events.
+      domain_names: [C] names of the domains; None for "domain 1", ...
+      titles: [V] titles of the items; None for no titles.
+      raw_items, raw_users: [V], [num_users] raw ids; None for the ids as text.
+      item_domain: [V + 1] domain of every item, 0 first; None for the domain of the item's first event, 1 without one.
+      source, options, counts: recorded in `meta`.
 
     Raises:
       ValueError: lengths or ids do not fit together.
@@ -127,10 +131,10 @@ class PreparedData:
       for name, (value, fill) in filled.items()
     }
     _check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
-    by_rule = isinstance(split, str)
-    if by_rule and split != "leave_one_out":
+    is_rule = isinstance(split, str)
+    if is_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
-    columns["split"] = leave_one_out(offsets) if by_rule else np.asarray(split, np.uint8)
+    columns["split"] = leave_one_out(offsets) if is_rule else np.asarray(split, np.uint8)
     sizes = _sizes(item_id, columns["domain_id"], num_items, domain_names)
     if item_domain is None:
       item_domain = first_domain(item_id, columns["domain_id"], sizes["num_items"])
@@ -141,7 +145,7 @@ class PreparedData:
       "num_users": len(offsets) - 1,
       **sizes,
       "num_events": len(item_id),
-      "split": {"kind": split if by_rule else "given"},
+      "split": {"kind": split if is_rule else "given"},
       "has_timestamps": timestamp is not None,
       "counts": dict(counts or {}),
     }
@@ -158,8 +162,11 @@ class PreparedData:
     return data
 
   def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> PreparedData:
-    """Writes the folder `path` and returns it loaded. It appears complete or not at all (a temporary sibling is
-    renamed).
+    """Writes the folder `path` and returns it loaded. It appears complete or not at all: a temporary folder is renamed.
+
+    Args:
+      path: the folder to write.
+      overwrite: whether to replace an existing prepared folder.
 
     Raises:
       ValueError: the folder exists and `overwrite` is False.
@@ -171,7 +178,7 @@ class PreparedData:
     try:
       self._write(unfinished)
       unfinished.chmod(0o755)
-      prepared_files.put_in_place(unfinished, path)
+      prepared_files.move_into_place(unfinished, path)
     finally:
       shutil.rmtree(unfinished, ignore_errors=True)
     return PreparedData.load(path)
@@ -211,60 +218,58 @@ class PreparedData:
     return self.meta["has_timestamps"]
 
   def user_slice(self, user: int) -> slice:
-    """Returns the slice of every column that belongs to the 0-based `user`."""
+    """Returns the slice of every column that holds the events of the 0-based `user`."""
     if not 0 <= user < self.num_users:
       raise ValueError(f"{user=} is outside 0..{self.num_users - 1}")
     return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
-    """Returns one row for each item 1..V: item_id, raw_id, title, domain_id and whatever else the source has."""
-    return (
-      self.item_table
-      if self.item_table is not None
-      else prepared_files.read_table(self.path / "items.parquet", self.num_items)
-    )
+    """Returns one row per item 1..V: item_id, raw_id, title, domain_id and further columns of the source."""
+    if self.item_table is not None:
+      return self.item_table
+    return prepared_files.read_table(self.path / "items.parquet", self.num_items)
 
   @functools.cached_property
   def users(self) -> pl.DataFrame:
-    """Returns one row for each user: user (0-based) and raw_id."""
-    return (
-      self.user_table
-      if self.user_table is not None
-      else prepared_files.read_table(self.path / "users.parquet", self.num_users)
-    )
+    """Returns one row per user: user (0-based) and raw_id."""
+    if self.user_table is not None:
+      return self.user_table
+    return prepared_files.read_table(self.path / "users.parquet", self.num_users)
 
   def item_titles(self) -> list[str]:
-    """Returns V + 1 titles: entry i names item i (the raw id where the title is unknown), entry 0 is empty."""
+    """Returns V + 1 titles: entry i is that of item i, or its raw id if it has no title; entry 0 is empty."""
     return [""] + [title or raw for title, raw in zip(self.items["title"], self.items["raw_id"], strict=True)]
 
   def item_domain(self) -> np.ndarray:
-    """Returns the domain of every item, int32 [V + 1]; entry 0 (padding) is 0."""
+    """Returns the domain of every item, int32 [V + 1]; 0 for padding."""
     return np.concatenate([[0], self.items["domain_id"].to_numpy()]).astype(np.int32)
 
   def user_index(self, raw_id: str | int) -> int:
-    """Returns the 0-based row of the user that the raw data call `raw_id`.
+    """Returns the 0-based index of the user with this id in the raw data.
 
     Raises:
       ValueError: there is no such user.
     """
-    if str(raw_id) not in self._row_of_raw_user:
+    if str(raw_id) not in self._index_of_raw_user:
       examples = ", ".join(map(repr, self.users["raw_id"].head(3)))
       raise ValueError(f"user {str(raw_id)!r} is not in the prepared data ({self.num_users} users such as {examples})")
-    return self._row_of_raw_user[str(raw_id)]
+    return self._index_of_raw_user[str(raw_id)]
 
   def user_raw_id(self, user: int) -> str:
-    """Returns what the raw data call the 0-based `user`."""
+    """Returns the id that the 0-based `user` has in the raw data."""
     self.user_slice(user)
     return self.users["raw_id"][user]
 
   @functools.cached_property
-  def _row_of_raw_user(self) -> dict[str, int]:
-    return {raw: row for row, raw in enumerate(self.users["raw_id"])}
+  def _index_of_raw_user(self) -> dict[str, int]:
+    return {raw_id: index for index, raw_id in enumerate(self.users["raw_id"])}
 
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
-  """Returns split [num_events]: each user's last event 2, second-last 1, the rest 0; users with under 3 events all 0.
+  """Returns the split of each event: a user's last event 2, the second-to-last 1, earlier ones 0.
+
+  All events of users with fewer than 3 events are 0.
 
   >>> leave_one_out(np.array([0, 4, 6])).tolist()
   [0, 0, 1, 2, 0, 0]
@@ -278,7 +283,7 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
 
 
 def first_domain(item_id: np.ndarray, domain_id: np.ndarray, num_items: int) -> np.ndarray:
-  """Returns int32 [V + 1]: the domain of each item's first event, 1 where it has none, 0 for padding.
+  """Returns the domain of each item's first event, int32 [V + 1]: 1 for items without events, 0 for padding.
 
   >>> first_domain(np.array([2, 2, 1]), np.array([2, 1, 1]), 3).tolist()
   [0, 1, 2, 1]
@@ -293,7 +298,7 @@ def first_domain(item_id: np.ndarray, domain_id: np.ndarray, num_items: int) -> 
 def _offsets_of(user) -> np.ndarray:
   user = np.asarray(user, np.int64)
   if len(user) and (user[0] < 0 or (np.diff(user) < 0).any()):
-    raise ValueError("user must be 0-based and never decrease: the events of a user stand side by side")
+    raise ValueError("user must be 0-based and never decrease: the events of a user are adjacent")
   return np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
 
 
@@ -313,13 +318,13 @@ def _item_table(num_items: int, raw_items, titles, item_domain) -> pl.DataFrame:
   item_domain = np.asarray(item_domain, np.int32)
   raw_items = [str(i) for i in range(1, num_items + 1)] if raw_items is None else [str(r) for r in raw_items]
   titles = [""] * num_items if titles is None else list(titles)
-  for name, value, need in (
+  for name, values, length in (
     ("raw_items", raw_items, num_items),
     ("titles", titles, num_items),
     ("item_domain", item_domain, num_items + 1),
   ):
-    if len(value) != need:
-      raise ValueError(f"{name} has {len(value)} entries, needs {need} for {num_items} items")
+    if len(values) != length:
+      raise ValueError(f"{name} has {len(values)} entries, needs {length} for {num_items} items")
   return pl.DataFrame(
     {
       "item_id": np.arange(1, num_items + 1, dtype=np.int32),
@@ -356,4 +361,4 @@ def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users
     if len(column) != events:
       raise ValueError(f"{where}: {name} has {len(column)} entries, needs {events} (num_events)")
   if len(offsets) != users + 1 or offsets[0] != 0 or offsets[-1] != events or (np.diff(offsets) < 0).any():
-    raise ValueError(f"{where}: offsets must be {users + 1} numbers from 0 to {events} that never decrease")
+    raise ValueError(f"{where}: offsets must be {users + 1} integers from 0 to {events} that never decrease")

@@ -1,4 +1,4 @@
-"""The files of a prepared folder: read with errors that name the file, put in place complete or not at all."""
+"""Files of a prepared folder: reading with errors that name the file, writing complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
   import polars as pl
 
-FORMAT = 1
+FORMAT = 1  # Version of the folder format, in meta.json.
 _META_KEYS = (
   "source",
   "options",
@@ -29,17 +29,21 @@ _META_KEYS = (
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
-  """Raises ValueError where `path` is taken by something that is not to be, or cannot be, replaced."""
+  """Checks that `path` is free, or with `overwrite` an empty or a prepared folder.
+
+  Raises:
+    ValueError: something else is there.
+  """
   if not path.exists():
     return
   if not overwrite:
     raise ValueError(f"{path}: exists already; remove it, choose another folder, or pass overwrite=True (--overwrite)")
   if not (path / "meta.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path}: is not a folder of prepared data, so it is not overwritten; choose another one")
+    raise ValueError(f"{path}: not a folder of prepared data, so it is not overwritten; choose another folder")
 
 
-def put_in_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-  """Renames the finished folder to `path`; what was there before is removed afterwards."""
+def move_into_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames the finished folder to `path`, and then removes the folder that was there before."""
   if path.exists():
     old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     path.rename(old / path.name)
@@ -50,14 +54,18 @@ def put_in_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def load_meta(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the description of a prepared folder, or raises ValueError naming the file."""
+  """Returns the description of a prepared folder.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another version.
+  """
   try:
     meta = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
     raise ValueError(f"{path}: cannot be read as the description of prepared data: {error}") from error
   if not isinstance(meta, dict) or meta.get("format") != FORMAT:
     raise ValueError(
-      f'{path}: needs "format": {FORMAT}; the folder is not prepared data, or of another version: prepare it again'
+      f'{path}: needs "format": {FORMAT}; not prepared data, or of another version: prepare the data again'
     )
   missing = [key for key in _META_KEYS if key not in meta]
   if missing:
@@ -66,7 +74,11 @@ def load_meta(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load_array(path: pathlib.Path, dtype: type) -> np.ndarray:
-  """Returns the memory-mapped column of a file, or raises ValueError naming it."""
+  """Returns the memory-mapped column of a file.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another type.
+  """
   try:
     size_before_mapping = path.stat().st_size
     array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -76,13 +88,17 @@ def load_array(path: pathlib.Path, dtype: type) -> np.ndarray:
     raise ValueError(f"{path}: holds {array.dtype} {array.shape}, needs one axis of {np.dtype(dtype)}")
   if size_before_mapping < array.nbytes:
     raise ValueError(
-      f"{path}: cut short, {size_before_mapping} of more than {array.nbytes} bytes; prepare the data again"
+      f"{path}: truncated, {size_before_mapping} of more than {array.nbytes} bytes; prepare the data again"
     )
   return array
 
 
 def read_table(path: pathlib.Path, rows: int) -> pl.DataFrame:
-  """Returns an id map, or raises ValueError naming the file."""
+  """Returns an id table.
+
+  Raises:
+    ValueError: the file is missing or damaged, or has another number of rows.
+  """
   import polars as pl
 
   try:

@@ -12,11 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.data import pipeline
 from jaxrec.data.prepared import PreparedData
 from jaxrec.embedding import RowAdamW, Table, Tables
-from jaxrec.train import experiment
 from jaxrec.train.state import num_parameters
+from jaxrec.train.task import SELECT, build_task
+
+_SCHEDULE = 1000  # steps of the learning rate's schedule
 
 
 def random_data(num_users: int = 6040, num_items: int = 3883, num_events: int = 1_000_209) -> PreparedData:
@@ -35,16 +36,16 @@ def time_step(config: ConfigDict, steps: int) -> dict[str, Any]:
 
   The state of each step is the result of the one before; the loss is read once, at the end.
   """
-  pieces = experiment.Experiment.from_config(config)
-  mesh = parallel.make_mesh(config.parallel.to_dict())
-  options = experiment.training_options(config, pieces.data, last_split=0, mesh=mesh)
-  plan = pipeline.TrainingBatches(pieces.data, options)
+  task, mesh = build_task(config), parallel.make_mesh(config.parallel.to_dict())
+  plan = task.plan(SELECT, 1, mesh)
   start = time.perf_counter()
-  batches = [plan[i] for i in range(min(steps, plan.batches_per_epoch, 8))]
+  batches = [plan.batches[i] for i in range(min(steps, plan.timetable.num_steps, 8))]
   batch_ms = 1e3 * (time.perf_counter() - start) / len(batches)
-  batches = [parallel.spread_rows(batch, mesh) for batch in batches]
-  state = experiment.initial_state(pieces, 1000, mesh)
-  train_step = experiment.train_step(pieces, 1000, mesh, like=state)
+  rows, row_length = batches[0].item_id.shape
+  tokens = round(statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches))
+  batches = [parallel.shard_batch(batch, mesh) for batch in batches]
+  state = task.init_state(mesh, _SCHEDULE)
+  train_step = task.train_step(mesh, state, _SCHEDULE)
   start = time.perf_counter()
   state, _ = train_step(state, batches[0])
   jax.block_until_ready(state)
@@ -56,14 +57,13 @@ def time_step(config: ConfigDict, steps: int) -> dict[str, Any]:
       state, scalars = train_step(state, batches[i % len(batches)])
     jax.block_until_ready(state)
     times.append(1e3 * (time.perf_counter() - start) / steps)
-  tokens = statistics.mean(int((batch.sequence_id > 0).sum()) for batch in batches)
   step_ms = statistics.median(times)
   return {
     "config": config.name, "dtype": config.train.dtype, "parameters": num_parameters(state.params),
-    "rows": options.rows_per_batch, "row_length": options.row_length, "tokens": round(tokens),
+    "rows": rows, "row_length": row_length, "tokens": tokens,
     "median_ms": float(f"{step_ms:.4g}"), "least_ms": float(f"{min(times):.4g}"),
     "tokens_per_s": round(1e3 * tokens / step_ms), "batch_ms": float(f"{batch_ms:.4g}"),
-    "steps_per_epoch": plan.batches_per_epoch, "compile_s": round(compile_s, 1),
+    "steps_per_epoch": plan.timetable.num_steps, "compile_s": round(compile_s, 1),
     "loss": float(jax.tree.leaves(scalars)[0]),
   }  # fmt: skip
 

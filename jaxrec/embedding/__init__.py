@@ -7,11 +7,11 @@ gradient = jax.grad(lambda rows: loss(tables.vectors(rows, plan)["item"]))(rows)
 state = tables.update(state, plan, gradient)
 """
 
-from jaxrec.embedding.hashing import fold_id, two_rows
-from jaxrec.embedding.optimizers import RowAdagrad, RowAdamW, RowSGD
+from jaxrec.embedding.hashed_ids import fold_id, two_rows
+from jaxrec.embedding.row_optimizers import RowAdagrad, RowAdamW, RowSGD
 from jaxrec.embedding.shard import Plan, RowGradient
+from jaxrec.embedding.table import Placement, Table
 from jaxrec.embedding.tables import Tables, TableState
-from jaxrec.embedding.types import Placement, Table
 
 __all__ = [
   "Placement", "Plan", "RowAdagrad", "RowAdamW", "RowGradient", "RowSGD", "Table", "TableState", "Tables", "fold_id",

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Integer, PRNGKeyArray, UInt32
 
 from jaxrec.embedding.exchange import NOTHING
-from jaxrec.embedding.types import REPLICATED, Placement, Table
+from jaxrec.embedding.table import REPLICATED, Placement, Table
 from pallas_kernels import varying
 
 _CHUNK = 8192  # Rows made at a time by `initial_rows`.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxrec.embedding import exchange, rounding
 from jaxrec.embedding.exchange import NOTHING
 from jaxrec.embedding.layout import Layout
-from jaxrec.embedding.optimizers import full_mean, spread_mean
+from jaxrec.embedding.row_optimizers import full_mean, spread_mean
 
 Stacks = dict[str, dict[str, Array]]
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxrec.embedding.layout import Layout
 from jaxrec.embedding.shard import Plan, RowGradient, Shard
-from jaxrec.embedding.types import MAX_REPLICATED_BYTES, SHARDED, Table, describe, num_shards_of, place_tables
+from jaxrec.embedding.table import MAX_REPLICATED_BYTES, SHARDED, Table, describe, num_shards_of, place_tables
 
 _WHOLE = PartitionSpec()
 
@@ -180,7 +180,7 @@ class Tables:
     return TableState(state.step + 1, stacks)
 
   def catalogue(self, state: TableState, table: str) -> Float[Array, "R D"]:
-    """All rows of a table in float32, for what sees every item: `full_softmax` and `jaxrec.embedding.retrieval`.
+    """All rows of a table in float32, for what sees every item: full softmax and full ranking.
 
     Each device keeps its own: they are in the order of the devices, those of device 0 first, with some more
     rows to fill up the devices. What is made of each row alone, like `l2_normalize(catalogue)`, stays where it is.

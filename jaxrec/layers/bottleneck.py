@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.context import AttentionContext, Bottlenecks, Permutation
-from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.cache import CachePlace
-from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask, permute
 
 

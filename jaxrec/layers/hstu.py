@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
-from jaxrec.layers.embedding import dropout
+from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.context import AttentionContext, DomainStates, Permutation
-from jaxrec.types import SequenceBatch
 from pallas_kernels import IntervalMask, sort_by_segment
 
 BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrec.layers.embedding import dropout
 from jaxrec.layers.hstu import split_uvqk, uniform
+from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels import IntervalMask, segment_attention
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
-from jaxrec.layers.embedding import dropout
+from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}

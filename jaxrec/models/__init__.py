@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from jaxrec.models.bert4rec import BERT4Rec
 from jaxrec.models.hstu import HSTU
-from jaxrec.models.multi_domain import MultiDomainHSTU
+from jaxrec.models.multi_domain_hstu import MultiDomainHSTU
 from jaxrec.models.sasrec import SASRec
 from jaxrec.models.sequential import SequentialModel
 

@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.layers import hashing
-from jaxrec.layers import target_attention as attention
-from jaxrec.layers.batch_norm import BatchNorm
-from jaxrec.layers.decoupled import DecoupledEmbedding, FieldWidths
-from jaxrec.types import CandidateBatch
+from jaxrec.batches import CandidateBatch
+from jaxrec.layers.ctr import lsh
+from jaxrec.layers.ctr import target_attention as attention
+from jaxrec.layers.ctr.batch_norm import BatchNorm
+from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
 
 AnyArray = Array | np.ndarray
 
@@ -172,7 +172,7 @@ class ClickThroughRanker(nn.Module):
     is_real = batch.history_item != 0
     if self.search == "buckets":
       score, in_bucket = None, self._in_bucket(q, k) & is_real[:, None]  # [B, G, N]
-      kept, pooled = in_bucket.any(axis=1), hashing.aggregate_buckets(v, in_bucket)
+      kept, pooled = in_bucket.any(axis=1), lsh.aggregate_buckets(v, in_bucket)
     else:
       score = self.scores(q, k)
       kept = self.find(q, k, score, batch)
@@ -199,11 +199,11 @@ class ClickThroughRanker(nn.Module):
       may_keep &= batch.history_category == batch.category[:, None]
       score = jnp.broadcast_to(jnp.arange(score.shape[1], dtype=score.dtype), score.shape)  # The latest is the last.
     if self.search == "hamming":
-      score = hashing.nearness(hashing.hamming_distance(*self._hashes(q, k)))
+      score = lsh.nearness(lsh.hamming_distance(*self._hashes(q, k)))
     return attention.top_k_mask(jax.lax.stop_gradient(score), may_keep, self.top_k)
 
   def search_queries(self, item: Int[AnyArray, " B"], category: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
-    """Vectors of candidates whose dot products with `search_keys` are the scores; see `jaxrec.inference.search`.
+    """Vectors of candidates whose dot products with `search_keys` are the scores; see `jaxrec.serving.history_search`.
 
     Raises:
       ValueError: a model whose scores are no dot products.
@@ -237,11 +237,11 @@ class ClickThroughRanker(nn.Module):
       raise ValueError(f"{self.score=} with {self.search=} has no scores that are dot products of cached vectors")
 
   def _hashes(self, q, k):
-    normals = hashing.hyperplanes(q.shape[-1], self.num_bits, self.hash_seed)
-    return hashing.hash_bits(q, normals), hashing.hash_bits(k, normals)
+    normals = lsh.hyperplanes(q.shape[-1], self.num_bits, self.hash_seed)
+    return lsh.hash_bits(q, normals), lsh.hash_bits(k, normals)
 
   def _in_bucket(self, q, k):
-    return hashing.same_bucket(*self._hashes(q, k), self.bits_per_bucket)
+    return lsh.same_bucket(*self._hashes(q, k), self.bits_per_bucket)
 
 
 class ClickHead(nn.Module):

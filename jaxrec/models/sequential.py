@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.batches import SequenceBatch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
 from jaxrec.layers.cache import CachePlace
 from jaxrec.layers.context import AttentionContext, bidirectional_context, cached_context, causal_context
-from jaxrec.layers.embedding import ItemEmbedding, SequenceEmbedding
+from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transitions import TargetDomainEmbedding
-from jaxrec.types import SequenceBatch
 
 OUTPUT_NORMS = ("l2", "layer_norm", "none")
 
@@ -94,7 +94,7 @@ class SequentialModel(nn.Module):
   ) -> Float[Array, "B 1 M"]:
     """As `__call__` for one more event `[B, 1]` of each row, whose history is in the collection "cache".
 
-    See `jaxrec.inference.incremental`, which keeps the arguments, and `jaxrec.layers.context.cached_context` for them.
+    See `jaxrec.serving.incremental`, which keeps the arguments, and `jaxrec.layers.context.cached_context` for them.
 
     Raises:
       NotImplementedError: a model that reads in both directions, or with bottleneck tokens.

@@ -48,14 +48,15 @@ def multi_objective(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns a transformation whose `update` takes K gradients, weighs them, and gives their sum to `inner`.
 
-  `update(grads, state, params, *, losses, gram=None, finish=None, weighed=False, **extra)`:
+  `update(grads, state, params, *, losses, gram=None, to_params_gradient=None, reuse_weights=False, **extra)`:
     grads: tuple of K pytrees of one structure: gradients of whole losses (added up over parts of the batch and over the
-      devices that share it), like `params` unless `finish` is given.
+      devices that share it), like `params` unless `to_params_gradient` is given.
     losses: [K], of the same batch.
     gram: [K, K] inner products of the gradients, if at hand; else they are computed, over `select` and `axis_name`.
-    finish: maps the combined pytree to a gradient like `params`: for what is pulled back once instead of K times.
-    weighed: grads is one gradient, of the losses' sum weighed by `state.weights`. They stay, and so does what is known
-      of the K gradients: for steps between those that solve for the weights.
+    to_params_gradient: maps the combined pytree to a gradient like `params`, so that what the objectives share is
+      pulled back once instead of K times.
+    reuse_weights: grads is one gradient, of the sum of the losses with the weights of `state`. They stay, and so does
+      what is known of the K gradients: for steps between those that solve for the weights.
     extra: passed on to `inner`.
 
   A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state:
@@ -90,8 +91,8 @@ def multi_objective(
       zeros, square, zeros, zeros[0], none, none, weighting.init(num_objectives), inner.init(params)
     )
 
-  def update(grads, state, params=None, *, losses, gram=None, finish=None, weighed=False, **extra):
-    if weighed:
+  def update(grads, state, params=None, *, losses, gram=None, to_params_gradient=None, reuse_weights=False, **extra):
+    if reuse_weights:
       updates, inner_state = inner.update(grads, state.inner, params, **extra)
       is_finite = jnp.isfinite(state.weights).all() & jnp.isfinite(losses).all()
       return updates, state._replace(
@@ -105,7 +106,7 @@ def multi_objective(
     weights, weighting_state = weighting.update(gram, losses, state.weighting, key)
     weights = nan_unless_finite(weights, gram, losses)
     combined = weighted_sum(weights, grads)
-    combined = combined if finish is None else finish(combined)
+    combined = combined if to_params_gradient is None else to_params_gradient(combined)
     updates, inner_state = inner.update(combined, state.inner, params, **extra)
     described = (
       value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram), optax.tree.norm(combined))

@@ -60,7 +60,7 @@ def wait_for_all_hosts(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def leave(error: str) -> None:
+def abort(error: str) -> None:
   """Ends this process with exit code 1 and a message, at once where there are others.
 
   An orderly exit would wait for the others, which wait for this process in the middle of a step. Ended at once, it is

@@ -75,7 +75,7 @@ def _hybrid(shape, devices, slices):
   return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
 
 
-def knows_mesh(function: Callable, mesh: Mesh | None) -> Callable:
+def with_mesh(function: Callable, mesh: Mesh | None) -> Callable:
   """Returns the function such that what it traces knows the mesh: kernels then run on the rows of each device."""
   if mesh is None or mesh.size == 1:
     return function
@@ -139,7 +139,7 @@ def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
   return shards.index(parts_of[host]), len(shards)
 
 
-def spread_rows(batch: Any, mesh: Mesh) -> Any:
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
   """Returns the global batch whose rows lie on the devices of the mesh.
 
   Args:
@@ -155,17 +155,17 @@ def spread_rows(batch: Any, mesh: Mesh) -> Any:
   )
 
 
-def spread_same_rows(batch: Any, mesh: Mesh) -> Any:
-  """As `spread_rows`, of a batch that every host holds in full; each host takes its rows of it."""
+def shard_replicated_batch(batch: Any, mesh: Mesh) -> Any:
+  """As `shard_batch`, of a batch that every host holds in full; each host takes its rows of it."""
   return jax.tree.map(lambda x: _from_whole(x, row_sharding(mesh)), batch)
 
 
-def on_every_device(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh) -> Any:
   """Returns the pytree with each array copied to all devices; every host must give the same values."""
   return jax.tree.map(lambda x: _from_whole(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def spread(tree: Any, shardings: Any) -> Any:
+def put_global(tree: Any, shardings: Any) -> Any:
   """Returns the pytree with each array laid out as the pytree `shardings` says; every host must give all values."""
   return jax.tree.map(lambda x, sharding: _from_whole(np.asarray(x), sharding), tree, shardings)
 

@@ -14,21 +14,21 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jaxrec.embedding import Tables
+from jaxrec.train.item_table import IN_PARAMS, InParams, ItemTable
 from jaxrec.train.state import TrainState
 
 
 class Checkpoints:
   """The checkpoints in one folder. Close it (or use `with`) to wait for what is still being written."""
 
-  def __init__(self, folder: str, tables: Tables | None = None):
+  def __init__(self, folder: str, item_table: ItemTable = IN_PARAMS):
     """Opens or creates the folder.
 
     Args:
       folder: of the checkpoints.
-      tables: where the states have `tables`; they are saved in the order of ids, for any number of devices.
+      item_table: where the item table lives; sharded rows are saved in the order of ids, for any number of devices.
     """
-    self._keep, self._tables = _LatestAndBest(), tables
+    self._keep, self._item_table = _LatestAndBest(), item_table
     options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True, create=True)
     self._manager = _open(folder, options)
 
@@ -44,7 +44,7 @@ class Checkpoints:
     self._keep.best_step = best_step
     position = {"best_step": best_step, **position}
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(_to_dict(state, self._tables)), position=ocp.args.JsonSave(position)
+      state=ocp.args.StandardSave(_to_dict(state, self._item_table)), position=ocp.args.JsonSave(position)
     )
     self._manager.save(int(state.step), args=args, force=True)
 
@@ -63,12 +63,12 @@ class Checkpoints:
       return None
     position = _restore_position(self._manager, step)
     self._keep.best_step = position["best_step"]
-    return _restore_state(self._manager, step, like, self._tables), position
+    return _restore_state(self._manager, step, like, self._item_table), position
 
   def state_of(self, step: int, like: TrainState) -> TrainState:
     """Returns the state after a step whose checkpoint is kept (the latest or the best)."""
     self.wait()
-    return _restore_state(self._manager, step, like, self._tables)
+    return _restore_state(self._manager, step, like, self._item_table)
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
@@ -86,7 +86,7 @@ class Checkpoints:
 
 
 def load_state(
-  folder: str, like: TrainState, which: str = "best", tables: Tables | None = None
+  folder: str, like: TrainState, which: str = "best", item_table: ItemTable = IN_PARAMS
 ) -> tuple[TrainState, int]:
   """Returns the state of a checkpoint and its step.
 
@@ -94,7 +94,7 @@ def load_state(
     folder: of the checkpoints.
     like: a state of the same model and optimizer.
     which: "best" on validation (the latest where nothing was validated) or "latest".
-    tables: where the state has `tables`.
+    item_table: where the item table lives.
 
   Raises:
     FileNotFoundError: no checkpoint there.
@@ -110,7 +110,7 @@ def load_state(
       raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")
     if which == "best":
       step = _restore_position(manager, step)["best_step"] or step
-    return _restore_state(manager, step, like, tables), step
+    return _restore_state(manager, step, like, item_table), step
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
@@ -132,26 +132,28 @@ def _open(folder, options):
   return ocp.CheckpointManager(os.path.abspath(folder), options=options, item_handlers=handlers)
 
 
-def _restore_state(manager, step, like, tables):
-  wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_dict(like, None)) | _abstract_rows(tables)
+def _restore_state(manager, step, like, item_table):
+  wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_rows(like))
+  wanted["tables"] = item_table.abstract_checkpoint()
   found = manager.item_metadata(step)["state"]
   _check_same(_shapes(found), _shapes(wanted), f"{manager.directory}/{step}")
-  # Not strict: a table has rows beyond its last id that fill up the devices, which may be more or fewer now.
-  args = ocp.args.StandardRestore(wanted, strict=tables is None)
+  if not wanted["model_state"] and "model_state" not in found:
+    del wanted["model_state"]  # Checkpoints of older versions.
+  # Not strict: a sharded table has rows beyond its last id that pad the shards, and there may be more or fewer now.
+  args = ocp.args.StandardRestore(wanted, strict=isinstance(item_table, InParams))
   restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-  rows = restored.pop("tables")
-  restored = flax.serialization.from_state_dict(like.replace(tables=None), {**restored, "tables": None})
-  return restored if tables is None else restored.replace(tables=tables.from_logical(rows))
+  rows = item_table.from_checkpoint(restored.pop("tables"))
+  named = {"model_state": {}, **restored, "tables": None}
+  return flax.serialization.from_state_dict(like.replace(tables=None), named).replace(tables=rows)
 
 
-def _to_dict(state, tables):
-  """Nested dicts of arrays, readable without our classes or those of optax; empty branches left out."""
-  named = flax.serialization.to_state_dict(state.replace(tables=None))
-  return named if tables is None else {**named, "tables": tables.to_logical(state.tables)}
+def _to_dict(state, item_table):
+  """Returns nested dicts of arrays, readable without our classes or those of Optax."""
+  return {**_without_rows(state), "tables": item_table.to_checkpoint(state.tables)}
 
 
-def _abstract_rows(tables):
-  return {"tables": None if tables is None else tables.abstract_logical()}
+def _without_rows(state):
+  return flax.serialization.to_state_dict(state.replace(tables=None))
 
 
 def _shapes(tree):

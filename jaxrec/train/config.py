@@ -1,123 +1,172 @@
-"""The tree of settings that an experiment is made of, its defaults, and the check that a config fits it.
+"""The settings of an experiment: groups that every task has, those of sequential recommendation, and their checks.
 
-A config file starts from `default_config()` and changes what it wants. `config.model` and `config.objective` take
-further keys, which the model and the objective check themselves; `config.data.options` goes to the data source.
+A config file starts from `default_config()` of its task and changes what it wants. Each setting is declared once, with
+its default, range and help, in the dataclass of its group. `config.model` and `config.objective` take further keys,
+which the model and the objective check; `config.data.options` goes to the data source.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrec.cross_domain import OWN
 from jaxrec.embedding.rounding import ROUNDINGS
-from jaxrec.ranking import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.objectives.autocdsr import OWN
+from jaxrec.train.settings import check_group, check_names, defaults, setting
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
-TRAIN_USERS = ("all", "without_held_out")
 OBJECTIVES = ("cross_domain_attention",)
-_AT_LEAST_ONE = (
-  "data.max_length", "train.batch_size", "train.num_epochs", "train.accumulate", "train.evaluate_every_epochs",
-  "train.log_every_steps", "eval.batch_size", "multi_objective.solve_every",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-  "data.row_length", "data.rows_per_batch", "optimizer.learning_rate", "optimizer.weight_decay",
-  "optimizer.warmup_steps", "optimizer.clip_norm", "train.patience", "train.checkpoint_every_steps",
-  "eval.sampled_negatives", "tables.max_parameter_bytes", "tables.num_items", "tables.capacity",
-)  # fmt: skip
-_FRACTIONS = ("optimizer.b1", "optimizer.b2", "train.average")
-_OPEN = ("data.options", "model", "objective", "multi_objective.weighting")  # Checked by whoever reads them.
+SEQUENTIAL, CLICK_THROUGH = "sequential", "click_through"
+_RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+  """Where the data comes from."""
+
+  source: str = setting("", "Name of a data source, such as movielens-1m; not read where `prepared` exists.")
+  raw: str = setting("", "Raw files; '' downloads them, or takes $JAXREC_DATA/<source>.")
+  prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
+  options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
+  only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceSettings(SourceSettings):
+  """How histories become training sequences."""
+
+  train_users: str = setting(
+    "all", "without_held_out: only users none of whose events is held out from this phase.",
+    choices=("all", "without_held_out"),
+  )  # fmt: skip
+  task: str = setting("next_item", choices=("next_item", "masked_item"))
+  max_length: int = setting(200, "Events of a history; older ones are cropped.", at_least=1)
+  row_length: int = setting(0, "Positions of a row; 0: max_length.", at_least=0)
+  rows_per_batch: int = setting(0, "0: as many as hold train.batch_size users.", at_least=0)
+  packing: bool = setting(True, "Whether several histories share a row.")
+  request_time: str = setting("target", "Time of the request: that of the target, or of the last_event.")
+  mask_probability: float = setting(0.15, "masked_item only.")
+  mask_last_probability: float = setting(0.0, "masked_item only.")
+  reveal_domain: bool = setting(False, "masked_item only: whether a masked event keeps its domain.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiObjectiveSettings:
+  """Objectives in addition to `config.objective`, and the weights of their gradients."""
+
+  objectives: tuple = setting((), "('cross_domain_attention',) is AutoCDSR.")
+  own_domain: str = setting(
+    "query", "The domain that attention should stay in: that of the event that attends, or of the target.", choices=OWN
+  )
+  reweight_every: int = setting(1, "Steps between two solutions for the weights; more is faster.", at_least=1)
+  weighting: dict = setting({"name": "pareto"}, "See jaxrec.multi_objective.weighting.", is_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """AdamW, its schedule and clipping."""
+
+  learning_rate: float = setting(1e-3, at_least=0)
+  b1: float = setting(0.9, at_least=0, below=1)
+  b2: float = setting(0.98, at_least=0, below=1)
+  weight_decay: float = setting(0.0, at_least=0)
+  schedule: str = setting("constant", choices=SCHEDULES)
+  warmup_steps: int = setting(0, at_least=0)
+  clip_norm: float = setting(0.0, "Largest norm of the whole gradient; 0: no clipping.", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """Settings that the loop reads."""
+
+  batch_size: int = setting(128, "Users (or examples) in a step, all hosts together.", at_least=1)
+  num_epochs: int = setting(101, at_least=1)
+  accumulate: int = setting(1, "Microbatches of a step, to need less memory; results stay the same.", at_least=1)
+  evaluate_every_epochs: int = setting(1, at_least=1)
+  patience: int = setting(0, "Validations without a new best before stopping; 0: never stop early.", at_least=0)
+  checkpoint_every_steps: int = setting(0, "In addition to each validation; 0: none.", at_least=0)
+  log_every_steps: int = setting(20, at_least=1)
+  retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceTrainSettings(TrainSettings):
+  """Training of sequence models."""
+
+  dtype: str = setting("float32", "Dtype of activations; parameters and optimizer stay float32.", choices=DTYPES)
+  average: float = setting(
+    0.0, "Decay of a moving average of the parameters, which is evaluated in their place; 0: off.", at_least=0, below=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSettings:
+  """Where the item table lives: in `params`, or row-sharded outside them; see jaxrec.embedding."""
+
+  placement: str = setting(
+    "auto", "parameter: in params; sharded: row-sharded, and a step changes only the rows it looked up.",
+    choices=("auto", "parameter", "sharded"),
+  )  # fmt: skip
+  max_parameter_bytes: int = setting(2**30, "auto: up to this size, with optimizer state, in params.", at_least=0)
+  num_items: int = setting(0, "Room for items that the data does not have yet; 0: none.", at_least=0)
+  optimizer: str = setting("adamw", "Of a sharded table; reads config.optimizer.", choices=("adamw", "adagrad", "sgd"))
+  second_moment: str = setting("row", "Of adamw: one for each row or each element.", choices=("row", "element"))
+  moment_dtype: str = setting("float32", choices=DTYPES)
+  dtype: str = setting("float32", "Of the rows.", choices=DTYPES)
+  rounding: str = setting("nearest", "How updates are rounded to bfloat16 rows.", choices=ROUNDINGS)
+  capacity: int = setting(
+    0, "Distinct rows that a device may request from each other one in a step; 0: derived.", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelSettings:
+  """Devices along each axis of the mesh; -1 for one of them: all that are left."""
+
+  data: int = setting(-1)
+  fsdp: int = setting(1)
+  model: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingEvalSettings:
+  """Evaluation by full ranking."""
+
+  ks: tuple = setting((1, 10, 50, 200))
+  metric: str = setting("NDCG@10", "Chooses the epoch.")
+  exclude_seen: bool = setting(True)
+  batch_size: int = setting(256, at_least=1)
+  protocol: str = setting(
+    "full", "Candidates: all items, or full_per_domain: those of the target's domain; or both.", choices=REPORTED
+  )
+  sampled_negatives: int = setting(0, "Adds sampled/...: ranks among so many random items; 0: none.", at_least=0)
+
+
+GROUPS = {
+  "data": SequenceSettings, "multi_objective": MultiObjectiveSettings, "optimizer": OptimizerSettings,
+  "train": SequenceTrainSettings, "tables": TableSettings, "parallel": ParallelSettings, "eval": RankingEvalSettings,
+}  # fmt: skip
 
 
 def default_config() -> ConfigDict:
-  """Returns the settings that every experiment starts from: MovieLens-1M and a small HSTU, as published.
+  """Returns the default settings of sequential recommendation: MovieLens-1M and a small HSTU, as published.
 
-  Zero or the empty string mean "off" or "derive it" where the comment says so.
+  Zero or the empty string mean "off" or "derived" where the help of the setting says so.
   """
-  return ConfigDict({
-    "name": "",  # For tables of results.
-    "seed": 42,  # Of parameters, order of users, dropout, negatives.
-    "data": {
-      "source": "",  # A name of jaxrec.data.prepare, for example movielens-1m; not read where `prepared` exists.
-      "raw": "",  # Raw files; "" downloads them, or takes $JAXREC_DATA/<source>.
-      "prepared": "",  # Folder of prepared columns; "" keeps them in a cache.
-      "options": {},  # Of the source: filters, split.
-      "only_domain": "",  # Name of a domain: train and evaluate on its events alone; see jaxrec.data.single_domain.
-      "train_users": "all",  # without_held_out: only users none of whose events is held out from this phase.
-      "task": "next_item",  # or masked_item.
-      "max_length": 200,
-      "row_length": 0,  # 0: max_length.
-      "rows_per_batch": 0,  # 0: as many as hold train.batch_size users.
-      "packing": True,
-      "request_time": "target",
-      "mask_probability": 0.15,  # The masks: masked_item only.
-      "mask_last_probability": 0.0,
-      "reveal_domain": False,
-    },
-    "model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"},
-    "multi_objective": {
-      "objectives": (),  # Beside config.objective: ("cross_domain_attention",) is AutoCDSR.
-      "own_domain": "query",  # Which attention should not leave: of the event that asks, or of the "target".
-      "solve_every": 1,  # Steps from one solution for the weights to the next; more is faster.
-      "weighting": {"name": "pareto"},  # Of their gradients; see jaxrec.multi_objective.weighting.
-    },
-    "optimizer": {
-      "learning_rate": 1e-3,
-      "b1": 0.9,
-      "b2": 0.98,
-      "weight_decay": 0.0,
-      "schedule": "constant",
-      "warmup_steps": 0,
-      "clip_norm": 0.0,  # Of the whole gradient; 0: none.
-    },
-    "train": {
-      "batch_size": 128,  # Users in a step, all hosts together.
-      "num_epochs": 101,
-      "accumulate": 1,  # Parts into which a step's rows are cut to need less memory; results stay the same.
-      "dtype": "float32",  # Of activations; parameters and optimizer stay float32.
-      "evaluate_every_epochs": 1,
-      "patience": 0,  # Validations without a new best before stopping; 0: never stop early.
-      "checkpoint_every_steps": 0,  # In addition to each validation.
-      "log_every_steps": 20,
-      "retrain": False,  # Afterwards train anew on training and validation events for the chosen number of epochs.
-      "average": 0.0,  # Decay of a moving average of the parameters, to be evaluated in their place; 0: off.
-    },
-    **_devices(),
-    "eval": {
-      "ks": (1, 10, 50, 200),
-      "metric": "NDCG@10",  # Chooses the epoch.
-      "exclude_seen": True,
-      "batch_size": 256,
-      "protocol": "full",  # Candidates: all items, or full_per_domain: those of the target's domain; or both.
-      "sampled_negatives": 0,  # Adds sampled/...: ranks among so many random items. 0: none.
-    },
-  })  # fmt: skip
-
-
-def _devices():
-  """Settings of what is spread over devices, and how."""
-  return {
-    "tables": {  # Where the item table lies; see jaxrec.embedding.
-      "placement": "auto",  # parameter: on each device; sharded: by row, and only rows that were looked up change.
-      "max_parameter_bytes": 2**30,  # auto: up to this size, with its optimizer state, it is a parameter.
-      "num_items": 0,  # Room for items that the data don't have yet; 0: none.
-      "optimizer": "adamw",  # Of a sharded table: adamw, adagrad, sgd; its settings are those of config.optimizer.
-      "second_moment": "row",  # Of adamw: one a row, or one an element.
-      "moment_dtype": "float32",
-      "dtype": "float32",  # Of the rows.
-      "rounding": "nearest",  # Of updates of bfloat16 rows: nearest, stochastic, or float32, which loses nothing.
-      "capacity": 0,  # Distinct rows that a device may ask of each other one in a step; 0: derived.
-    },
-    "parallel": {"data": -1, "fsdp": 1, "model": 1},  # Devices along each axis of the mesh; -1: all that are left.
-  }
+  start = {"name": "", "task": SEQUENTIAL, "seed": 42}
+  groups = defaults(GROUPS)
+  return ConfigDict(
+    start | {"data": groups.pop("data"), "model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"}} | groups
+  )
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises unless the config has exactly the keys of `default_config()`, with values of their types that fit together.
+  """Raises unless the config has exactly the keys of `default_config()`, with accepted values that fit together.
 
   Args:
     config: what a config file returned, overrides applied.
@@ -131,36 +180,105 @@ def check_config(config: ConfigDict) -> None:
   Traceback (most recent call last):
   ValueError: config.train.batchsize is unknown; did you mean config.train.batch_size?
   """
-  check_keys(config.to_dict(), default_config().to_dict(), "config")
-  _check_choices(config)
-  _check_ranges(config)
-  if not config.data.source and not config.data.prepared:
-    raise ValueError(
-      "config.data.source is empty; name a data source (movielens-1m, ...) or a prepared folder in config.data.prepared"
-    )
-  if config.data.row_length and config.data.row_length < config.data.max_length:
-    raise ValueError(f"config.data.row_length={config.data.row_length} must be 0 or at least {config.data.max_length=}")
+  check_groups(config, default_config(), GROUPS)
+  for name in ("model", "objective"):
+    if not isinstance(config[name].get("name"), str):
+      raise ValueError(f"config.{name}.name is missing")
+  _check_sequences(config)
+  _check_objectives(config)
+  if not config.eval.ks or min(config.eval.ks) < 1:
+    raise ValueError(f"{config.eval.ks=} must be list lengths of at least 1")
   if config.eval.metric not in _metric_names(config.eval):
     raise ValueError(
       f"{config.eval.metric=} is not computed; use one of {_metric_names(config.eval)} or extend {config.eval.ks=}"
     )
 
 
-def saved_config(saved: dict[str, Any]) -> ConfigDict:
-  """Returns the config of a saved run, with the defaults of settings that came later.
+def check_groups(config: ConfigDict, default: ConfigDict, groups: Mapping[str, type]) -> None:
+  """Raises unless a config of any task has the groups of its default config, each with the fields of its dataclass.
+
+  Raises:
+    ValueError: names the setting.
+  """
+  values = config.to_dict()
+  check_names("config", values, default.to_dict())
+  for name, expected in (("name", str), ("task", str), ("seed", int)):
+    if not isinstance(values[name], expected) or isinstance(values[name], bool):
+      raise ValueError(f"config.{name}={values[name]!r} must be of type {expected.__name__}")
+  if values["task"] != default.task:
+    raise ValueError(f"config.task={values['task']!r} must be {default.task!r} here")
+  for name, group in groups.items():
+    check_group(f"config.{name}", values[name], group)
+  check_source(config)
+  check_mesh(config)
+
+
+def check_source(config: ConfigDict) -> None:
+  """Raises unless a data source or a prepared folder is named.
+
+  Raises:
+    ValueError: neither is.
+  """
+  if not config.data.source and not config.data.prepared:
+    raise ValueError(
+      "config.data.source is empty; name a data source (movielens-1m, ...) or a prepared folder in config.data.prepared"
+    )
+
+
+def check_mesh(config: ConfigDict) -> None:
+  """Raises unless the sizes of the mesh are positive, one of them perhaps -1.
+
+  Raises:
+    ValueError: another size.
+  """
+  sizes = config.parallel.to_dict()
+  if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"config.parallel={sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
+
+
+def _check_sequences(config):
+  if config.data.row_length and config.data.row_length < config.data.max_length:
+    raise ValueError(f"config.data.row_length={config.data.row_length} must be 0 or at least {config.data.max_length=}")
+  if config.data.only_domain and config.multi_objective.objectives:
+    raise ValueError(
+      f"{config.data.only_domain=} leaves no attention across domains to weigh; empty config.multi_objective.objectives"
+    )
+
+
+def _check_objectives(config):
+  if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
+    raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
+  reweight_every = config.multi_objective.reweight_every
+  if reweight_every > 1 and (not config.multi_objective.objectives or config.train.accumulate > 1):
+    raise ValueError(
+      f"config.multi_objective.{reweight_every=} needs config.multi_objective.objectives and config.train.accumulate=1"
+    )
+
+
+def saved_config(saved: dict[str, Any], default: ConfigDict | None = None) -> ConfigDict:
+  """Returns the config of a saved run, with the defaults of settings that were added later and today's names.
+
+  Args:
+    saved: what config.json of the run holds.
+    default: default config of its task; None: of sequential recommendation.
 
   >>> saved_config({"seed": 7}).train.batch_size
   128
   """
-  return ConfigDict(_with_defaults(saved, default_config().to_dict(), ""))
+  saved = {name: dict(value) if isinstance(value, dict) else value for name, value in saved.items()}
+  for old, new in _RENAMED.items():
+    (group, old_key), (_, new_key) = old.split("."), new.split(".")
+    if old_key in saved.get(group, {}):
+      saved[group][new_key] = saved[group].pop(old_key)
+  return ConfigDict(_with_defaults(saved, (default or default_config()).to_dict(), ""))
 
 
-def _with_defaults(saved, defaults, name):
-  """Open groups are taken as they were saved: their defaults belong to another model or objective."""
-  if name in _OPEN or not isinstance(saved, dict):
+def _with_defaults(saved, default, name):
+  """Open groups stay as they were saved: their defaults belong to another model or objective."""
+  if name in ("data.options", "model", "objective", "multi_objective.weighting") or not isinstance(saved, dict):
     return saved
   prefix = name and f"{name}."
-  return defaults | {key: _with_defaults(value, defaults.get(key, {}), prefix + key) for key, value in saved.items()}
+  return default | {key: _with_defaults(value, default.get(key, {}), prefix + key) for key, value in saved.items()}
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:
@@ -177,94 +295,6 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
     elif before != after:
       lines.append(f"{prefix}.{key} was {before!r}, is {after!r}")
   return lines
-
-
-def check_keys(given: dict[str, Any], expected: dict[str, Any], prefix: str = "config") -> None:
-  """Raises unless `given` has the keys of `expected`, with values of their types; open groups may hold anything.
-
-  Raises:
-    ValueError: names the key.
-  """
-  for key in given.keys() - expected.keys():
-    near = difflib.get_close_matches(key, list(expected), n=1, cutoff=0.5)
-    hint = f"did you mean {prefix}.{near[0]}?" if near else f"there are {', '.join(sorted(expected))}"
-    raise ValueError(f"{prefix}.{key} is unknown; {hint}")
-  for key, default in expected.items():
-    name = f"{prefix}.{key}"
-    if key not in given:
-      raise ValueError(f"{name} is missing; start from jaxrec.train.config.default_config()")
-    _check_type(name, given[key], default)
-
-
-def _check_type(name, value, default):
-  if isinstance(default, dict):
-    if not isinstance(value, dict):
-      raise ValueError(f"{name}={value!r} must be a group of settings")
-    if name.removeprefix("config.") not in _OPEN:
-      check_keys(value, default, name)
-    return
-  wanted = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
-  if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-    raise ValueError(f"{name}={value!r} must be of type {type(default).__name__}, for example {default!r}")
-  if isinstance(value, float) and not math.isfinite(value):
-    raise ValueError(f"{name}={value} must be a finite number")
-
-
-def _check_choices(config):
-  choices = {
-    "optimizer.schedule": SCHEDULES,
-    "train.dtype": DTYPES,
-    "eval.protocol": REPORTED,
-    "data.task": ("next_item", "masked_item"),
-    "data.train_users": TRAIN_USERS,
-    "multi_objective.own_domain": OWN,
-    "tables.placement": ("auto", "parameter", "sharded"),
-    "tables.optimizer": ("adamw", "adagrad", "sgd"),
-    "tables.second_moment": ("row", "element"),
-    "tables.moment_dtype": DTYPES,
-    "tables.dtype": DTYPES,
-    "tables.rounding": ROUNDINGS,
-  }
-  for name, allowed in choices.items():
-    value = _value(config, name)
-    if value not in allowed:
-      raise ValueError(f"config.{name}={value!r} is unknown; use one of {allowed}")
-  if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
-    raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
-  solve_every = config.multi_objective.solve_every
-  if solve_every > 1 and (not config.multi_objective.objectives or config.train.accumulate > 1):
-    raise ValueError(
-      f"config.multi_objective.{solve_every=} needs config.multi_objective.objectives and config.train.accumulate=1"
-    )
-  if config.data.only_domain and config.multi_objective.objectives:
-    raise ValueError(
-      f"{config.data.only_domain=} leaves no attention across domains to weigh; empty config.multi_objective.objectives"
-    )
-  for name in ("model.name", "objective.name"):
-    if not isinstance(config.get(name.split(".")[0]).get("name"), str):
-      raise ValueError(f"config.{name} is missing")
-
-
-def _check_ranges(config):
-  for name in _AT_LEAST_ONE:
-    if _value(config, name) < 1:
-      raise ValueError(f"config.{name}={_value(config, name)} must be at least 1")
-  for name in _NOT_NEGATIVE:
-    if _value(config, name) < 0:
-      raise ValueError(f"config.{name}={_value(config, name)} must not be negative")
-  for name in _FRACTIONS:
-    if not 0 <= _value(config, name) < 1:
-      raise ValueError(f"config.{name}={_value(config, name)} must be at least 0 and below 1")
-  sizes = config.parallel.to_dict()
-  if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-    raise ValueError(f"config.parallel={sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
-  if not config.eval.ks or min(config.eval.ks) < 1:
-    raise ValueError(f"{config.eval.ks=} must be list lengths of at least 1")
-
-
-def _value(config, name):
-  group, key = name.split(".")
-  return config[group][key]
 
 
 def _metric_names(settings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging as stdlib_logging
 import os
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,55 +12,42 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from jaxrec.data.pipeline import TrainingOptions
 from jaxrec.train.monitor import LossMonitor
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.progress import Speed, Trace
 from jaxrec.train.state import TrainState, num_parameters
-from jaxrec.train.timetable import Timetable
+from jaxrec.train.task import Plan
 from jaxrec.train.writers import MetricsWriter
-from jaxrec.types import SequenceBatch
 
 
 class RunLog:
   """Losses and metrics to files, progress to the terminal; `with` closes it."""
 
-  def __init__(
-    self,
-    workdir: str,
-    phase: str,
-    times: Timetable,
-    config: ConfigDict,
-    *,
-    users_of_step: Callable[[int], Sequence[int]],
-    profile: bool = False,
-  ):
+  def __init__(self, workdir: str, phase: str, plan: Plan, config: ConfigDict, *, profile: bool = False):
     """Nothing is written before `start`.
 
     Args:
       workdir: of the run.
       phase: "select" or "final".
-      times: of the phase.
+      plan: of the phase.
       config: of the experiment.
-      users_of_step: step to the users in its batch, to name them when a loss is not finite.
       profile: whether to trace a few steps.
     """
-    self._workdir, self._phase, self._times, self._metric = workdir, phase, times, config.eval.metric
-    self._schedule = make_schedule(config.optimizer, config.train.num_epochs * times.steps_per_epoch)
-    self._losses = LossMonitor(config.train.log_every_steps, users_of_step, self._write_losses)
+    self._workdir, self._phase, self._plan, self._metric = workdir, phase, plan, config.eval.metric
+    self._times = plan.timetable
+    self._schedule = make_schedule(config.optimizer, config.train.num_epochs * self._times.steps_per_epoch)
+    self._losses = LossMonitor(config.train.log_every_steps, plan.users, self._write_losses)
     self._trace = Trace(os.path.join(workdir, "profile") if profile else None)
     self._writer: MetricsWriter | None = None
     self._speed: Speed | None = None
     self._is_first = True
 
-  def describe(self, state: TrainState, num_users: int, options: TrainingOptions, mesh: Mesh) -> None:
+  def describe(self, state: TrainState, mesh: Mesh) -> None:
     """Logs how large everything is."""
     logging.info(
-      "phase %s: %d parameters; %d users; at most %d epochs of %d steps of %d rows x %d positions; "
-      "%d %s device(s) %s on %d host(s)",
-      self._phase, num_parameters(state.params), num_users, self._times.num_epochs, self._times.steps_per_epoch,
-      options.rows_per_batch, options.row_length, mesh.size, mesh.devices.flat[0].platform, dict(mesh.shape),
-      jax.process_count(),
+      "phase %s: %d parameters; %s; at most %d epochs of %d steps; %d %s device(s) %s on %d host(s)",
+      self._phase, num_parameters(state.params), self._plan.description, self._times.num_epochs,
+      self._times.steps_per_epoch, mesh.size, mesh.devices.flat[0].platform, dict(mesh.shape), jax.process_count(),
     )  # fmt: skip
 
   def start(self, first_step: int, position: dict[str, Any] | None) -> None:
@@ -72,16 +58,16 @@ class RunLog:
       position: what `get_state` returned, from a checkpoint; None at the beginning.
     """
     if position is not None:
-      logging.info("phase %s goes on after step %d of %d", self._phase, first_step - 1, self._times.num_steps)
+      logging.info("phase %s resumes after step %d of %d", self._phase, first_step - 1, self._times.num_steps)
       self._losses.set_state(position)
     self._writer = MetricsWriter(self._workdir, self._phase, restored_step=first_step - 1)
-    self._speed = Speed(self._phase, self._times, first_step)
+    self._speed = Speed(self._phase, self._plan, first_step)
 
   def before_step(self) -> None:
     """To be called when the batch is there."""
     self._trace.before_step()
 
-  def after_step(self, step: int, batch: SequenceBatch, scalars: dict[str, Array]) -> None:
+  def after_step(self, step: int, batch: Any, scalars: dict[str, Array]) -> None:
     """Counts a step; the scalars of the step before are read, those of this one may still be computed.
 
     Raises:

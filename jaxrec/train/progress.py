@@ -8,31 +8,29 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from jaxrec.train.timetable import Timetable
+from jaxrec.train.task import Plan
 from jaxrec.train.writers import MetricsWriter
-from jaxrec.types import SequenceBatch
 
 _TRACED_STEPS = (10, 20)  # Of this process: compilation is over by then.
 
 
 class Speed:
-  """Counts users and tokens (positions that are not padding), in a progress bar and in timing.jsonl."""
+  """Counts what was trained on, such as users and tokens, in a progress bar and in timing.jsonl."""
 
-  def __init__(self, phase: str, times: Timetable, first_step: int):
+  def __init__(self, phase: str, plan: Plan, first_step: int):
     """Starts the clock and, on the first host, the bar.
 
     Args:
       phase: title of the bar.
-      times: of the phase.
+      plan: of the phase.
       first_step: the one that comes next.
     """
-    self._times = times
+    self._times, self._count = plan.timetable, plan.count
     self._bar = tqdm(
-      total=times.num_steps,
+      total=self._times.num_steps,
       initial=first_step - 1,
       desc=phase,
       unit="step",
@@ -41,26 +39,27 @@ class Speed:
       disable=jax.process_index() != 0,
     )
     self._hosts = jax.process_count()
+    self._unit = "examples"
     self._restart()
 
-  def add(self, batch: SequenceBatch, loss: float) -> None:
+  def add(self, batch: Any, loss: float) -> None:
     """Counts a step.
 
     Args:
-      batch: this host's rows; the other hosts are taken to have as many users and tokens.
+      batch: this host's rows; the other hosts are taken to have as many.
       loss: latest known.
     """
-    self._users += int(batch.sequence_id.max(axis=1).sum()) * self._hosts
-    self._tokens += int(np.count_nonzero(batch.sequence_id)) * self._hosts
-    speeds = self._speeds()
+    counts = self._count(batch)
+    self._unit = next(iter(counts))
+    self._totals = {unit: self._totals.get(unit, 0) + number * self._hosts for unit, number in counts.items()}
     shown = {"epoch": self._times.epoch(self._bar.n + 1), "loss": "?" if math.isnan(loss) else f"{loss:.4f}"}
-    shown |= {"users/s": f"{speeds['users_per_second']:.0f}", "tokens/s": f"{speeds['tokens_per_second']:.0f}"}
+    shown |= {name.replace("_per_second", "/s"): f"{speed:.0f}" for name, speed in self._speeds().items()}
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
   def write(self, writer: MetricsWriter, kind: str, step: int) -> None:
     """Writes the speed since the last writing, if there was any step; the device must be idle."""
-    if self._users:
+    if self._totals:
       writer.write_timing(kind, step, {"seconds": self._seconds()} | self._speeds())
       self._restart()
 
@@ -68,9 +67,11 @@ class Speed:
     self, writer: MetricsWriter, kind: str, step: int, values: dict[str, float], metric: str
   ) -> None:
     """Writes how long an evaluation took, and shows its result above the bar."""
-    writer.write_timing(kind, step, {"seconds": self._seconds(), "users_per_second": values["count"] / self._seconds()})
+    seconds = self._seconds()
+    writer.write_timing(kind, step, {"seconds": seconds, f"{self._unit}_per_second": values["count"] / seconds})
     if jax.process_index() == 0:
-      tqdm.write(f"{kind} after epoch {self._times.epoch(step)}: {metric} {values[metric]:.4f}", file=sys.stderr)
+      when = f"step {step}" if self._times.evaluate_every_steps else f"epoch {self._times.epoch(step)}"
+      tqdm.write(f"{kind} after {when}: {metric} {values[metric]:.4f}", file=sys.stderr)
     self._restart()
 
   def close(self) -> None:
@@ -78,14 +79,14 @@ class Speed:
     self._bar.close()
 
   def _restart(self):
-    self._start, self._users, self._tokens = time.perf_counter(), 0, 0
+    self._start, self._totals = time.perf_counter(), {}
 
   def _seconds(self):
     return max(time.perf_counter() - self._start, 1e-9)
 
   def _speeds(self):
     seconds = self._seconds()
-    return {"users_per_second": self._users / seconds, "tokens_per_second": self._tokens / seconds}
+    return {f"{unit}_per_second": total / seconds for unit, total in self._totals.items()}
 
 
 class Trace:

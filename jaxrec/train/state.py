@@ -13,20 +13,20 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxrec.embedding import TableState
-from jaxrec.types import SequenceBatch
 
 Params = Any  # A pytree of float32 arrays.
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Parameters and all that goes with them.
+  """Parameters and everything that training updates with them.
 
   step: updates made so far.
   params: the model's, as in `model.apply({"params": params}, ...)`.
-  opt_state: of the optimizer.
+  opt_state: state of the optimizer.
   average: exponential moving average of the parameters, or None where none is kept.
-  tables: rows of the item table where it is not among the parameters; see `jaxrec.embedding`.
+  tables: rows of the item table where it lives outside the parameters; see `jaxrec.train.item_table`.
+  model_state: the model's variables other than parameters, such as batch statistics; {} without.
   """
 
   step: Int[Array, ""]
@@ -34,6 +34,7 @@ class TrainState:
   opt_state: optax.OptState
   average: Params | None = None
   tables: TableState | None = None
+  model_state: Any = flax.struct.field(default_factory=dict)
 
   @property
   def evaluated(self) -> Params:
@@ -44,36 +45,36 @@ class TrainState:
 def create_state(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
-  batch: SequenceBatch,
+  batch: Any,
   seed: int,
   keep_average: bool = False,
-  with_items: bool = True,
+  init_arguments: Callable[[Any], dict[str, Any]] = lambda batch: {},
   shardings_of: Callable[[TrainState], Any] | None = None,
 ) -> TrainState:
   """Returns the state before the first step.
 
   Args:
-    model: Linen module that reads a `SequenceBatch`.
+    model: Linen module that reads such batches.
     optimizer: its state is initialised too.
     batch: any batch; parameters don't depend on its values, nor on its number of rows.
     seed: of the parameters.
     keep_average: whether a moving average is kept; it starts at the initial parameters.
-    with_items: whether the item table is one of the parameters.
-    shardings_of: shapes of the state to where they lie, on the devices of all hosts: no device then ever holds more
+    init_arguments: a batch to further arguments of `model.init`.
+    shardings_of: shapes of the state to its shardings, over the devices of all hosts: no device then ever holds more
       than its share. None: the default device.
   """
 
-  def init(key_data, one_row):
+  def init(key_data, rows):
     key = jax.random.wrap_key_data(key_data)
-    item = {} if with_items else {"item": jnp.zeros((*one_row.item_id.shape, model.width), model.dtype)}
-    params = model.init(key, one_row, deterministic=True, **item)["params"]
+    variables = dict(model.init(key, rows, deterministic=True, **init_arguments(rows)))
+    params = variables.pop("params")
     average = jax.tree.map(jnp.copy, params) if keep_average else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, None, variables)
 
   with jax.ensure_compile_time_eval():  # NumPy arrays, which several hosts may give to one program.
     arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
-  layout = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
-  return jax.jit(init, out_shardings=layout)(*arguments)
+  shardings = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
+  return jax.jit(init, out_shardings=shardings)(*arguments)
 
 
 def num_parameters(params: Params) -> int:

@@ -1,4 +1,4 @@
-"""One training step: gradient of the objective, or of several, in parts if memory asks for it, and the update."""
+"""One training step: gradients of K objectives, in microbatches where memory asks for it, and one Optax update."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxrec import parallel
-from jaxrec.embedding import Tables
-from jaxrec.train.gradients import mean_gradient, mean_gradients, pieces_of, scalars_of_several
+from jaxrec.objectives.objective import Gradients, Objective
+from jaxrec.train.item_table import IN_PARAMS, Gathered, InParams, ItemTable
 from jaxrec.train.state import TrainState
-from jaxrec.train.table_step import table_updates
-from jaxrec.types import SequenceBatch
 
-# (model, params, batch, rng, deterministic) -> (loss, scalars); scalars["weight"] is the sum of target weights.
-Objective = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
+Scalars = dict[str, Array]
 
 
 def make_train_step(
@@ -31,72 +29,65 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   *,
   seed: int,
+  item_table: ItemTable = IN_PARAMS,
   accumulate: int = 1,
   average: float = 0.0,
   mesh: Mesh | None = None,
   like: TrainState | None = None,
-  solve_every: int = 1,
-  tables: Tables | None = None,
+  reweight_every: int = 1,
 ) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
-  The old state is donated: don't use it afterwards. Scalars are those of the objective, "loss" and "grad_norm" (before
-  clipping); reading them waits for the step, so read them a step later.
+  The old state is donated: don't use it afterwards. The scalars are "loss", "grad_norm" (before clipping), those of the
+  objective and of the item table; with K > 1 also each loss under its name, "weight/<name>" and "norm/<name>" of its
+  gradient, and "cosine" between the first two. Reading them waits for the step, so read them a step later.
 
   Args:
     model: Linen module.
-    objective: its loss is a mean over target positions weighted by target_weight. Or several, which have
-      `names` and `gradients` as `jaxrec.cross_domain.CrossDomainObjective` does: then the scalars are its losses by
-      name ("loss" is the first), "weight/<name>" and "norm/<name>" of their gradients, "cosine" between the first two,
-      and the "grad_norm" of the weighted sum.
-    optimizer: optax transformation; for several objectives, `jaxrec.multi_objective.multi_objective` around one.
+    objective: K >= 1 losses; see `jaxrec.objectives.objective.Objective`.
+    optimizer: Optax transformation; for K > 1 `jaxrec.multi_objective.multi_objective` around one.
     seed: of dropout and negatives; the key of a step is `fold_in(key(seed), step)`, so a resumed run repeats an
       uninterrupted one.
-    accumulate: parts of the batch whose gradients are added up, weighted by their targets; must divide the rows. The
+    item_table: where the item table lives.
+    accumulate: A, microbatches whose gradients are added up, weighted by their targets; must divide the rows. The
       result is that of the whole batch up to rounding, except for what is drawn at random, and for objectives that take
       negatives from the batch.
     average: decay of `state.average`; 0 where the state has none.
-    mesh: devices over which the rows of a batch are spread; None follows the arguments.
-    like: a state, or its shapes with their shardings, that lies on the mesh as updated ones shall lie; None: each
+    mesh: devices over which the rows of a batch are sharded; None follows the arguments.
+    like: a state, or its shapes with their shardings, with the shardings that updated states shall have; None: each
       device keeps all of it.
-    solve_every: several objectives only: steps from one solution for their weights to the next. Those between reuse the
-      weights and need one backward pass instead of K.
-    tables: of items, where the item table is not a parameter; see `jaxrec.train.table_step`. Scalars then have
-      "tables/overflow", "tables/out_of_range" and "tables/rows"; see `jaxrec.embedding.Plan`.
+    reweight_every: for K > 1, steps from one solution for the weights to the next. The steps between reuse the weights
+      and need one backward pass instead of K.
 
   Raises:
-    ValueError: `solve_every` above 1 with one objective, or together with `accumulate`; tables with `solve_every` or
-      `average`.
+    ValueError: `reweight_every` above 1 with one objective, or together with `accumulate`; a sharded item table with
+      `reweight_every` or `average`.
   """
-  several = hasattr(objective, "gradients")
-  if solve_every < 1 or (solve_every > 1 and (accumulate > 1 or not several)):
-    raise ValueError(f"{solve_every=} must be 1, or more for several objectives with accumulate=1")
-  if tables is not None and (solve_every > 1 or average):
-    raise ValueError(f"{solve_every=} and {average=} must be 1 and 0 where items are in a table of their own")
-  updates_of = partial(_several_updates, solve_every) if several else _updates
+  if reweight_every < 1 or (reweight_every > 1 and (accumulate > 1 or len(objective.names) == 1)):
+    raise ValueError(f"{reweight_every=} must be 1, or more for several objectives with accumulate=1")
+  if not isinstance(item_table, InParams) and (reweight_every > 1 or average):
+    raise ValueError(f"{reweight_every=} and {average=} must be 1 and 0 for an item table outside params")
 
   def train_step(state, batch, seed):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    arguments = (model, objective, optimizer, state, batch, rng, accumulate)
-    if tables is None:
-      new_tables = None
-      updates, opt_state, scalars = updates_of(*arguments)
+    batches, keys = split_microbatches(batch, rng, accumulate)  # [A, B, ...]
+    ids = jax.vmap(partial(objective.scored_ids, model))(batches, keys)
+    gathered = item_table.gather(model, state, batches, ids)
+    microbatches = batches, keys, gathered.lookups
+    update = partial(_update, model, objective, optimizer, gathered, state, microbatches)
+    if reweight_every == 1:
+      updates, opt_state, scalars, model_state = update()
     else:
-      updates, opt_state, new_tables, scalars = table_updates(tables, *arguments)
+      is_due = state.opt_state.count % reweight_every == 0
+      reuse = partial(_update_with_old_weights, model, objective, optimizer, gathered, state, microbatches)
+      updates, opt_state, scalars, model_state = jax.lax.cond(is_due, update, reuse)
+    updates, tables = gathered.apply(updates)
     params = optax.apply_updates(state.params, updates)
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
-    return TrainState(state.step + 1, params, opt_state, moved, new_tables), scalars
+    return TrainState(state.step + 1, params, opt_state, moved, tables, model_state), scalars | gathered.scalars
 
-  jitted = jax.jit(parallel.knows_mesh(train_step, mesh), donate_argnums=0, out_shardings=_layout(mesh, like))
+  jitted = jax.jit(parallel.with_mesh(train_step, mesh), donate_argnums=0, out_shardings=_shardings(mesh, like))
   return TrainStep(jitted, np.uint32(seed))
-
-
-def _layout(mesh, like):
-  """Where the new state and the scalars lie."""
-  if mesh is None:
-    return None
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  return everywhere if like is None else (jax.tree.map(lambda x: x.sharding, like), everywhere)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,44 +97,115 @@ class TrainStep:
   jitted: Callable[..., Any]
   seed: np.uint32
 
-  def __call__(self, state: TrainState, batch: SequenceBatch) -> tuple[TrainState, dict[str, Array]]:
+  def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Scalars]:
     """Makes one step."""
     return self.jitted(state, batch, self.seed)
 
   def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-    """The program for arrays of these shapes, not compiled."""
+    """Returns the program for arrays of these shapes, not compiled."""
     return self.jitted.lower(state, batch, self.seed)
 
 
-def _updates(model, objective, optimizer, state, batch, rng, parts):
-  pieces = pieces_of(batch, rng, parts)
-  grads, scalars = mean_gradient(partial(objective, model, deterministic=False), state.params, pieces)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  return updates, opt_state, scalars | {"grad_norm": optax.tree.norm(grads)}
+def _update(model, objective, optimizer, gathered: Gathered, state, microbatches):
+  """Returns updates, optimizer state, scalars and model state of one step, with weights found for this step."""
 
+  def gradients_of(batch, key, lookup):
+    items = gathered.items(batch, lookup)
+    return objective.gradients(model, gathered.params, batch, key, items=items, model_state=state.model_state)
 
-def _several_updates(solve_every, model, objective, optimizer, state, batch, rng, parts):
-  """As `_updates`, with a gradient for each objective where their weights are solved for."""
-  arguments = (model, objective, optimizer)
-  if solve_every == 1:
-    updates, opt_state, losses = _solved(*arguments, state, batch, rng, parts)
+  found = mean_gradients(gradients_of, microbatches)
+
+  def to_params_gradient(grad):
+    return gathered.collect(found.to_params_gradient(grad))
+
+  if len(objective.names) == 1:
+    grad = to_params_gradient(found.grads[0])
+    updates, opt_state = optimizer.update(grad, state.opt_state, gathered.params)
+    scalars = {"loss": found.losses[0], "grad_norm": optax.tree.norm(grad)}
   else:
-    is_due = state.opt_state.count % solve_every == 0
-    solve, reuse = partial(_solved, *arguments, parts=parts), partial(_reused, *arguments)
-    updates, opt_state, losses = jax.lax.cond(is_due, solve, reuse, state, batch, rng)
-  return updates, opt_state, scalars_of_several(objective, losses, opt_state)
+    updates, opt_state = optimizer.update(
+      found.grads, state.opt_state, gathered.params, losses=found.losses, to_params_gradient=to_params_gradient
+    )
+    scalars = weighting_scalars(objective.names, found.losses, opt_state)
+  return updates, opt_state, scalars | found.scalars, found.model_state
 
 
-def _reused(model, objective, optimizer, state, batch, rng):
-  """Updates with the weights of an earlier step."""
-  losses, grad = objective.weighted_gradient(model, state.params, batch, rng, state.opt_state.weights)
-  updates, opt_state = optimizer.update(grad, state.opt_state, state.params, losses=losses, weighed=True)
-  return updates, opt_state, losses
+def _update_with_old_weights(model, objective, optimizer, gathered: Gathered, state, microbatches):
+  """As `_update`, with the weights of an earlier step and one backward pass."""
+  batch, key, lookup = _first(microbatches)
+  items, weights = gathered.items(batch, lookup), state.opt_state.weights
+  losses, grad = objective.weighted_gradient(model, gathered.params, batch, key, weights, items=items)
+  updates, opt_state = optimizer.update(grad, state.opt_state, gathered.params, losses=losses, reuse_weights=True)
+  return updates, opt_state, weighting_scalars(objective.names, losses, opt_state), state.model_state
 
 
-def _solved(model, objective, optimizer, state, batch, rng, parts):
-  """Updates with weights found for this step."""
-  gradients, pieces = partial(objective.gradients, model), pieces_of(batch, rng, parts)
-  losses, grads, finish = mean_gradients(gradients, len(objective.names), state.params, pieces)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params, losses=losses, finish=finish)
-  return updates, opt_state, losses
+def mean_gradients(gradients_of: Callable[..., Gradients], microbatches: Any) -> Gradients:
+  """Returns losses and gradients of the mean losses over all microbatches.
+
+  Args:
+    gradients_of: (*microbatch) to the gradients of one.
+    microbatches: pytree of arrays with a leading axis of A microbatches.
+
+  With A > 1 the gradients are like the parameters already, since microbatches read different rows; the state of the
+  model is the mean of the states after each microbatch.
+  """
+  num = jax.tree.leaves(microbatches)[0].shape[0]
+  if num == 1:
+    return gradients_of(*_first(microbatches))
+
+  def weighted_sums(microbatch):
+    found = gradients_of(*microbatch)
+    grads = tuple(_times(found.weights[k], found.to_params_gradient(g)) for k, g in enumerate(found.grads))
+    scalars = _times(found.weights[0], found.scalars)
+    return found.losses * found.weights, found.weights, grads, scalars, found.model_state
+
+  shapes = jax.eval_shape(weighted_sums, _first(microbatches))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, _ = jax.lax.scan(lambda total, m: (jax.tree.map(jnp.add, total, weighted_sums(m)), None), zeros, microbatches)
+  losses, weights, grads, scalars, model_state = sums
+  scale = 1 / jnp.maximum(weights, 1e-6)
+  grads = tuple(_times(scale[k], grad) for k, grad in enumerate(grads))
+  model_state = jax.tree.map(lambda x: x / num, model_state)
+  return Gradients(losses * scale, weights, grads, lambda grad: grad, _times(scale[0], scalars), model_state)
+
+
+def split_microbatches(batch: Any, rng: PRNGKeyArray, num: int) -> tuple[Any, Array]:
+  """Returns microbatches and their keys, with a leading axis of A; a whole batch keeps its key.
+
+  Microbatch i takes rows i, i + A, ...: where rows are sharded over devices each microbatch is sharded over them too.
+
+  Raises:
+    ValueError: A does not divide the rows.
+  """
+  num_rows = jax.tree.leaves(batch)[0].shape[0]
+  if num_rows % num:
+    raise ValueError(f"the {num_rows} rows of a batch must be divisible by accumulate={num}; set data.rows_per_batch")
+
+  def split(array):
+    return array.reshape(num_rows // num, num, *array.shape[1:]).swapaxes(0, 1)  # [A, B, ...]
+
+  return jax.tree.map(split, batch), rng[None] if num == 1 else jax.random.split(rng, num)
+
+
+def weighting_scalars(names: tuple[str, ...], losses: Array, opt_state: Any) -> Scalars:
+  """Returns what a step with several objectives logs; see `make_train_step`."""
+  scalars = {"loss": losses[0], "grad_norm": opt_state.combined_norm, "cosine": opt_state.cosines[0, 1]}
+  for name, *values in zip(names, losses, opt_state.weights, opt_state.norms, strict=True):
+    scalars |= dict(zip((name, f"weight/{name}", f"norm/{name}"), values, strict=True))
+  return scalars
+
+
+def _shardings(mesh, like):
+  """Shardings of the new state and of the scalars."""
+  if mesh is None:
+    return None
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return replicated if like is None else (jax.tree.map(lambda x: x.sharding, like), replicated)
+
+
+def _first(microbatches):
+  return jax.tree.map(lambda x: x[0], microbatches)
+
+
+def _times(factor, tree):
+  return jax.tree.map(lambda x: x * factor, tree)

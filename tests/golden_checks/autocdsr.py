@@ -12,7 +12,7 @@ from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.t5 import Encoder
 from jaxrec.layers.norm import l2_normalize, layer_norm
-from jaxrec.losses import full_softmax
+from jaxrec.objectives.item_losses import full_softmax
 
 MASK_TOKEN, FIRST_BOTTLENECK = 1, 2  # Item ids.
 

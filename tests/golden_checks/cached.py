@@ -11,8 +11,8 @@ from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.hstu import layer_options, model_params
 from golden_checks.layout import Layout
 from golden_checks.stu import forward
-from jaxrec.inference.incremental import IncrementalModel
 from jaxrec.models.hstu import HSTU
+from jaxrec.serving.incremental import IncrementalModel
 
 
 def model_check() -> Check:

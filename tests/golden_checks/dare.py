@@ -17,10 +17,10 @@ import numpy as np
 
 from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
-from jaxrec.click_through import l2_penalty
-from jaxrec.layers import target_attention
+from jaxrec.batches import CandidateBatch
+from jaxrec.layers.ctr import target_attention
 from jaxrec.models.ctr import ClickThroughRanker
-from jaxrec.types import CandidateBatch
+from jaxrec.objectives.click import l2_penalty
 
 _MASKED = -(2.0**32)
 _FIELDS = {"item": "item_id", "category": "category_id", "age": "time_id"}
@@ -156,7 +156,7 @@ def _interceptor(golden, quirks):
 
 
 def _reference_loss(logit, click):
-  """Cross-entropy of a softmax plus 1e-8; ours is that of log-odds, see `jaxrec.click_through.click_loss`."""
+  """Cross-entropy of a softmax plus 1e-8; ours is that of log-odds, see `jaxrec.objectives.click.click_loss`."""
   return -jnp.log(jax.nn.sigmoid(jnp.where(click, logit, -logit)) + 1e-8).mean()
 
 

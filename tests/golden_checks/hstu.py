@@ -12,8 +12,8 @@ from golden_checks.layout import Layout
 from golden_checks.models import ITEM_TABLE, POSITION_TABLE, apply_with_intermediates, outputs_and_gradients
 from golden_checks.sequences import sequence_batch
 from jaxrec.layers.context import causal_context
-from jaxrec.layers.embedding import embed_sequence
 from jaxrec.layers.hstu import HSTULayer, split_uvqk
+from jaxrec.layers.item_embedding import embed_sequence
 from jaxrec.layers.norm import l2_normalize
 from jaxrec.models.hstu import HSTU
 from pallas_kernels import NUM_TIME_BUCKETS, time_bucket

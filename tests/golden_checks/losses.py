@@ -15,10 +15,10 @@ from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.layout import Layout
 from golden_checks.sequences import sequence_batch
-from jaxrec import losses, negatives
 from jaxrec.layers.norm import l2_normalize
 from jaxrec.models.hstu import HSTU
-from jaxrec.objectives import ItemObjective
+from jaxrec.objectives import item_losses, negatives
+from jaxrec.objectives.item import ItemObjective
 
 
 def loss_check() -> Check:
@@ -52,10 +52,10 @@ def _loss(golden: GoldenFile, dtype: type) -> dict:
 
   def loss(query, table):
     vectors = l2_normalize(table, config["l2_norm_eps"]) if config["l2_norm"] else table
-    logits = losses.sampled_logits(
+    logits = item_losses.sampled_logits(
       query, vectors[target_id], vectors[negative_id], target_id, negative_id, config["temperature"]
     )
-    return losses.weighted_mean(losses.sampled_softmax(*logits), weight), vectors[negative_id]
+    return item_losses.weighted_mean(item_losses.sampled_softmax(*logits), weight), vectors[negative_id]
 
   table = jnp.asarray(golden.params(dtype)["item_emb"])
   (value, vectors), grads = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from golden_checks.golden_file import Check, GoldenFile
-from jaxrec import metrics
-from jaxrec.retrieval import sampled_target_ranks, target_ranks, top_k_items
+from jaxrec.evaluation import metrics
+from jaxrec.evaluation.catalogue import sampled_target_ranks, target_ranks, top_k_items
 
 LONGEST_LIST = 2500  # the reference looks no further and gives what it does not find the rank after
 

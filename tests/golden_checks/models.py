@@ -10,7 +10,7 @@ import numpy as np
 
 from golden_checks.compile import quick_jit
 from golden_checks.golden_file import GoldenFile
-from jaxrec.layers.embedding import ItemEmbedding
+from jaxrec.layers.item_embedding import ItemEmbedding
 
 ITEM_TABLE = "_embedding_module._item_emb.weight"
 POSITION_TABLE = "_input_features_preproc._pos_emb.weight"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxrec.types import SequenceBatch
+from jaxrec.batches import SequenceBatch
 
 
 def sequence_batch(

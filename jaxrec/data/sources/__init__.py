@@ -1,4 +1,4 @@
-"""Data sources: each reads raw files into an `InteractionLog`. See `table.py` for the names of the columns."""
+"""Data sources: each reads raw files into an `InteractionLog`. `table` reads any CSV or Parquet file."""
 
 from jaxrec.data.sources.registry import GENERATED, SOURCES, InteractionLog, generator, source_names, source_reader
 

@@ -1,4 +1,6 @@
-"""The two-domain Amazon sequences of ABXI: `<user> <item>|<unix> …` a line, and `map_item*.txt` with `{ASIN: [item,
+"""ABXI's two-domain Amazon sequences.
+
+`*_preprocessed.txt` has a line `<user> <item>|<unix> …` per user, `map_item*.txt` is a JSON object `{ASIN: [item,
 domain]}`.
 
 Source: ABXI, arXiv 2501.15118; Amazon reviews (research use).
@@ -19,24 +21,24 @@ _KNOWN_NAMES = {"afk": ("food", "kitchen"), "abe": ("beauty", "electronics"), "a
 
 
 def read_abxi(raw: str | pathlib.Path, *, names: str | Sequence[str] | None = None) -> InteractionLog:
-  """Returns the sequences of `*_preprocessed.txt`; the order of a line stands, its ties too.
+  """Returns the sequences of `*_preprocessed.txt`; events keep the order of their line.
 
   Args:
     raw: the folder of the two files.
-    names: names of domain 0 and domain 1, a sequence or text with commas; None = those of the file's prefix (afk, abe,
-      amb), else "0" and "1".
+    names: names of domain 0 and domain 1, as a sequence or separated by commas; None for those that belong to the
+      file's prefix (afk, abe, amb), else "0" and "1".
 
   Raises:
-    ValueError: a pair that is not `<item>|<unix>`, an item outside the map, a map that is no JSON.
+    ValueError: a pair that is not `<item>|<unix>`, an item that is not in the map, a map that is not JSON.
   """
   path = find_file(raw, "*_preprocessed.txt")
   pairs = _read_pairs(path)
   items = _read_map(find_file(path.parent, "map_item*.txt"))
   items = items.with_columns(domain=pl.col("domain").replace_strict([0, 1], list(_names(names, path))))
   events = pairs.join(items.select("item", "domain"), on="item", how="left", maintain_order="left")
-  strange = events.filter(pl.col("domain").is_null()).head(1)
-  if len(strange):
-    raise ValueError(f"{path}: item {strange['item'][0]} of user {strange['user'][0]} is not in the item map")
+  unknown = events.filter(pl.col("domain").is_null()).head(1)
+  if len(unknown):
+    raise ValueError(f"{path}: item {unknown['item'][0]} of user {unknown['user'][0]} is not in the item map")
   return InteractionLog(events, items=items, domains=_names(names, path), raw_rows=len(events), in_order=True)
 
 
@@ -65,9 +67,9 @@ def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
       f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "
       f"{bad['word'][0]!r}: {bad['line'][0][:120]!r}"
     )
-  twice = words.filter(pl.col("user").is_duplicated()).head(1)
-  if len(twice):
-    raise ValueError(f"{path}: line {twice['row'][0]}: user {twice['user'][0]} has more than one line")
+  repeated = words.filter(pl.col("user").is_duplicated()).head(1)
+  if len(repeated):
+    raise ValueError(f"{path}: line {repeated['row'][0]}: user {repeated['user'][0]} has more than one line")
   return pairs.select("user", "item", "timestamp")
 
 

@@ -1,5 +1,6 @@
-"""Two logs of Alibaba: Taobao's UserBehavior.csv and Tmall's user_log_format1.csv. Both need a login at Tianchi to
-download.
+"""Two logs of Alibaba: Taobao's UserBehavior.csv and Tmall's user_log_format1.csv.
+
+Both need a login at Tianchi to download.
 
 Terms: research use. Source: https://tianchi.aliyun.com/dataset/649 (Taobao) and https://tianchi.aliyun.com/dataset/42
 (Tmall).
@@ -19,7 +20,7 @@ from jaxrec.data.sources.registry import InteractionLog
 BEHAVIORS = ("pv", "buy", "cart", "fav")
 ACTIONS = ("click", "cart", "purchase", "favourite")
 FIRST_SECOND, LAST_SECOND = 1511539200, 1512316799
-"""2017-11-25 00:00:00 to 2017-12-03 23:59:59, Beijing time: the nine days that Taobao's log is said to cover."""
+"""2017-11-25 00:00:00 to 2017-12-03 23:59:59, Beijing time: the nine days of Taobao's log, as published."""
 _TMALL_YEAR = 2014
 
 
@@ -30,14 +31,17 @@ def read_taobao(
   domain: str = "one",
   outside_period: str = "drop",
 ) -> InteractionLog:
-  """Returns `user,item,category,behavior,unix` rows, without a header. The action is 1 pv, 2 buy, 3 cart, 4 fav.
+  """Returns Taobao's rows `user,item,category,behavior,unix`. The action is 1 for pv, 2 buy, 3 cart, 4 fav.
 
   Args:
-    raw: UserBehavior.csv or its folder.
-    behaviors: which to keep, a sequence or text with commas.
+    raw: UserBehavior.csv (which has no header) or its folder.
+    behaviors: those to keep, as a sequence or separated by commas.
     domain: "one", "behavior" or "category" (thousands of domains).
-    outside_period: "drop" the few rows whose time lies outside the nine days (some lie before 1970), counted; "keep"
-      them.
+    outside_period: "drop" drops and counts the few rows with a time outside the nine days (some are before 1970);
+      "keep" keeps them.
+
+  Raises:
+    ValueError: an unknown option, a bad row, or no row inside the nine days.
   """
   path = find_file(raw, "UserBehavior.csv", "UserBehavior.csv.gz")
   _check_choice("domain", domain, ("one", "behavior", "category"))
@@ -50,31 +54,35 @@ def read_taobao(
     "timestamp": Column(pl.Int64),
   }
   rows = read_columns(path, columns)
-  wanted = rows.filter(pl.col("behavior").is_in(_chosen("behaviors", behaviors, BEHAVIORS)))
-  dropped = {"another behavior": len(rows) - len(wanted)}
+  kept = rows.filter(pl.col("behavior").is_in(_chosen("behaviors", behaviors, BEHAVIORS)))
+  dropped = {"another behavior": len(rows) - len(kept)}
   if outside_period == "drop":
-    inside = wanted.filter(pl.col("timestamp").is_between(FIRST_SECOND, LAST_SECOND))
-    dropped["outside the nine days of the log"] = len(wanted) - len(inside)
+    inside = kept.filter(pl.col("timestamp").is_between(FIRST_SECOND, LAST_SECOND))
+    dropped["outside the nine days of the log"] = len(kept) - len(inside)
     if inside.is_empty():
       raise ValueError(
-        f"{path}: no time lies in {FIRST_SECOND}..{LAST_SECOND}; the first is {rows['timestamp'][0]}: are these "
-        "seconds? outside_period='keep' takes them as they are"
+        f"{path}: no time is in {FIRST_SECOND}..{LAST_SECOND}; the first is {rows['timestamp'][0]}: are these seconds?"
+        " outside_period='keep' keeps all times"
       )
-    wanted = inside
-  events = wanted.with_columns(action=wanted["behavior"].to_physical().cast(pl.Int32) + 1)
+    kept = inside
+  events = kept.with_columns(action=kept["behavior"].to_physical().cast(pl.Int32) + 1)
   return _log(events, len(rows), dropped, domain, extra=("category",))
 
 
 def read_tmall(
   raw: str | pathlib.Path, *, actions: str | Sequence[str] = ACTIONS, domain: str = "one"
 ) -> InteractionLog:
-  """Returns `user_log_format1.csv`. Times are days (`1111` is the 11th of November 2014); the action is 1 click … 4
-  favourite.
+  """Returns Tmall's rows. The action is 1 for a click, 2 cart, 3 purchase, 4 favourite.
+
+  Times are those of days: the file writes the 11th of November 2014 as `1111`.
 
   Args:
     raw: user_log_format1.csv or its folder.
-    actions: which to keep of click, cart, purchase, favourite; a sequence or text with commas.
+    actions: those to keep of click, cart, purchase, favourite, as a sequence or separated by commas.
     domain: "one", "action" or "category".
+
+  Raises:
+    ValueError: an unknown option or a bad row.
   """
   path = find_file(raw, "user_log_format1.csv", "*/user_log_format1.csv")
   _check_choice("domain", domain, ("one", "action", "category"))
@@ -95,15 +103,15 @@ def read_tmall(
       f"{path}: line {row + 2}: column 'action_type': {rows['action_type'][row]} is not one of 0, 1, 2, 3"
     )
   chosen = [ACTIONS.index(name) for name in _chosen("actions", actions, ACTIONS)]
-  wanted = rows.filter(pl.col("action_type").is_in(chosen))
+  kept = rows.filter(pl.col("action_type").is_in(chosen))
   names = {"user_id": "user", "item_id": "item", "cat_id": "category", "seller_id": "seller"}
-  events = wanted.rename(names).with_columns(action=(pl.col("action_type") + 1).cast(pl.Int32)).drop("time_stamp")
+  events = kept.rename(names).with_columns(action=(pl.col("action_type") + 1).cast(pl.Int32)).drop("time_stamp")
   if domain == "action":
     events = events.with_columns(behavior=pl.col("action_type").replace_strict(list(range(4)), list(ACTIONS)))
   return _log(
     events,
     len(rows),
-    {"another action": len(rows) - len(wanted)},
+    {"another action": len(rows) - len(kept)},
     "behavior" if domain == "action" else domain,
     extra=("category", "seller"),
   )

@@ -1,4 +1,4 @@
-"""Amazon reviews: rating CSV files, review JSON lines (2014, 2018, 2023) and the 5-core id lists of published tables.
+"""Amazon reviews: ratings as CSV and reviews as JSON lines (2014, 2018, 2023), and the 5-core id lists of papers.
 
 Terms: research use. Source: https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/ and
 https://amazon-reviews-2023.github.io
@@ -26,48 +26,53 @@ _UNITS = {"2014": "s", "2023": "ms"}
 def read_ratings(
   raw: str | pathlib.Path, *, name: str | None = None, edition: str | None = None, metadata: str | None = None
 ) -> InteractionLog:
-  """Returns a ratings CSV, plain or .gz.
+  """Returns the events of a CSV file of ratings, plain or .gz.
 
-  The columns stand as user, item, rating, time in 2014, as item, user, rating, time in 2018, both without a header; in
-  2023 there is a header (user_id, parent_asin, rating, timestamp) and the time is in milliseconds.
+  The columns are user, item, rating, time in 2014, and item, user, rating, time in 2018, both without a header. The
+  files of 2023 have a header (user_id, parent_asin, rating, timestamp) and times in milliseconds.
 
   Args:
-    raw: the file, or a folder with `ratings_<name>.csv` (2014) or `<name>.csv` (2018, 2023), also .gz.
-    name: the category, and the domain's name; None = the only file's.
-    edition: "2014", "2018" or "2023"; None = 2023 where there is a header, else the item is the id with fewer values.
+    raw: the file, or a folder with `ratings_<name>.csv` (2014) or `<name>.csv` (2018, 2023), or these as .gz.
+    name: the category, which becomes the name of the domain; None for that of the only file.
+    edition: "2014", "2018" or "2023"; None to detect it: a header means 2023, otherwise the item is the id column with
+      fewer distinct values.
     metadata: JSON lines with the titles (`asin` or `parent_asin`, `title`), or None.
+
+  Raises:
+    ValueError: a bad row, or id columns that cannot be distinguished.
   """
-  path = find_file(raw, *_names(name, ".csv", "ratings_"))
+  path = find_file(raw, *_file_names(name, ".csv", "ratings_"))
   _check_edition(edition)
-  headed = edition == "2023" or edition is None and _first_line(path).startswith(b"user_id,")
-  last = {"rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit="ms" if headed else "s")}
-  if headed:
+  has_header = edition == "2023" or edition is None and _first_line(path).startswith(b"user_id,")
+  last = {"rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit="ms" if has_header else "s")}
+  if has_header:
     columns = {"user_id": Column(pl.String), "parent_asin": Column(pl.String), **last}
     events = read_columns(path, columns, header=True).rename({"user_id": "user", "parent_asin": "item"})
   else:
     events = read_columns(path, {"user": Column(pl.String), "item": Column(pl.String), **last})
-    events = _in_order_of_columns(events, edition)
+    events = _name_columns(events, edition)
   return _log(events, name or _domain_name(path), metadata)
 
 
 def read_reviews(
   raw: str | pathlib.Path, *, name: str | None = None, edition: str | None = None, metadata: str | None = None
 ) -> InteractionLog:
-  """Returns review JSON lines, plain or .gz, of 2014 and 2018 (`reviewerID`, `asin`, …) or 2023 (`user_id`,
-  `parent_asin`, ms).
+  """Returns the events of a file of reviews as JSON lines, plain or .gz; texts and votes are not read.
 
-  Texts and votes are skipped.
+  The fields are `reviewerID`, `asin`, `overall`, `unixReviewTime` in 2014 and 2018, and `user_id`, `parent_asin`,
+  `rating`, `timestamp` (milliseconds) in 2023.
 
   Args:
-    raw: the file, or a folder with `reviews_<name>_5.json` (2014), `<name>_5.json` (2018) or `<name>.jsonl` (2023),
-      also .gz.
-    name, metadata: as for `read_ratings`.
-    edition: None = the first line tells which it is.
+    raw: the file, or a folder with `reviews_<name>_5.json` (2014), `<name>_5.json` (2018) or `<name>.jsonl` (2023), or
+      these as .gz.
+    name: the category, which becomes the name of the domain; None for that of the only file.
+    edition: "2014", "2018" or "2023"; None to detect it from the first line.
+    metadata: JSON lines with the titles (`asin` or `parent_asin`, `title`), or None.
 
   Raises:
-    ValueError: a line is not a JSON object or lacks a field; a .gz file is cut short.
+    ValueError: a line is not a JSON object or lacks a field; a .gz file is truncated.
   """
-  path = find_file(raw, *_names(name, ".json", "reviews_"), *_names(name, ".jsonl", ""))
+  path = find_file(raw, *_file_names(name, ".json", "reviews_"), *_file_names(name, ".jsonl", ""))
   _check_edition(edition)
   kind = _kind(path, None if edition is None else "2023" if edition == "2023" else "2014")
   events = _read_json_lines(path, _REVIEW_FIELDS[kind], _UNITS[kind])
@@ -75,38 +80,36 @@ def read_reviews(
 
 
 def read_5core(raw: str | pathlib.Path, *, name: str | None = None) -> InteractionLog:
-  """Returns a 5-core set of published tables: `<user> <item> <item> …` a line, in order of time.
+  """Returns a 5-core data set of published results: a line `<user> <item> <item> …` per user, in order of time.
 
-  The order of the lines decides: it is the one behind published tables, and nearly half of neighbouring events share a
-    day, so
-  that it cannot be found again from the times. `<name>.npz` beside the file (`items`, `offsets`, `timestamps`,
-  `user_ids`) adds
-  times: an event has the time of the same item of the same user there, repeated items in turn.
+  Events keep the order of the line, which is that of published results; times cannot restore it, as nearly half of
+  adjacent events share a day. A file `<name>.npz` in the same folder (`items`, `offsets`, `timestamps`, `user_ids`)
+  adds times: an event gets the time of the same item of the same user, the k-th event with an item that of the k-th.
 
   Args:
     raw: the .txt file, or its folder.
-    name: which file of the folder, and the domain's name; None = "Beauty" in a folder, else the file's own.
+    name: stem of the file in the folder, which becomes the name of the domain; None for "Beauty" in a folder, else the
+      stem of the file.
 
-  Choice: where the npz breaks ties otherwise, the order of the .txt stands and each event keeps its own time; a time
-  that would then fall is raised to the one before (`times_raised_to_keep_the_order` in meta.json counts them).
+  Choice: if the order of the .npz differs among events of equal time, that of the .txt is kept. Times that would
+    decrease are then raised to the previous one (`times_raised_to_keep_the_order` in meta.json counts them).
 
   Raises:
-    ValueError: a line without items, an id that is no number, or an npz with other users or items.
+    ValueError: a line without items, an id that is not an integer, or an .npz with other users or items.
   """
   path = find_file(raw, f"{name or 'Beauty'}.txt", f"{name}_*.txt")
   name = name or path.stem
   events = _read_id_lists(path)
-  times = _times_beside(path, name)
+  times = _times_of(path, name)
   if times is not None:
     events = _join_times(events, times, path)
   return InteractionLog(events, domains=(name,), raw_rows=len(events), in_order=True)
 
 
-def _names(name: str | None, ending: str, prefix: str) -> list[str]:
-  stem = name or "*"
-  return [f"{start}{stem}{ending}{packed}" for start in dict.fromkeys((prefix, "")) for packed in ("", ".gz")] + [
-    f"{start}{stem}_5{ending}{packed}" for start in dict.fromkeys((prefix, "")) for packed in ("", ".gz")
-  ]
+def _file_names(name: str | None, ending: str, prefix: str) -> list[str]:
+  """Returns the names under which a file may be found, with and without the prefix, `_5` and `.gz`."""
+  prefixes, stem = dict.fromkeys((prefix, "")), name or "*"
+  return [f"{p}{stem}{five}{ending}{gz}" for five in ("", "_5") for p in prefixes for gz in ("", ".gz")]
 
 
 def _first_line(path: pathlib.Path) -> bytes:
@@ -128,12 +131,12 @@ def _check_edition(edition: str | None) -> None:
     raise ValueError(f"{edition=} is not known; give '2014', '2018' or '2023'")
 
 
-def _in_order_of_columns(events: pl.DataFrame, edition: str | None) -> pl.DataFrame:
+def _name_columns(events: pl.DataFrame, edition: str | None) -> pl.DataFrame:
   if edition is None:
     users, items = events.select(pl.col("user").n_unique(), pl.col("item").n_unique()).row(0)
     if users == items:
       raise ValueError(
-        f"both id columns hold {users} values: say which is which: edition='2014' (user, item) or '2018' (item, user)"
+        f"both id columns have {users} distinct values; give edition='2014' (user, item) or '2018' (item, user)"
       )
     edition = "2014" if users > items else "2018"
   return events if edition == "2014" else events.rename({"user": "item", "item": "user"})
@@ -149,14 +152,16 @@ def _log(events: pl.DataFrame, domain: str, metadata: str | None) -> Interaction
 
 
 def read_titles(path: str | pathlib.Path) -> pl.DataFrame:
-  """Returns `item` and `title` from metadata JSON lines.
+  """Returns `item` and `title` from metadata as JSON lines.
 
-  The 2014 files are in Python's notation and have to be converted to JSON first.
+  The files of 2014 hold Python literals and must be converted to JSON first.
   """
   path = require_file(path)
   key = "parent_asin" if b'"parent_asin"' in _first_line(path) else "asin"
-  parts = [_parse_json(chunk, {key: pl.String, "title": pl.String}, optional=("title",)) for chunk in line_chunks(path)]
-  return pl.concat(parts).rename({key: "item"}).unique("item", keep="first", maintain_order=True)
+  tables = [
+    _parse_json(chunk, {key: pl.String, "title": pl.String}, optional=("title",)) for chunk in line_chunks(path)
+  ]
+  return pl.concat(tables).rename({key: "item"}).unique("item", keep="first", maintain_order=True)
 
 
 def _kind(path: pathlib.Path, expected: str | None) -> str:
@@ -181,18 +186,18 @@ def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str) -> pl
     names["rating"]: pl.Float32,
     names["timestamp"]: pl.Int64,
   }
-  parts = []
+  tables = []
   for chunk in line_chunks(path):
-    part = _parse_json(chunk, schema).rename({theirs: ours for ours, theirs in names.items()})
-    parts.append(part.with_columns(seconds(part["timestamp"], unit, path, chunk.first_line)))
-  return pl.concat(parts)
+    table = _parse_json(chunk, schema).rename({field: column for column, field in names.items()})
+    tables.append(table.with_columns(seconds(table["timestamp"], unit, path, chunk.first_line)))
+  return pl.concat(tables)
 
 
 def _parse_json(chunk: Chunk, schema: dict, optional: tuple[str, ...] = ()) -> pl.DataFrame:
   required = {name: dtype for name, dtype in schema.items() if name not in optional}
   try:
     table = pl.read_ndjson(io.BytesIO(chunk.data), schema=schema)
-    problem = "a needed field is empty" if sum(table.select(pl.col(list(required)).null_count()).row(0)) else None
+    problem = "a required field is empty" if sum(table.select(pl.col(list(required)).null_count()).row(0)) else None
   except pl.exceptions.PolarsError as error:
     problem = str(error)
   if problem is not None:
@@ -201,14 +206,11 @@ def _parse_json(chunk: Chunk, schema: dict, optional: tuple[str, ...] = ()) -> p
 
 
 def _explain_json(chunk: Chunk, required: dict, problem: str) -> None:
-  """Raises ValueError for the first bad line.
-
-  Only a chunk that failed already comes here, so the loop over its lines costs nothing elsewhere.
-  """
+  """Raises ValueError for the first bad line of a chunk that the fast parser rejected."""
   for row, line in enumerate(chunk.data.splitlines()):
     if line.strip():
       _check_json_line(line, required, f"{chunk.path}: line {chunk.first_line + row}")
-  raise ValueError(f"{chunk.path}: in the lines from {chunk.first_line} on: {problem}")
+  raise ValueError(f"{chunk.path}: in or after line {chunk.first_line}: {problem}")
 
 
 def _check_json_line(line: bytes, required: dict, where: str) -> None:
@@ -229,30 +231,29 @@ def _read_id_lists(path: pathlib.Path) -> pl.DataFrame:
   text = b"".join(chunk.data for chunk in line_chunks(path)).decode("utf-8", errors="replace").rstrip("\n")
   lines = pl.DataFrame({"line": text.split("\n")}).with_row_index("row", offset=1)
   lines = lines.with_columns(ids=pl.col("line").str.strip_chars().str.split(" "))
-  numbers = pl.col("ids").cast(pl.List(pl.Int64), strict=False)
-  bad = lines.filter((pl.col("ids").list.len() < 2) | numbers.list.eval(pl.element().is_null()).list.any()).head(1)
+  integers = pl.col("ids").cast(pl.List(pl.Int64), strict=False)
+  bad = lines.filter((pl.col("ids").list.len() < 2) | integers.list.eval(pl.element().is_null()).list.any()).head(1)
   if len(bad):
     raise ValueError(
-      f"{path}: line {bad['row'][0]}: needs numbers '<user> <item> <item> …' with single spaces between: "
+      f"{path}: line {bad['row'][0]}: needs integers '<user> <item> <item> …' separated by single spaces: "
       f"{bad['line'][0][:120]!r}"
     )
-  lists = lines.select(user=numbers.list.first(), item=numbers.list.slice(1))
-  twice = lists.filter(pl.col("user").is_duplicated()).head(1)
-  if len(twice):
-    raise ValueError(f"{path}: user {twice['user'][0]} has more than one line")
+  lists = lines.select(user=integers.list.first(), item=integers.list.slice(1))
+  repeated = lists.filter(pl.col("user").is_duplicated()).head(1)
+  if len(repeated):
+    raise ValueError(f"{path}: user {repeated['user'][0]} has more than one line")
   return lists.explode("item")
 
 
-def _times_beside(path: pathlib.Path, name: str) -> pl.DataFrame | None:
-  beside = next(
-    (b for stem in (name, path.stem, path.stem.split("_")[0]) if (b := path.parent / f"{stem}.npz").is_file()), None
-  )
-  if beside is None:
+def _times_of(path: pathlib.Path, name: str) -> pl.DataFrame | None:
+  candidates = [path.parent / f"{stem}.npz" for stem in (name, path.stem, path.stem.split("_")[0])]
+  npz = next((candidate for candidate in candidates if candidate.is_file()), None)
+  if npz is None:
     return None
-  with np.load(beside, allow_pickle=False) as arrays:
+  with np.load(npz, allow_pickle=False) as arrays:
     missing = [key for key in ("items", "offsets", "timestamps", "user_ids") if key not in arrays.files]
     if missing:
-      raise ValueError(f"{beside}: lacks the arrays {missing}")
+      raise ValueError(f"{npz}: lacks the arrays {missing}")
     user = np.repeat(arrays["user_ids"], np.diff(arrays["offsets"]))
     return pl.DataFrame(
       {
@@ -264,16 +265,14 @@ def _times_beside(path: pathlib.Path, name: str) -> pl.DataFrame | None:
 
 
 def _join_times(events: pl.DataFrame, times: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:
-  turn = pl.int_range(pl.len()).over("user", "item").alias("__turn")
-  joined = events.with_columns(turn).join(
-    times.with_columns(turn), on=["user", "item", "__turn"], how="left", maintain_order="left"
+  repetition = pl.int_range(pl.len()).over("user", "item").alias("__repetition")
+  joined = events.with_columns(repetition).join(
+    times.with_columns(repetition), on=["user", "item", "__repetition"], how="left", maintain_order="left"
   )
-  strange = joined.filter(pl.col("timestamp").is_null()).head(1)
-  if len(strange) or len(times) != len(events):
-    what = (
-      f"item {strange['item'][0]} of user {strange['user'][0]}"
-      if len(strange)
-      else f"{len(times)} events, not {len(events)}"
-    )
-    raise ValueError(f"{path.with_suffix('.npz').name} beside {path} belongs to another file: {what}")
-  return joined.drop("__turn")
+  untimed = joined.filter(pl.col("timestamp").is_null()).head(1)
+  if len(untimed) or len(times) != len(events):
+    problem = f"{len(times)} events, not {len(events)}"
+    if len(untimed):
+      problem = f"no time for item {untimed['item'][0]} of user {untimed['user'][0]}"
+    raise ValueError(f"{path.with_suffix('.npz')} does not belong to {path.name}: {problem}")
+  return joined.drop("__repetition")

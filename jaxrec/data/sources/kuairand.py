@@ -1,4 +1,4 @@
-"""KuaiRand: the logs as CSV, and the TFRecord shards of fixed-length rows that AutoCDSR published.
+"""KuaiRand: the logs as CSV, and the TFRecord shards of sequences that AutoCDSR published.
 
 Terms: CC BY-SA 4.0. Source: https://kuairand.com; AutoCDSR, arXiv 2505.21811 (shards).
 """
@@ -15,21 +15,25 @@ from jaxrec.data.sources.registry import InteractionLog
 from jaxrec.data.sources.tfrecord import read_examples
 
 FEEDBACK = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
-_PARTS = {"training": 0, "evaluation": 1, "testing": 2}
+_FOLDERS = {"training": 0, "evaluation": 1, "testing": 2}
 _UNKNOWN_ITEM = -1
 
 
 def read_logs(
   raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_click", random_logs: bool = False
 ) -> InteractionLog:
-  """Returns the logs `log_standard_*.csv`; each event's action is a bit set of `FEEDBACK` (is_click 1, is_like 2,
-  is_follow 4, …).
+  """Returns the events of `log_standard_*.csv`.
+
+  The action is the sum of the values of the feedback given: is_click 1, is_like 2, is_follow 4, ... as in `FEEDBACK`.
 
   Args:
     raw: the `data` folder of KuaiRand-Pure, -1K or -27K, or one log file.
     domain: "one"; "tab" (the scenario of the event); or a column of `video_features_basic_*.csv` such as "music_type".
-    keep: the kind of feedback that makes a row an event, or "all".
-    random_logs: read `log_random_*.csv` (random exposure) too.
+    keep: the kind of feedback without which a row is dropped, or "all" to keep all rows.
+    random_logs: whether to read `log_random_*.csv` (random exposure) too.
+
+  Raises:
+    ValueError: an unknown option, a missing file or a bad row.
   """
   if keep not in (*FEEDBACK, "all"):
     raise ValueError(f"{keep=} is not known; give 'all' or one of {', '.join(FEEDBACK)}")
@@ -53,27 +57,27 @@ def read_logs(
 
 
 def read_shards(raw: str | pathlib.Path) -> InteractionLog:
-  """Returns the shards `training/`, `evaluation/` and `testing/partition_*.tfrecord.gz`; each record counts as a user.
+  """Returns the events of `partition_*.tfrecord.gz` in `training/`, `evaluation/` and `testing/`; a record is a user.
 
-  Items -1 (out of the published vocabulary) are dropped and counted. Every event of a training record is for training;
-  the last event left of an evaluation record is its validation item, of a testing record its test item. There are no
-  times, only an order.
+  Items -1, outside the published vocabulary, are dropped and counted. All events of a training record are for training;
+  the last remaining event of an evaluation record is for validation, that of a testing record for test. Events have an
+  order but no times.
 
   Raises:
-    ValueError: no shards, a damaged one, lists of unequal length.
+    ValueError: no shards, a damaged shard, or lists of unequal length.
   """
   raw = pathlib.Path(raw)
-  rows = [row for part in _PARTS for row in _records(raw, part)]
+  rows = [row for folder in _FOLDERS for row in _records(raw, folder)]
   lengths = np.array([len(row["sequence_data"]) for row in rows])
   item = np.concatenate([row["sequence_data"] for row in rows])
   kind = np.concatenate([row["sequence_event_type"] for row in rows])
-  part = np.array([_PARTS[row["part"]] for row in rows], np.uint8)
-  events = pl.DataFrame(
-    {"user": np.repeat(np.arange(len(rows)), lengths), "item": item, "domain": kind, "part": np.repeat(part, lengths)}
-  ).with_columns(pl.col("domain").cast(pl.String))
+  split = np.array([_FOLDERS[row["folder"]] for row in rows], np.uint8)
+  user = np.repeat(np.arange(len(rows)), lengths)
+  events = pl.DataFrame({"user": user, "item": item, "domain": kind, "split": split[user]})
+  events = events.with_columns(pl.col("domain").cast(pl.String))
   known = events.filter(pl.col("item") != _UNKNOWN_ITEM)
   last = pl.col("user") != pl.col("user").shift(-1, fill_value=-1)
-  known = known.with_columns(split=pl.when(last).then("part").otherwise(0).cast(pl.UInt8)).drop("part")
+  known = known.with_columns(split=pl.when(last).then("split").otherwise(0).cast(pl.UInt8))
   users = pl.DataFrame({"user": np.arange(len(rows)), "raw_id": [row["name"] for row in rows]})
   return InteractionLog(
     known,
@@ -111,17 +115,17 @@ def _with_domain(
   ), None
 
 
-def _records(raw: pathlib.Path, part: str) -> list[dict]:
-  folder = raw / part
+def _records(raw: pathlib.Path, name: str) -> list[dict]:
+  folder = raw / name
   paths = sorted([*folder.glob("*.tfrecord"), *folder.glob("*.tfrecord.gz")], key=_shard_number)
   if not paths:
-    raise ValueError(f"{folder}: no *.tfrecord or *.tfrecord.gz files; give the folder that holds {', '.join(_PARTS)}")
+    raise ValueError(f"{folder}: no *.tfrecord or *.tfrecord.gz files; give the folder of {', '.join(_FOLDERS)}")
   rows = []
-  for path, number, row in read_examples(paths, ("sequence_data", "sequence_event_type")):
+  for path, index, row in read_examples(paths, ("sequence_data", "sequence_event_type")):
     items, kinds = len(row["sequence_data"]), len(row["sequence_event_type"])
     if items != kinds:
-      raise ValueError(f"{path}: record {number + 1}: {items} items but {kinds} event types")
-    rows.append({**row, "part": part, "name": f"{part}/{path.name.split('.')[0]}/{number}"})
+      raise ValueError(f"{path}: record {index + 1}: {items} items but {kinds} event types")
+    rows.append({**row, "folder": name, "name": f"{name}/{path.name.split('.')[0]}/{index}"})
   return rows
 
 

@@ -1,4 +1,4 @@
-"""Several sources as the domains of one data set, their users joined by raw id."""
+"""Several sources as the domains of one data set; users with the same raw id are one user."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from jaxrec.data.sources.registry import InteractionLog
 def read_merge(
   sources: Sequence[Mapping[str, Any]], *, read: Callable[[Mapping[str, Any]], InteractionLog]
 ) -> InteractionLog:
-  """Returns the events of all sources together, to be sorted by time.
+  """Returns the concatenated events of all sources.
 
-  A source with one domain becomes the domain `name`; one with several becomes `name/domain`. Items of different sources
-  stay different items, whatever their raw ids.
+  A source with one domain becomes the domain `name`, one with several domains becomes `name/domain`, ... Items of
+  different sources are different items, whatever their raw ids.
 
   Args:
-    sources: for each a mapping with `source`, `raw`, `name` (different ones) and the options of its reader.
-    read: reads one of them.
+    sources: a mapping per source with `source`, `raw`, a unique `name`, and the options of its reader.
+    read: reads the log of one mapping.
 
   Raises:
-    ValueError: fewer than two, a name twice, or a source without times: events could not be put in a common order.
+    ValueError: fewer than two sources, a repeated name, or a source without times, which give the common order.
   """
   if isinstance(sources, str | Mapping) or len(sources) < 2:
     raise ValueError("merge needs sources: two or more mappings with source, raw and name")
   names = [entry.get("name") for entry in sources]
   if None in names or len(set(names)) < len(names):
-    raise ValueError(f"the sources need different names, have {names}")
+    raise ValueError(f"the sources need different names, not {names}")
   logs = [_named(read(entry), entry["name"]) for entry in sources]
   shared = [name for name in ("action", "rating") if any(name in log.events.columns for log in logs)]
   shared = [name for name in shared if name == "action" or all(name in log.events.columns for log in logs)]
@@ -49,7 +49,7 @@ def read_merge(
 def _named(log: InteractionLog, name: str) -> InteractionLog:
   events, items = log.events, log.items
   if "timestamp" not in events.columns:
-    raise ValueError(f"source {name!r} has no times, so its events cannot be put in order with those of other sources")
+    raise ValueError(f"source {name!r} has no times, so its events cannot be ordered among those of other sources")
   if log.in_order:
     events = events.with_columns(pl.col("timestamp").cum_max().over("user"))
   if "domain" not in events.columns and items is not None and "domain" in items.columns:

@@ -1,4 +1,4 @@
-"""MovieLens 100K, 1M, 20M, 25M and 32M. The catalogue is every movie of the movies file, the never-rated ones too.
+"""MovieLens 100K, 1M, 20M, 25M and 32M. The catalogue is the movies file, including movies without ratings.
 
 Terms: GroupLens, research use, no redistribution. Source: https://grouplens.org/datasets/movielens/
 """
@@ -36,7 +36,7 @@ _GENRES_100K = (
 
 
 def read_100k(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
-  """Returns MovieLens 100K: `u.data` (tab) and `u.item` (`|`, Latin-1)."""
+  """Returns MovieLens 100K: `u.data` (separated by tabs) and `u.item` (`|`, Latin-1); arguments as in `read_1m`."""
   ratings = read_columns(find_file(raw, "u.data", "*/u.data"), _rating_columns(), separator="\t")
   movies = _split_lines(find_file(_folder(raw), "u.item", "*/u.item"), "|", 24, "latin-1")
   flags = [pl.when(pl.col("fields").list.get(5 + i) == "1").then(pl.lit(genre)) for i, genre in enumerate(_GENRES_100K)]
@@ -45,11 +45,14 @@ def read_100k(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog
 
 
 def read_1m(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
-  """Returns MovieLens 1M: `ratings.dat` and `movies.dat` (`::`, Latin-1).
+  """Returns MovieLens 1M: `ratings.dat` and `movies.dat` (separated by `::`, Latin-1). The action is the rating.
 
   Args:
     raw: the folder of the two files.
-    domain: "one" = a single domain; "first_genre" = the first genre that the movies file names for a movie.
+    domain: "one" for a single domain; "first_genre" for the first genre of the movie in the movies file.
+
+  Raises:
+    ValueError: an unknown domain, a missing file or a bad row.
   """
   ratings = read_columns(find_file(raw, "ratings.dat", "*/ratings.dat"), _rating_columns(), separator="::")
   movies = _split_lines(find_file(_folder(raw), "movies.dat", "*/movies.dat"), "::", 3, "latin-1")
@@ -57,7 +60,10 @@ def read_1m(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
 
 
 def read_csv(raw: str | pathlib.Path, *, domain: str = "one") -> InteractionLog:
-  """Returns MovieLens 20M, 25M or 32M: `ratings.csv`, `movies.csv`. The action is the rating in half stars, 1 to 10."""
+  """Returns MovieLens 20M, 25M or 32M: `ratings.csv` and `movies.csv`; arguments as in `read_1m`.
+
+  The action is the rating in half stars, 1 to 10.
+  """
   names = {
     "userId": Column(pl.Int64),
     "movieId": Column(pl.Int64),
@@ -85,8 +91,8 @@ def _folder(raw: str | pathlib.Path) -> pathlib.Path:
   return raw.parent if raw.is_file() else raw
 
 
-def _split_lines(path: pathlib.Path, separator: str, need: int, encoding: str) -> pl.DataFrame:
-  """Returns item, title and all fields of a small file whose titles may hold any character but the separator."""
+def _split_lines(path: pathlib.Path, separator: str, num_fields: int, encoding: str) -> pl.DataFrame:
+  """Returns item, title and all fields of a small file; titles may hold any character except the separator."""
   text = b"".join(chunk.data for chunk in line_chunks(path)).decode(encoding).rstrip("\n")
   table = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]})
   table = table.with_columns(fields=pl.col("line").str.split(separator)).with_row_index("row", offset=1)
@@ -94,10 +100,10 @@ def _split_lines(path: pathlib.Path, separator: str, need: int, encoding: str) -
     item=pl.col("fields").list.get(0, null_on_oob=True).cast(pl.Int64, strict=False),
     title=pl.col("fields").list.get(1, null_on_oob=True),
   )
-  bad = table.filter((pl.col("fields").list.len() != need) | pl.col("item").is_null()).head(1)
+  bad = table.filter((pl.col("fields").list.len() != num_fields) | pl.col("item").is_null()).head(1)
   if len(bad):
     raise ValueError(
-      f"{path}: line {bad['row'][0]}: needs a movie number and {need} columns separated by {separator!r}: "
+      f"{path}: line {bad['row'][0]}: needs a movie id and {num_fields} columns separated by {separator!r}: "
       f"{bad['line'][0]!r}"
     )
   return table

@@ -1,8 +1,7 @@
-"""Delimited text, plain or gzip, parsed by polars a few megabytes at a time, with errors that name file, line, column
-and text.
+"""Delimited text, plain or gzip, parsed by polars in chunks, with errors that name file, line, column and text.
 
-Reading in pieces keeps the memory bounded for any file size, and lets the rare failing piece be searched for its first
-bad line while the good ones go through the fast parser once.
+Chunks bound the memory for any file size. The fast parser reads each chunk once; only a chunk that it rejects is
+searched for its first bad line.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ from typing import Any
 import polars as pl
 
 CHUNK_BYTES = 1 << 26
-_LATEST_SECOND = 10_000_000_000
-_SHOWN = 120
-_LONGEST_LINES = 4
+_LATEST_SECOND = 10_000_000_000  # In the year 2286.
+_MAX_SHOWN = 120  # Characters of a bad line in an error.
+_MAX_CHUNKS_PER_LINE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
   """How to read one column.
 
-  dtype: its polars type. optional: it may be empty. unit: "s" or "ms" where it is a time, which becomes seconds.
+  dtype: the polars type.
+  optional: whether fields may be empty.
+  unit: "s" or "ms" for a time, which is converted to seconds; None otherwise.
   """
 
   dtype: Any
@@ -37,7 +38,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """Whole lines of a file; `first_line` is the 1-based number of the first one."""
+  """Complete lines of a file; `first_line` is the 1-based line number of the first one."""
 
   path: pathlib.Path
   data: bytes
@@ -52,46 +53,55 @@ def read_columns(
   header: bool = False,
   quote: str | None = None,
 ) -> pl.DataFrame:
-  """Returns the wanted columns of a delimited file, in file order.
+  """Returns the selected columns of a delimited file, in file order.
 
   Args:
-    columns: without `header`: every column of the file in order, None for one that is not wanted. With `header`: the
-      wanted ones.
-    separator: "::" is read as ":" with empty columns between.
-    quote: the quoting character, or None where the format has none.
+    path: the file, plain or .gz.
+    columns: with `header`: the columns to read. Without: every column of the file in order, None for those to skip.
+    separator: one character, or "::", which is read as ":" with empty columns in between.
+    header: whether the first line names the columns.
+    quote: the quoting character, or None if the format has none.
 
   Raises:
-    ValueError: missing file, truncated gzip, wrong delimiter, missing column, text where a number belongs, time in
-      another unit.
+    ValueError: missing file, truncated gzip, wrong separator, missing column, text in a numeric column, time in another
+      unit.
   """
   path = require_file(path)
-  parts = []
+  tables = []
   for chunk in line_chunks(path, quote=quote):
-    if header and not parts:
+    if header and not tables:
       chunk, layout = _take_header(chunk, columns, separator, quote)
-    elif not parts:
+    elif not tables:
       layout = dict(columns)
-    parts.append(_parse(chunk, layout, separator, quote))
-  if not sum(map(len, parts)):
+    tables.append(_parse(chunk, layout, separator, quote))
+  if not sum(map(len, tables)):
     raise ValueError(f"{path}: has no rows")
-  return pl.concat(parts).select([name for name, column in columns.items() if column is not None])
+  return pl.concat(tables).select([name for name, column in columns.items() if column is not None])
 
 
 def require_file(path: str | pathlib.Path) -> pathlib.Path:
-  """Returns the path, or raises ValueError where it is not a file."""
+  """Returns the path of an existing file.
+
+  Raises:
+    ValueError: it is not a file; the message lists the folder.
+  """
   path = pathlib.Path(path)
   if not path.is_file():
-    beside = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
-    hint = f"the folder holds {', '.join(beside)}" if beside else "the folder is missing or empty"
+    names = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
+    hint = f"the folder holds {', '.join(names)}" if names else "the folder is missing or empty"
     raise ValueError(f"{path}: no such file; {hint}")
   return path
 
 
 def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
-  """Returns `raw` itself if it is a file, else the first of `names` (patterns allowed) that lies in the folder `raw`.
+  """Returns `raw` itself if it is a file, else the first file of the folder `raw` that matches one of `names`.
+
+  Args:
+    raw: a file or a folder.
+    *names: names or glob patterns, in order of preference.
 
   Raises:
-    ValueError: none is there.
+    ValueError: no file matches.
   """
   raw = pathlib.Path(raw)
   if raw.is_file():
@@ -104,12 +114,15 @@ def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: str | None = None) -> Iterator[Chunk]:
-  """Yields the file as pieces of whole lines, unpacked if the name ends in .gz.
+  """Yields the file in chunks of complete lines, unpacked if the name ends in .gz.
 
-  A quoted line break does not end a piece.
+  Args:
+    path: the file.
+    chunk_bytes: approximate size of a chunk; None for `CHUNK_BYTES`.
+    quote: the quoting character; a chunk does not end at a quoted line break.
 
   Raises:
-    ValueError: a gzip file is damaged or cut short, or a quotation is never closed.
+    ValueError: a gzip file is damaged or truncated, or a quotation is never closed.
   """
   rest, line = b"", 1
   for block in _blocks(path, chunk_bytes or CHUNK_BYTES):
@@ -119,9 +132,9 @@ def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: st
     if data:
       yield Chunk(path, data, line)
       line += data.count(b"\n")
-    if len(rest) > _LONGEST_LINES * (chunk_bytes or CHUNK_BYTES):
+    if len(rest) > _MAX_CHUNKS_PER_LINE * (chunk_bytes or CHUNK_BYTES):
       raise ValueError(
-        f"{path}: line {line}: no line ends in {len(rest)} bytes: is a quotation mark {quote} never closed?"
+        f"{path}: line {line}: no line ends within {len(rest)} bytes: is a quotation mark {quote} never closed?"
       )
   if rest:
     yield Chunk(path, rest, line)
@@ -136,12 +149,12 @@ def _blocks(path: pathlib.Path, size: int) -> Iterator[bytes]:
         yield block
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(
-      f"{path}: damaged or cut short after {read} unpacked bytes ({error}); fetch the file again"
+      f"{path}: damaged or truncated after {read} unpacked bytes ({error}); get the file again"
     ) from error
 
 
 def _last_line_end(block: bytes, quote: str | None) -> int:
-  """Returns where the last line ends that no open quotation reaches across; 0 if there is none."""
+  """Returns the end of the last line that does not end inside a quotation; 0 if there is none."""
   cut = block.rfind(b"\n") + 1
   if quote is None:
     return cut
@@ -168,10 +181,10 @@ def _take_header(chunk: Chunk, columns, separator: str, quote: str | None) -> tu
 
 
 def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> pl.DataFrame:
-  wanted = {name: column for name, column in layout.items() if column is not None}
+  selected = {name: column for name, column in layout.items() if column is not None}
   chunk = dataclasses.replace(chunk, data=chunk.data.rstrip(b"\r\n"))
   if not chunk.data.strip():
-    return pl.DataFrame(schema={name: column.dtype for name, column in wanted.items()})
+    return pl.DataFrame(schema={name: column.dtype for name, column in selected.items()})
   schema: dict[str, Any] = {}
   for position, (name, column) in enumerate(layout.items()):
     schema |= {name: column.dtype if column else pl.String}
@@ -179,22 +192,22 @@ def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, qu
       schema |= {f"{name}::": pl.String}
   try:
     lazy = pl.scan_csv(chunk.data, has_header=False, separator=separator[0], quote_char=quote, schema=schema)
-    table = _collect(lazy, chunk, layout, separator, quote).select(list(wanted))
+    table = _collect(lazy, chunk, layout, separator, quote).select(list(selected))
   except pl.exceptions.PolarsError as error:
     _explain(chunk, layout, separator, quote)
-    raise ValueError(f"{chunk.path}: in the lines from {chunk.first_line} on: {error}") from error
-  required = [name for name, column in wanted.items() if not column.optional]
+    raise ValueError(f"{chunk.path}: in or after line {chunk.first_line}: {error}") from error
+  required = [name for name, column in selected.items() if not column.optional]
   if sum(table.select(pl.col(required).null_count()).row(0)):
     _explain(chunk, layout, separator, quote)
     name = next(name for name in required if table[name].null_count())
     raise ValueError(
       f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty"
     )
-  return _with_seconds(table, chunk, wanted)
+  return _with_seconds(table, chunk, selected)
 
 
 def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: str | None) -> pl.DataFrame:
-  """Returns the parsed rows, having made sure that no line is too long: columns not wanted are skipped unseen."""
+  """Returns the parsed rows; checks separators first, because polars does not check columns it skips."""
   if quote and quote.encode() in chunk.data:
     return lazy.collect()
   lines = chunk.data.count(b"\n") + 1
@@ -203,8 +216,8 @@ def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: st
   return lazy.select([name for name, column in layout.items() if column is not None]).collect()
 
 
-def _with_seconds(table: pl.DataFrame, chunk: Chunk, wanted: Mapping[str, Column]) -> pl.DataFrame:
-  for name, column in wanted.items():
+def _with_seconds(table: pl.DataFrame, chunk: Chunk, selected: Mapping[str, Column]) -> pl.DataFrame:
+  for name, column in selected.items():
     if column.unit:
       table = table.with_columns(seconds(table[name], column.unit, chunk.path, chunk.first_line))
   return table
@@ -214,8 +227,8 @@ def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1
   """Returns times in seconds (int64) from times in `unit` "s" or "ms".
 
   Raises:
-    ValueError: a time cannot be of that unit: it would lie before 1970 or, read as seconds, after the year 2286; or,
-      given as milliseconds, all would lie in the first days of 1970.
+    ValueError: a time is implausible in that unit: before 1970 or after the year 2286; or all times, as milliseconds,
+      would be in the first months of 1970.
   """
   scale = {"s": 1, "ms": 1000}.get(unit)
   if scale is None:
@@ -236,7 +249,7 @@ def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1
 
 
 def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> None:
-  """Raises ValueError for the first bad line of a chunk; returns where it finds none (quoted fields are left alone)."""
+  """Raises ValueError for the first bad line of a chunk; returns if it finds none. Skips lines with quotes."""
   text = chunk.data.decode("utf-8", errors="replace")
   lines = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]}).with_row_index("row")
   if quote:
@@ -252,12 +265,12 @@ def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, 
     raise ValueError(f"{chunk.path}: line {chunk.first_line + row}: {problem}: {_shown(line)}")
 
 
-def _wrong_count(lines: pl.DataFrame, need: int, separator: str) -> tuple[int, str, str] | None:
-  bad = lines.filter(pl.col("fields").list.len() != need).head(1)
+def _wrong_count(lines: pl.DataFrame, num_fields: int, separator: str) -> tuple[int, str, str] | None:
+  bad = lines.filter(pl.col("fields").list.len() != num_fields).head(1)
   if bad.is_empty():
     return None
   count = len(bad["fields"][0])
-  return bad["row"][0], f"{count} column(s) separated by {separator!r}, needs {need}", bad["line"][0]
+  return bad["row"][0], f"{count} column(s) separated by {separator!r}, needs {num_fields}", bad["line"][0]
 
 
 def _wrong_value(lines: pl.DataFrame, position: int, name: str, column: Column) -> tuple[int, str, str] | None:
@@ -272,4 +285,4 @@ def _wrong_value(lines: pl.DataFrame, position: int, name: str, column: Column) 
 
 
 def _shown(text: str) -> str:
-  return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+  return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")

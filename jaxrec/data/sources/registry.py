@@ -1,4 +1,4 @@
-"""The names of the data sources, and what each of them has to produce: an `InteractionLog`."""
+"""The names of the data sources, and the `InteractionLog` that each of them returns."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ SOURCES: Mapping[str, str] = {
   "abxi": "abxi:read_abxi",
   "table": "table:read_table",
 }
-"""Source name -> module:function. `merge` is put together by `jaxrec.data.prepare` itself."""
+"""Source name -> module:function of its reader. `merge` is not listed: it reads other sources."""
 
 GENERATED: Mapping[str, str] = {
-  "synthetic": "jaxrec.data.synthetic:synthetic_data",
-  "planted": "jaxrec.data.planted:planted_transfer",
-  "planted_interest": "jaxrec.data.planted_interest:planted_interest",
+  "synthetic": "jaxrec.data.generators.synthetic:synthetic_data",
+  "planted": "jaxrec.data.generators.planted_transfer:planted_transfer",
+  "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
 }
-"""Source name -> module:function that needs no raw data and returns `PreparedData`."""
+"""Source name -> module:function of a generator, which needs no raw data and returns `PreparedData`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InteractionLog:
-  """What a source reads: one row an event, in file order.
+  """The result of reading a source: one row per event, in file order.
 
   events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64 seconds),
-    `action` (int32, 0 = none), `rating` (float, only to filter by), `split` (uint8, where the source itself says so).
-  items: the catalogue with the never-seen candidates: `item`, optional `raw_id`, `title`, `domain` and further columns;
-    None = the items of the events. Its order is the order of the item ids.
-  users: `user`, `raw_id` in the order wanted; None = the users of the events, sorted.
-  domains: the names in the order of their ids; None = the names met, sorted. With one name, no `domain` column is
-    needed.
-  raw_rows: rows of the files. dropped: rows left out by the source, by reason.
-  in_order: each user's events are in order of time as they stand, and `timestamp` (if any) must not reorder them.
+    `action` (int32, 0 for none), `rating` (float, for filters only), `split` (uint8, if the source defines it).
+  items: the catalogue, including items without events, in the order of the item ids: `item`, optional `raw_id`,
+    `title`, `domain` and further columns; None for the items of the events, sorted.
+  users: `user`, `raw_id`, in the order of the user ids; None for the users of the events, sorted.
+  domains: the names, in the order of the domain ids; None for the names in the events, sorted. A single name needs no
+    column `domain`.
+  raw_rows: number of rows in the files.
+  dropped: number of rows that the reader left out, by reason.
+  in_order: whether each user's events are in order of time already, so that `timestamp` must not reorder them.
   """
 
   events: pl.DataFrame
@@ -80,6 +81,6 @@ def source_reader(name: str) -> Callable[..., InteractionLog]:
 
 
 def generator(name: str) -> Callable[..., PreparedData]:
-  """Returns the function that makes the data of the source `name`, one of `GENERATED`, from its options."""
+  """Returns the function that generates the data of the source `name`, one of `GENERATED`, from its options."""
   module, function = GENERATED[name].split(":")
   return getattr(importlib.import_module(module), function)

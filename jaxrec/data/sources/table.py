@@ -10,7 +10,7 @@ import polars as pl
 from jaxrec.data.sources.reading import Column, read_columns, require_file, seconds
 from jaxrec.data.sources.registry import InteractionLog
 
-_NEEDED = ("user", "item")
+_REQUIRED = ("user", "item")
 
 
 def read_table(
@@ -34,18 +34,19 @@ def read_table(
   Args:
     raw: the file.
     user, item: names of the id columns.
-    timestamp, domain, action, rating, title: names of further columns; None (or empty) = the file has none. Without
-      `timestamp` the order of the file is the order of time.
+    timestamp, domain, action, rating, title: names of further columns; None or "" if the file has no such column.
+      Without `timestamp` the order of the file is the order of time.
     ids: "string" or "int"; integers are smaller, faster and checked.
-    time_unit: "s" or "ms" since 1970; Parquet columns of dates are understood as they are.
-    separator: of a CSV; "\\t" for tabs.
-    header: the CSV's first line names its columns; if not, `names` does, in order, as a sequence or text with commas.
+    time_unit: "s" or "ms" since 1970; Parquet columns of dates need none.
+    separator: column separator of a CSV; "\\t" for tabs.
+    header: whether the first line of a CSV names its columns.
+    names: the columns of a CSV without a header, in order, as a sequence or separated by commas.
 
   Raises:
-    ValueError: a column is missing, an id or a number is empty or not of its kind, a time is of another unit.
+    ValueError: a column is missing, a value is empty or not of its type, a time has another unit.
   """
   path = require_file(raw)
-  wanted = {
+  name_of = {
     "user": user,
     "item": item,
     "timestamp": timestamp,
@@ -54,17 +55,17 @@ def read_table(
     "rating": rating,
     "title": title,
   }
-  wanted = {ours: theirs for ours, theirs in wanted.items() if theirs}
-  if missing := [name for name in _NEEDED if name not in wanted]:
-    raise ValueError(f"{missing} need the name of a column")
-  columns = {theirs: _column(ours, ids, time_unit) for ours, theirs in wanted.items()}
-  if len(columns) < len(wanted):
-    raise ValueError(f"one column cannot have two meanings: {wanted}")
+  name_of = {meaning: name for meaning, name in name_of.items() if name}
+  if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
+    raise ValueError(f"{missing} must name columns of the file")
+  columns = {name: _column(meaning, ids, time_unit) for meaning, name in name_of.items()}
+  if len(columns) < len(name_of):
+    raise ValueError(f"a column is given for two purposes: {name_of}")
   if path.suffix == ".parquet":
     rows = _read_parquet(path, columns)
   else:
     rows = _read_csv(path, columns, separator, header, names)
-  return _log(rows.rename({theirs: ours for ours, theirs in wanted.items()}))
+  return _log(rows.rename({name: meaning for meaning, name in name_of.items()}))
 
 
 def _column(meaning: str, ids: str, time_unit: str) -> Column:
@@ -91,7 +92,7 @@ def _read_csv(path: pathlib.Path, columns: dict[str, Column], separator: str, he
   names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
   missing = [name for name in columns if name not in names]
   if missing or len(set(names)) < len(names):
-    raise ValueError(f"{names=} must be different and hold {missing or 'each column once'}")
+    raise ValueError(f"{names=} must be unique and include {missing or 'each column once'}")
   return read_columns(path, {name: columns.get(name) for name in names}, separator=separator, quote='"').select(
     list(columns)
   )

@@ -1,7 +1,8 @@
 """TFRecord files of `tf.train.Example` with int64 lists, read without TensorFlow.
 
-A record is: length (uint64), masked CRC of the length (uint32), the bytes, masked CRC of the bytes (uint32), all
-  little-endian.
+A record consists of its length (uint64), the masked CRC of the length (uint32), its bytes, and the masked CRC of the
+bytes (uint32), all little-endian.
+
 Source: the TFRecord layout in TensorFlow's guide, the protocol buffer encoding guide (varints, length-delimited
 fields), CRC-32C.
 """
@@ -22,47 +23,57 @@ _LENGTH_DELIMITED, _VARINT = 2, 0
 def read_examples(
   paths: Sequence[pathlib.Path], names: Sequence[str]
 ) -> list[tuple[pathlib.Path, int, dict[str, np.ndarray]]]:
-  """Returns file, 0-based record number and the int64 lists `names` of each record, in the order of the files.
+  """Returns the file, the 0-based index in the file, and the int64 lists `names` of each record, in file order.
 
   Raises:
-    ValueError: a file is cut short or damaged (lengths, CRCs), or a record lacks a list; file and record are named.
+    ValueError: a file is truncated or damaged (lengths, CRCs), or a record lacks a list; names file and record.
   """
-  records, homes = [], []
+  records, origins = [], []
   for path in paths:
     found = split_records(_unpack(path), str(path))
     records += found
-    homes += [(path, number) for number in range(len(found))]
-  _check_sums([record for record, _ in records], [total for _, total in records], homes)
-  return [(*home, _int64_lists(record, names, _place(home))) for (record, _), home in zip(records, homes, strict=True)]
+    origins += [(path, index) for index in range(len(found))]
+  _check_crcs(records, origins)
+  return [
+    (*origin, _int64_lists(record, names, _label(origin))) for (record, _), origin in zip(records, origins, strict=True)
+  ]
 
 
 def split_records(data: bytes, where: str) -> list[tuple[bytes, int]]:
-  """Returns the bytes of each record and the masked CRC written behind it; lengths are checked, sums are not yet."""
-  records, at = [], 0
-  while at < len(data):
-    length = int.from_bytes(data[at : at + 8], "little")
-    end = at + 12 + length
+  """Returns the bytes of each record and the masked CRC that follows them.
+
+  Args:
+    data: the contents of a file.
+    where: the name of the file, for errors.
+
+  Raises:
+    ValueError: the data is truncated or the length of a record is damaged; the CRC of its bytes is not checked.
+  """
+  records, start = [], 0
+  while start < len(data):
+    length = int.from_bytes(data[start : start + 8], "little")
+    end = start + 12 + length
     if end + 4 > len(data):
       raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {at} needs {length} bytes, the file ends before: it is cut "
-        "short or no TFRecord file"
+        f"{where}: record {len(records) + 1} at byte {start} needs {length} bytes, but the file ends before: it is"
+        " truncated, or not a TFRecord file"
       )
-    if masked_crc([data[at : at + 8]])[0] != int.from_bytes(data[at + 8 : at + 12], "little"):
+    if masked_crc([data[start : start + 8]])[0] != int.from_bytes(data[start + 8 : start + 12], "little"):
       raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {at}: the check sum of its length is wrong: damaged, or no "
-        "TFRecord file"
+        f"{where}: record {len(records) + 1} at byte {start}: the checksum of its length is wrong: damaged, or not a"
+        " TFRecord file"
       )
-    records.append((data[at + 12 : end], int.from_bytes(data[end : end + 4], "little")))
-    at = end + 4
+    records.append((data[start + 12 : end], int.from_bytes(data[end : end + 4], "little")))
+    start = end + 4
   if not records:
-    raise ValueError(f"{where}: holds no record")
+    raise ValueError(f"{where}: has no records")
   return records
 
 
 def masked_crc(records: Sequence[bytes]) -> np.ndarray:
-  """Returns the masked CRC-32C of each record: a table step a byte, all records side by side.
+  """Returns the masked CRC-32C of each record, computed byte by byte with a table, for all records at once.
 
-  >>> crc = 0xE3069283  # CRC-32C of "123456789" in its definition
+  >>> crc = 0xE3069283  # CRC-32C of "123456789", from its specification.
   >>> masked_crc([b"123456789"]).tolist() == [(((crc >> 15) | (crc << 17 & 0xFFFFFFFF)) + 0xA282EAD8) & 0xFFFFFFFF]
   True
   """
@@ -71,9 +82,9 @@ def masked_crc(records: Sequence[bytes]) -> np.ndarray:
   padded = np.zeros((lengths.max(initial=0), len(records)), np.uint8)  # [longest, records]
   for column, record in enumerate(by_length):
     padded[: lengths[record], column] = np.frombuffer(records[record], np.uint8)
-  still = np.searchsorted(-lengths[by_length], -np.arange(len(padded)), side="left")
+  num_longer = np.searchsorted(-lengths[by_length], -np.arange(len(padded)), side="left")
   crc = np.full(len(records), 0xFFFFFFFF, np.uint32)
-  for step, count in enumerate(still):
+  for step, count in enumerate(num_longer):
     crc[:count] = _TABLE[(crc[:count] ^ padded[step, :count]) & 0xFF] ^ (crc[:count] >> 8)
   crc = (crc ^ np.uint32(0xFFFFFFFF)).astype(np.uint64)
   masked = np.zeros(len(records), np.int64)
@@ -82,7 +93,7 @@ def masked_crc(records: Sequence[bytes]) -> np.ndarray:
 
 
 def varints(data: np.ndarray) -> np.ndarray:
-  """Returns the int64 numbers of packed varints (7 bits a byte, lowest first, the top bit says that more follow).
+  """Returns the int64 integers of packed varints: 7 bits per byte, lowest first; the top bit says that more follow.
 
   >>> varints(np.array([5, 0xAC, 0x02], np.uint8)).tolist()
   [5, 300]
@@ -90,12 +101,12 @@ def varints(data: np.ndarray) -> np.ndarray:
   if not len(data):
     return np.zeros(0, np.int64)
   if data[-1] >= 0x80:
-    raise ValueError("the last varint is cut short")
+    raise ValueError("the last varint is truncated")
   starts = np.flatnonzero(np.concatenate([[True], data[:-1] < 0x80]))
-  place = np.arange(len(data)) - np.repeat(starts, np.diff(np.append(starts, len(data))))
-  if place.max() > 9:
+  index = np.arange(len(data)) - np.repeat(starts, np.diff(np.append(starts, len(data))))  # Of a byte in its varint.
+  if index.max() > 9:
     raise ValueError("a varint is longer than 10 bytes")
-  bits = (data & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
+  bits = (data & 0x7F).astype(np.uint64) << (7 * index).astype(np.uint64)
   return np.add.reduceat(bits, starts).view(np.int64)
 
 
@@ -113,21 +124,22 @@ def _unpack(path: pathlib.Path) -> bytes:
   try:
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
+    raise ValueError(f"{path}: damaged or truncated ({error}); get the file again") from error
 
 
-def _place(home: tuple[pathlib.Path, int]) -> str:
-  return f"{home[0]}: record {home[1] + 1}"
+def _label(origin: tuple[pathlib.Path, int]) -> str:
+  return f"{origin[0]}: record {origin[1] + 1}"
 
 
-def _check_sums(records: Sequence[bytes], sums: Sequence[int], homes: Sequence[tuple[pathlib.Path, int]]) -> None:
-  wrong = np.flatnonzero(masked_crc(records) != np.array(sums, np.int64))
+def _check_crcs(records: Sequence[tuple[bytes, int]], origins: Sequence[tuple[pathlib.Path, int]]) -> None:
+  expected = np.array([crc for _, crc in records], np.int64)
+  wrong = np.flatnonzero(masked_crc([record for record, _ in records]) != expected)
   if len(wrong):
-    raise ValueError(f"{_place(homes[wrong[0]])}: its check sum is wrong: damaged; fetch the file again")
+    raise ValueError(f"{_label(origins[wrong[0]])}: its checksum is wrong: damaged; get the file again")
 
 
 def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
-  """Reads Example { Features { map<string, Feature { Int64List { packed values } }> } }: field 1 each, the list 3."""
+  """Returns the lists of Example { features: 1 { map: 1 { key: 1, Feature: 2 { Int64List: 3 { values: 1 } } } } }."""
   found = {}
   try:
     for features in _fields(record, 1):
@@ -135,9 +147,9 @@ def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, n
         key = bytes(next(_fields(entry, 1))).decode()
         if key in names:
           lists = [
-            values for feature in _fields(entry, 2) for numbers in _fields(feature, 3) for values in _fields(numbers, 1)
+            values for feature in _fields(entry, 2) for int64s in _fields(feature, 3) for values in _fields(int64s, 1)
           ]
-          found[key] = np.concatenate([varints(np.frombuffer(part, np.uint8)) for part in lists])
+          found[key] = np.concatenate([varints(np.frombuffer(values, np.uint8)) for values in lists])
   except (ValueError, IndexError, StopIteration) as error:
     raise ValueError(f"{where}: is not a tf.train.Example ({error or 'a key is missing'})") from error
   missing = [name for name in names if name not in found]
@@ -146,8 +158,8 @@ def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, n
   return found
 
 
-def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
-  """Yields the bytes of each field `wanted` of a message (for an unpacked number: its varint)."""
+def _fields(message: bytes, number: int) -> Iterator[bytes]:
+  """Yields the bytes of each field with the number `number`; those of an unpacked integer are its varint."""
   at = 0
   while at < len(message):
     tag, at = _varint(message, at)
@@ -156,10 +168,10 @@ def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
     if tag & 7 == _LENGTH_DELIMITED:
       start, at = at, at + size
     elif tag & 7 != _VARINT:
-      raise ValueError(f"wire type {tag & 7} has no place here")
+      raise ValueError(f"wire type {tag & 7} is not expected")
     if at > len(message):
-      raise ValueError("a field is cut short")
-    if tag >> 3 == wanted:
+      raise ValueError("a field is truncated")
+    if tag >> 3 == number:
       yield message[start:at]
 
 

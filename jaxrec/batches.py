@@ -1,0 +1,64 @@
+"""The structures that models read: a batch of user sequences, and a batch of candidates with histories.
+
+The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of
+several users packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and
+evaluation differ only in how the `target_*` fields are filled in.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+AnyArray = Array | np.ndarray  # What public functions accept: JAX or NumPy arrays.
+
+
+@flax.struct.dataclass
+class SequenceBatch:
+  """A batch of interaction sequences (a pytree; the leaves are NumPy or JAX arrays).
+
+  item_id: items 1..V; special ids (the mask token V + 1) lie above V; 0 is padding.
+  domain_id: domains 1..C; 0 on padding.
+  timestamp: seconds since an epoch shared by the data set; all 0 where the data has no times.
+  sequence_id: 1, 2, ... for the sequences packed into the row; 0 on padding.
+  position: index inside its own sequence, from 0; in masked_item counted back from the latest event.
+  target_item: the item to predict at this position.
+  target_domain: its domain.
+  target_time: its time, or the time at which it is requested.
+  target_weight: weight of this position in the loss; 0 = nothing to predict here.
+  action: rating, click, ... as a small integer, 0 = none; or None where the data has none.
+  """
+
+  item_id: Int[Array, "B N"]
+  domain_id: Int[Array, "B N"]
+  timestamp: Int[Array, "B N"]
+  sequence_id: Int[Array, "B N"]
+  position: Int[Array, "B N"]
+  target_item: Int[Array, "B N"]
+  target_domain: Int[Array, "B N"]
+  target_time: Int[Array, "B N"]
+  target_weight: Float[Array, "B N"]
+  action: Int[Array, "B N"] | None = None
+
+
+@flax.struct.dataclass
+class CandidateBatch:
+  """A batch of candidates, each with its user's history, for click-through prediction (a pytree).
+
+  Histories are padded on the left: the last column is the latest event. id 0 is padding everywhere.
+
+  history_item, history_category: ids of the events, 0 on padding.
+  history_age: how many events before the request, 1 for the latest; 0 on padding.
+  item, category: ids of the candidate.
+  label: 1 for a click, else 0.
+  user_id: for metrics by user; from 0.
+  """
+
+  history_item: Int[Array, "B N"]
+  history_category: Int[Array, "B N"]
+  history_age: Int[Array, "B N"]
+  item: Int[Array, " B"]
+  category: Int[Array, " B"]
+  label: Float[Array, " B"]
+  user_id: Int[Array, " B"]

@@ -1,0 +1,1 @@
+"""Command-line programs; each module is one, with its flags."""

@@ -1,0 +1,21 @@
+"""The command `jaxrec`, also `python -m jaxrec.cli`: `jaxrec train --config=...`, `jaxrec prepare ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from jaxrec.cli.process import start
+
+PROGRAMS = ("prepare", "train", "evaluate", "recommend", "sweep", "demo")
+
+
+def main() -> None:
+  """Runs the program named by the first argument."""
+  if len(sys.argv) < 2 or sys.argv[1] not in PROGRAMS:
+    sys.exit(f"usage: jaxrec {{{','.join(PROGRAMS)}}} [--flags]; `jaxrec train --help` lists the flags of one")
+  program = sys.argv.pop(1)
+  start(f"jaxrec.cli.{program}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,136 @@
+"""Re-evaluates a checkpoint of a run, next to popularity and random order; prints a table, for each domain too.
+
+    python -m experiments.evaluate --workdir=runs/ml1m_hstu --split=test --ks=1,10,50
+
+Writes the numbers to <workdir>/evaluation_<split>.json (or --out). The candidates and seen items are those of the run's
+config unless flags say otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from jaxrec.data.batches.evaluation import evaluation_batches
+from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
+from jaxrec.evaluation.model import evaluate
+from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.runs import load_run
+from jaxrec.train.sequence_task import SequenceTask, train_users
+from jaxrec.train.writers import write_json
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}")
+  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  try:
+    loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+    task = loaded.task
+    _apply_flags(task.config)
+    scores = score(task, loaded.params, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  settings = task.config.eval.to_dict()
+  out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
+  write_json(out, {"split": FLAGS.split, "step": loaded.step, "eval": settings, **scores})
+  print(table(scores, task.data.domain_names, task.config.eval.ks))
+  if settings["protocol"] == "both":
+    print("\nAmong the items of the target's domain:")
+    print(table(scores, task.data.domain_names, task.config.eval.ks, WITHIN_DOMAIN))
+  if settings["sampled_negatives"]:
+    print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with the above:")
+    print(table(scores, task.data.domain_names, task.config.eval.ks, SAMPLED))
+  candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
+  print(f"{FLAGS.split} events, parameters of step {loaded.step}, {candidates}; written to {out}")
+
+
+def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -> dict[str, dict[str, float | int]]:
+  """Returns the metrics of the model under its name and, if asked, of "popularity" and "random".
+
+  Args:
+    task: data, model and config.
+    params: of the model.
+    split: 1 validation, 2 test. Popularity then counts what the model could have been trained on.
+    baselines: whether to score those too.
+
+  Raises:
+    ValueError: no user has such an event.
+  """
+  data, config = task.data, task.config
+  scores = {config.model.name: evaluate(task.model, params, data, config, split)}
+  if baselines:
+    batches = evaluation_batches(data, split, 1024, config.data.max_length)
+    options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
+    trained_on = train_users(config, data, split - 1)
+    for baseline in (popularity(data, split - 1, trained_on), random_order(data)):
+      scores[baseline.name] = evaluate_baseline(baseline, data, batches, **options)
+  return scores
+
+
+def table(
+  scores: dict[str, dict[str, float | int]], domain_names: Sequence[str], ks: Sequence[int], prefix: str = ""
+) -> str:
+  """Returns the numbers as text: for all users and for each domain, a row a ranker.
+
+  Args:
+    scores: ranker -> metrics.
+    domain_names: of the data.
+    ks: list lengths.
+    prefix: of the metrics: "" for full ranking, or the prefixes of `jaxrec.evaluation.protocols`.
+
+  >>> print(table({"hstu": {"HR@10": 0.5, "NDCG@10": 0.25, "MRR": 0.2, "count": 4}}, ("films",), (10,)))
+  domain  ranker  users   HR@10  NDCG@10     MRR
+  all     hstu        4  0.5000   0.2500  0.2000
+  """
+  metrics = [*(f"{name}@{k}" for name in ("HR", "NDCG") for k in ks), "MRR"]
+  rows = [["domain", "ranker", "users", *metrics]]
+  parts = {"all": prefix} | ({name: f"{prefix}domain/{name}/" for name in domain_names} if domain_names[1:] else {})
+  for domain, start in parts.items():
+    for ranker, values in scores.items():
+      numbers = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
+      rows.append([domain, ranker, str(values[f"{start}count"]), *numbers])
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
+  return "\n".join("  ".join(f(text, width) for f, text, width in zip(pad, row, widths, strict=True)) for row in rows)
+
+
+def _apply_flags(config):
+  with config.unlocked(), config.ignore_type():
+    if FLAGS.ks is not None:
+      config.eval.ks = tuple(int(k) for k in FLAGS.ks)
+    if FLAGS.protocol is not None:
+      config.eval.protocol = FLAGS.protocol
+    if FLAGS.sampled_negatives is not None:
+      config.eval.sampled_negatives = FLAGS.sampled_negatives
+    if FLAGS.exclude_seen is not None:
+      config.eval.exclude_seen = FLAGS.exclude_seen
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
+  flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to rank.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
+  flags.DEFINE_enum(
+    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
+  )
+  flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.", flag_values=values)
+  flags.DEFINE_enum("protocol", None, REPORTED, "Candidates, instead of those of the config.", flag_values=values)
+  flags.DEFINE_bool(
+    "exclude_seen", None, "Whether seen items are no candidates, instead of the config's choice.", flag_values=values
+  )
+  flags.DEFINE_integer(
+    "sampled_negatives", None, "Also rank among so many random items, instead of the config's number.", lower_bound=0,
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_bool("baselines", True, "Also score popularity and random order.", flag_values=values)
+  flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.", flag_values=values)
+  flags.mark_flags_as_required(["workdir"], flag_values=values)

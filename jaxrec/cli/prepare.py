@@ -1,0 +1,151 @@
+"""Turns raw files into prepared columns.
+
+    python -m experiments.prepare --source=movielens-1m --raw=ml-1m --out=prepared/ml1m
+    python -m experiments.prepare --source=table --raw=log.csv --out=prepared/log --user=uid --item=sku \\
+        --timestamp=unix --min_user_events=5 --min_item_events=5 --split=by_time
+    python -m experiments.prepare --source=merge --out=prepared/two --min_domain_events=5 \\
+        --sources='books=amazon-ratings:Books.csv?edition=2018' \\
+        --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
+
+Without --raw the official files are downloaded where they are free to download. Every option of the source's reader
+(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.preparation.filters`) is a flag; a flag that the source does
+not know is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import time
+import urllib.parse
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
+from jaxrec.data.prepared import PreparedData
+from jaxrec.data.sources import GENERATED, source_names
+
+FLAGS = flags.FLAGS
+
+_MOST_ROWS = 40
+
+
+def _all_options() -> dict[str, list[str]]:
+  """Returns option -> the sources that have it (PrepareOptions: every source)."""
+  homes = {field.name: ["any source"] for field in dataclasses.fields(PrepareOptions)}
+  for source in source_names():
+    for name in reader_parameters(source):
+      if name != "sources":
+        homes.setdefault(name, []).append(source)
+  return homes
+
+
+def main(_) -> None:
+  """Prepares the data that the flags ask for and prints what came out."""
+  started = time.monotonic()
+
+  def report(line: str) -> None:
+    print(f"[{time.monotonic() - started:7.1f} s] {line}", file=sys.stderr, flush=True)
+
+  try:
+    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **_given_options())
+  except (ValueError, ConnectionError) as error:
+    raise SystemExit(f"prepare: {error}") from error
+  report("done")
+  print(summary(data))
+
+
+def summary(data: PreparedData) -> str:
+  """Returns a table of what was prepared: per domain (up to 40), then overall, then what was dropped."""
+  rows = [("domain", "users", "items", "events", "training", "validation", "test")]
+  user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
+  domains = [*enumerate(data.domain_names, 1)] if 1 < data.num_domains <= _MOST_ROWS else []
+  for number, name in [*domains, (None, "all")]:
+    inside = np.ones(data.num_events, bool) if number is None else np.asarray(data.domain_id) == number
+    items = data.num_items if number is None else int((data.item_domain()[1:] == number).sum())
+    parts = np.bincount(data.split[inside], minlength=3)
+    rows.append((name, *(f"{count:,}" for count in (len(np.unique(user[inside])), items, int(inside.sum()), *parts))))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  ]
+  return "\n".join([*lines, *_notes(data)])
+
+
+def _notes(data: PreparedData) -> list[str]:
+  counts = data.meta["counts"]
+  lengths = np.diff(data.offsets)
+  times = "with times" if data.has_timestamps else "without times"
+  spread = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
+  notes = [f"{data.num_domains} domain(s); events a user: {spread}; {times}"]
+  notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
+  if counts.get("users_train_only"):
+    notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
+  return [*notes, f"written to {data.path}"]
+
+
+def _given_options() -> dict[str, Any]:
+  known = reader_parameters(FLAGS.source) | inspect.signature(PrepareOptions).parameters
+  options = {}
+  for name in _all_options():
+    text = FLAGS[name].value
+    if text is not None:
+      options[name] = parse_value(name, text, known[name].annotation) if name in known else text
+  if FLAGS.sources:
+    options["sources"] = [parse_source(text) for text in FLAGS.sources]
+  return options
+
+
+def parse_source(text: str) -> dict[str, Any]:
+  """Returns the entry of a merge that `name=source:raw?option=value&…` describes.
+
+  >>> parse_source("films=amazon-ratings:Movies.csv?edition=2018")
+  {'source': 'amazon-ratings', 'raw': 'Movies.csv', 'name': 'films', 'edition': '2018'}
+  """
+  name, _, rest = text.partition("=")
+  source, _, rest = rest.partition(":")
+  raw, _, options = rest.partition("?")
+  if not name or source not in source_names() or source in ("merge", *GENERATED):
+    raise ValueError(f"--sources={text!r}: needs name=source:raw with a source that has raw files")
+  known = reader_parameters(source)
+  pairs = urllib.parse.parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
+  parsed = {key: parse_value(key, value, known[key].annotation) if key in known else value for key, value in pairs}
+  return {"source": source, "raw": raw or None, "name": name, **parsed}
+
+
+def parse_value(name: str, text: str, annotation: Any) -> Any:
+  """Returns the text of a flag as what the option's annotation asks for.
+
+  >>> parse_value("min_user_events", "5", "int"), parse_value("edition", "2018", "str | None")
+  (5, '2018')
+  """
+  kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+  if "bool" in kind:
+    if text.lower() not in ("true", "false", "1", "0"):
+      raise ValueError(f"--{name}={text}: needs true or false")
+    return text.lower() in ("true", "1")
+  if "str" in kind or not ("int" in kind or "float" in kind):
+    return text
+  try:
+    return int(text) if "float" not in kind else float(text)
+  except ValueError as error:
+    raise ValueError(f"--{name}={text}: needs {kind}") from error
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_enum("source", None, source_names(), "Which data.", required=True, flag_values=values)
+  flags.DEFINE_string("raw", None, "File or folder with the raw data; not given = download.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder to write.", required=True, flag_values=values)
+  flags.DEFINE_bool("overwrite", False, "Replace an earlier prepared folder.", flag_values=values)
+  merge_help = "For --source=merge, repeated: name=source:raw or name=source:raw?option=value&…"
+  flags.DEFINE_multi_string("sources", [], merge_help, flag_values=values)
+  for name, homes in _all_options().items():
+    flags.DEFINE_string(name, None, f"Option of {', '.join(homes)}.", flag_values=values)

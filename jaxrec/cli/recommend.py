@@ -1,0 +1,71 @@
+"""Prints what users did and what a trained model recommends next, as titles.
+
+    python -m experiments.recommend --workdir=runs/ml1m_hstu --user=17 --user=4169
+    python -m experiments.recommend --workdir=runs/demo --random=5 --domain=film --hold_out
+
+--user takes ids of the raw data. --hold_out stops before each user's test event and shows the rank of that event.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from absl import app, flags, logging
+
+from jaxrec.serving.recommend import describe, recommend
+from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.runs import load_run
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; users are given as --user=<id>")
+  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  try:
+    print(recommendations())
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def recommendations() -> str:
+  """Returns the text for the users of the flags."""
+  if not FLAGS.user and not FLAGS.random:
+    raise ValueError("no user to recommend to; give --user=<id> or --random=5")
+  loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  task, data = loaded.task, loaded.task.data
+  users = [data.user_index(raw) for raw in FLAGS.user]
+  drawn = np.random.default_rng(FLAGS.seed).choice(data.num_users, min(FLAGS.random, data.num_users), replace=False)
+  found = recommend(
+    task.model,
+    loaded.params,
+    data,
+    task.config,
+    [*users, *drawn.tolist()],
+    k=FLAGS.k,
+    domain=FLAGS.domain,
+    hold_out=FLAGS.hold_out,
+    exclude_seen=FLAGS.exclude_seen,
+  )
+  return "\n\n".join(describe(data, one, FLAGS.history) for one in found)
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
+  flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; give several.", flag_values=values)
+  flags.DEFINE_integer("random", 0, "Also so many users drawn at random.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of the draw.", flag_values=values)
+  flags.DEFINE_integer("k", 10, "Items to recommend.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("history", 10, "Latest events to show.", lower_bound=0, flag_values=values)
+  flags.DEFINE_string("domain", None, "Recommend from this domain only.", flag_values=values)
+  flags.DEFINE_bool("hold_out", False, "Stop before the test event and tell its rank.", flag_values=values)
+  flags.DEFINE_bool("exclude_seen", True, "Recommend nothing that the user has met.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
+  flags.DEFINE_enum(
+    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
+  )
+  flags.mark_flags_as_required(["workdir"], flag_values=values)

@@ -1,0 +1,331 @@
+"""Runs a grid of configs, overrides and seeds, and prints means and standard deviations.
+
+    python -m experiments.sweep --configs=experiments/configs/ml1m_sasrec.py,experiments/configs/ml1m_hstu.py \
+      --override=optimizer.learning_rate=1e-3,3e-4 --override=model.dropout=0.1,0.2 --seeds=1,2,3 --out=runs/sweep
+
+trains 2 configs x 2 x 2 overrides x 3 seeds. The same command again resumes where it was interrupted: runs that are
+complete in <out>/results.jsonl are skipped, one that was cut off resumes from its own checkpoint. A run is known by a
+hash of its whole resolved config, so an edited config file is a new run. --dry_run shows what there is to do.
+
+Click-through configs report other metrics: --metrics=AUC,GAUC.
+
+Writes <out>/results.jsonl (a line a run), <out>/table.md, <out>/table.png (with matplotlib) and <out>/runs/<run>.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxrec.cli import sweep_table
+from jaxrec.train import loop, monitor, writers
+
+FLAGS = flags.FLAGS
+
+# Exit codes of a run that was asked to stop, not of one that broke.
+STOPPED = (143, 130, -signal.SIGTERM, -signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run: a config file, the settings changed in it, a seed, and what they come to."""
+
+  config: str
+  overrides: tuple[tuple[str, str], ...]  # ("optimizer.learning_rate", "1e-3"), ...
+  seed: int
+  resolved: Mapping[str, Any]
+
+  @property
+  def key(self) -> str:
+    """Twelve hexadecimal digits that stand for the resolved config."""
+    text = json.dumps(self.resolved, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+  @property
+  def name(self) -> str:
+    """What the run is called in folders: the config file's name and the key."""
+    return f"{os.path.splitext(os.path.basename(self.config.split(':')[0]))[0]}-{self.key}"
+
+  @property
+  def flags(self) -> list[str]:
+    """The command-line flags that `experiments.train` takes for this run."""
+    changes = [f"--config.{key}={value}" for key, value in self.overrides]
+    return [f"--config={self.config}", *changes, f"--config.seed={self.seed}"]
+
+
+class Stopped(Exception):
+  """A run was asked to stop, and so is the sweep."""
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
+  try:
+    jobs = make_jobs(FLAGS.configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
+    if FLAGS.dry_run:
+      print(plan(jobs, FLAGS.out))
+      return
+    train = train_here if FLAGS.in_process else train_in_subprocess
+    failed = run_jobs(jobs, FLAGS.out, train)
+  except ValueError as error:
+    sys.exit(f"ValueError: {error}")
+  except Stopped as stop:
+    logging.warning("%s", stop)
+    sys.exit(143)
+  print(write_table(jobs, FLAGS.out, FLAGS.metrics))
+  if failed:
+    sys.exit(
+      f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.name for job in failed)}; the same command tries again"
+    )
+
+
+def make_jobs(configs: Sequence[str], overrides: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+  """Returns the runs of a grid, seeds innermost.
+
+  Args:
+    configs: config files, with ":argument" where their get_config takes one.
+    overrides: "group.key=value1,value2"; commas inside brackets or quotes belong to a value.
+    seeds: of every point.
+
+  Raises:
+    ValueError: an override without values or unknown to the config, or the same run twice.
+  """
+  choices = [_choices(override) for override in overrides]
+  grid = itertools.product(configs, itertools.product(*choices), seeds)
+  jobs = [Job(config, changes, seed, resolve(config, changes, seed)) for config, changes, seed in grid]
+  seen: dict[str, Job] = {}
+  for job in jobs:
+    if job.key in seen:
+      raise ValueError(f"{job.flags} and {seen[job.key].flags} are the same run; is a value or a seed given twice?")
+    seen[job.key] = job
+  return jobs
+
+
+def resolve(config: str, overrides: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
+  """Returns the settings that `experiments.train` would see with these flags.
+
+  Raises:
+    ValueError: no such file, an unknown setting, or a value of another type.
+  """
+  job = Job(config, tuple(overrides), seed, {})
+  try:
+    resolved = _parsed_config(job)
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    raise ValueError(f"{' '.join(job.flags)}: {error}") from error
+  return json.loads(json.dumps(resolved.to_dict(), default=str))  # Tuples become lists, as they will in config.json.
+
+
+def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str, Any]]) -> list[Job]:
+  """Runs the jobs that are not complete yet, and returns those that failed.
+
+  Args:
+    jobs: from `make_jobs`.
+    out: folder of the results.
+    train: (job, workdir) -> summary; raises RuntimeError where the run failed.
+
+  Raises:
+    Stopped: from `train`, when it was asked to stop.
+  """
+  os.makedirs(out, exist_ok=True)
+  done = read_results(out)
+  failed = []
+  for number, job in enumerate(jobs, start=1):
+    label = f"run {number} of {len(jobs)}, {job.name}: {' '.join(job.flags)}"
+    if job.key in done:
+      logging.info("%s: complete, skipped", label)
+      continue
+    logging.info("%s", label)
+    workdir = os.path.join(out, "runs", job.name)
+    os.makedirs(workdir, exist_ok=True)
+    try:
+      summary = train(job, workdir)
+    except RuntimeError as error:
+      logging.error("%s failed: %s", job.name, error)
+      failed.append(job)
+      continue
+    _append_result(out, job, workdir, summary)
+  return failed
+
+
+def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
+  """Trains with `python -m jaxrec.cli train`, its output in <workdir>/output.log, and returns its summary.
+
+  Raises:
+    RuntimeError: the run failed; with the end of its output.
+    Stopped: this process or the run was asked to stop; the run has saved a checkpoint by then.
+  """
+  command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}"]
+  log = os.path.join(workdir, "output.log")
+  with open(log, "ab") as output:
+    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    code = _wait(child)
+  if code in STOPPED:
+    raise Stopped(f"{job.name} was stopped; the same command resumes from its checkpoint")
+  if code:
+    with open(log, encoding="utf-8", errors="replace") as file:
+      tail = "".join(file.readlines()[-15:])
+    raise RuntimeError(f"exit code {code}; the end of {log}:\n{tail}")
+  return _read_summary(workdir)
+
+
+def train_here(job: Job, workdir: str) -> dict[str, Any]:
+  """Trains inside this process and returns the summary.
+
+  Raises:
+    RuntimeError: the run failed.
+    Stopped: the run was asked to stop; it has saved a checkpoint by then.
+  """
+  try:
+    loop.run(_parsed_config(job), workdir)
+  except monitor.Interrupted as stop:
+    raise Stopped(str(stop)) from stop
+  except (ValueError, monitor.NonFiniteLossError) as error:
+    raise RuntimeError(f"{type(error).__name__}: {error}") from error
+  return _read_summary(workdir)
+
+
+def plan(jobs: Sequence[Job], out: str) -> str:
+  """Returns a line for each run: whether it is complete, begun or still to do, and its command."""
+  done = read_results(out)
+
+  def state(job):
+    if job.key in done:
+      return "complete"
+    return "begun" if os.path.exists(os.path.join(out, "runs", job.name, "config.json")) else "to do"
+
+  lines = [
+    f"{state(job):8}  python -m experiments.train {' '.join(job.flags)} --workdir={os.path.join(out, 'runs', job.name)}"
+    for job in jobs
+  ]
+  return "\n".join([*lines, f"{len(jobs)} runs, {sum(job.key in done for job in jobs)} complete"])
+
+
+def read_results(out: str) -> dict[str, dict[str, Any]]:
+  """Returns the complete runs of a folder by key; a last line cut off by a crash is dropped, with a warning.
+
+  Raises:
+    ValueError: another line is damaged; names it.
+  """
+  path = os.path.join(out, "results.jsonl")
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding="utf-8") as file:
+    lines = file.readlines()
+  results = {}
+  for number, line in enumerate(lines, start=1):
+    try:
+      record = json.loads(line)
+      results[record["key"]] = record
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      if number == len(lines) and not line.endswith("\n"):
+        logging.warning("%s:%d was cut off; that run is looked up again", path, number)
+        break
+      raise ValueError(f"{path}:{number}: not a result: {line[:80]!r}; remove the line") from error
+  return results
+
+
+def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
+  """Writes table.md and, with matplotlib, table.png, and returns the table as text.
+
+  Raises:
+    ValueError: the runs don't report one of the metrics.
+  """
+  done = read_results(out)
+  several = len({job.config for job in jobs}) > 1
+  runs = [(_label(job, several), done[job.key]["summary"]) for job in jobs if job.key in done]
+  rows = sweep_table.summarize(runs, metrics)
+  text = sweep_table.as_markdown(rows)
+  with open(os.path.join(out, "table.md"), "w", encoding="utf-8") as file:
+    file.write(text + "\n")
+  sweep_table.plot(rows, os.path.join(out, "table.png"))
+  return text
+
+
+def _choices(override):
+  """Returns the alternatives of one override: "a.b=1,2" -> [("a.b", "1"), ("a.b", "2")]."""
+  key, equals, values = override.partition("=")
+  # Commas outside (), [], {} and quotes.
+  parts = re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^,])+", values)
+  if not key or not equals or not parts:
+    raise ValueError(f"--override={override} must be group.key=value1,value2,...")
+  return [(key.removeprefix("config."), value) for value in parts]
+
+
+def _parsed_config(job) -> ConfigDict:
+  """Reads the config as the train binary would from its command line."""
+  values, argv = flags.FlagValues(), ["train", *job.flags]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  return values["config"].value
+
+
+def _label(job, with_config):
+  """What a row of the table is called: everything but the seed."""
+  name = os.path.basename(job.config).replace(".py", "")
+  changes = [f"{key}={value}" for key, value in job.overrides]
+  return ", ".join(([name] if with_config or not changes else []) + changes)
+
+
+def _wait(child):
+  """Returns the exit code of a process; SIGTERM to us is passed on to it. Ctrl-C reaches it from the terminal."""
+  before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+  try:
+    while True:
+      try:
+        return child.wait()
+      except KeyboardInterrupt:
+        logging.warning("waiting for the run to save its checkpoint")
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _read_summary(workdir):
+  path = os.path.join(workdir, "summary.json")
+  if not os.path.exists(path):
+    raise RuntimeError(f"the run ended without {path}")
+  return writers.read_json(path)
+
+
+def _append_result(out, job, workdir, summary):
+  """Adds a line to the results, after removing one that a crash cut off."""
+  path = os.path.join(out, "results.jsonl")
+  record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
+  line = json.dumps(record | {"workdir": workdir, "summary": summary}) + "\n"
+  with open(path, "a+b") as file:
+    file.seek(0)
+    text = file.read()
+    file.truncate(text.rfind(b"\n") + 1)
+    file.write(line.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  flags.DEFINE_list("configs", None, "Config files, as experiments.train takes them.", flag_values=values)
+  flags.DEFINE_multi_string(
+    "override", [], "group.key=value1,value2,...; the grid is over all of them.", flag_values=values
+  )
+  flags.DEFINE_list("seeds", ["42"], "Seeds of every point of the grid.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of results and runs.", flag_values=values)
+  flags.DEFINE_list(
+    "metrics", ["HR@10", "NDCG@10"], "Columns of the table, from every split a run reports.", flag_values=values
+  )
+  flags.DEFINE_bool("dry_run", False, "Say what would be run, and run nothing.", flag_values=values)
+  flags.DEFINE_bool(
+    "in_process", False, "Train inside this process: no start-up, but one crash ends all.", flag_values=values
+  )
+  flags.mark_flags_as_required(["configs", "out"], flag_values=values)

@@ -1,0 +1,84 @@
+"""Trains any task from a config; the same command resumes an interrupted run.
+
+    python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu \
+      --config.train.batch_size=256
+
+What it does is `jaxrec.train.loop`. Training uses every device it finds. On a cluster run the same command on every
+host with a workdir that all of them share, with --distributed (TPU pods, Slurm and others that JAX knows) or with
+--coordinator_address, --num_processes and --process_id: each host builds its shard of the batch, host 0 writes metrics,
+all write checkpoints. If one host dies, the others exit.
+
+Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
+again to resume.
+
+On GPUs two runs are the same value for value only under XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxrec import parallel
+from jaxrec.train.log import HideOrbaxDetails
+from jaxrec.train.loop import run
+from jaxrec.train.monitor import Interrupted, NonFiniteLossError, TableError
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
+  logging.get_absl_handler().addFilter(HideOrbaxDetails())
+  try:
+    parallel.initialize(
+      FLAGS.coordinator_address,
+      FLAGS.num_processes,
+      FLAGS.process_id,
+      distributed=FLAGS.distributed,
+      heartbeat_timeout_seconds=FLAGS.heartbeat_timeout_seconds,
+    )
+    summary = run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+  except Interrupted as stop:
+    logging.warning("%s", stop)
+    sys.exit(stop.exit_code)
+  except (ValueError, NonFiniteLossError, TableError) as error:
+    parallel.abort(f"{type(error).__name__}: {error}")
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    parallel.abort(traceback.format_exc())
+  print(json.dumps(summary, indent=2))
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  config_help = "Experiment config; --config.group.key=value changes a setting."
+  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  texts = {
+    "workdir": "Folder of the run; an unfinished run in it is resumed.",
+    "coordinator_address": "host:port of the first of several hosts, where no cluster manager provides it.",
+  }
+  for name, text in texts.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "With --coordinator_address: processes in all.", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "With --coordinator_address: index of this one, from 0.", flag_values=values)
+  flags.DEFINE_bool(
+    "distributed",
+    False,
+    "This is one host of several; JAX reads addresses and process ids from the cluster.",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "heartbeat_timeout_seconds", 100, "How long a host may be silent before the others exit.",
+    lower_bound=1, flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_bool("profile", False, "Write a trace of a few steps to <workdir>/profile.", flag_values=values)
+  flags.mark_flags_as_required(["config", "workdir"], flag_values=values)

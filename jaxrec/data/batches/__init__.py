@@ -1,0 +1,1 @@
+"""Prepared data -> batches: rows, packing, training and evaluation batches, candidates for click-through prediction."""

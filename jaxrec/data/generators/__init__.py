@@ -1,0 +1,1 @@
+"""Simulated users with known behaviour, for tests and for questions that recorded data cannot answer."""

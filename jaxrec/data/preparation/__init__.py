@@ -1,0 +1,1 @@
+"""Raw files -> prepared data: download, filters, ids, splits."""

@@ -1,0 +1,108 @@
+"""Numbered and sorted events -> `PreparedData`: columns, id tables and `meta`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jaxrec.data import prepared, prepared_files
+from jaxrec.data.preparation import filters
+from jaxrec.data.preparation.filters import PrepareOptions
+from jaxrec.data.preparation.number_ids import NumberedEvents
+from jaxrec.data.prepared import PreparedData
+
+
+def assemble(
+  numbered: NumberedEvents,
+  options: PrepareOptions,
+  counts: dict[str, Any],
+  source: str,
+  reader_options: Mapping[str, Any],
+) -> PreparedData:
+  """Returns prepared data in memory.
+
+  Args:
+    numbered: events sorted by user and time; users without events, and with `min_item_events` items without events, are
+      removed from the tables.
+    options: the split, and what `meta` records.
+    counts: raw rows and dropped events; counts of users are added.
+    source: name of the source, for `meta`.
+    reader_options: options of the source's reader, for `meta`.
+  """
+  events, items, domain_names = numbered.events, numbered.items, numbered.domain_names
+  kept_users, user = np.unique(events["user"].to_numpy(), return_inverse=True)
+  item = events["item"].to_numpy()
+  if options.min_item_events:
+    kept_items, item = np.unique(item, return_inverse=True)
+    items = items[kept_items]
+  offsets = np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
+  events = events.with_columns(item_id=item + 1, domain_id="domain")
+  columns = {name: _column(events, name) for name in ("item_id", "domain_id", "timestamp", "action")}
+  columns["split"], split = filters.split_events(events, offsets, options)
+  _count_users(counts, offsets, columns["split"], columns["domain_id"], domain_names)
+  meta = {
+    "format": prepared_files.FORMAT,
+    "source": source,
+    "options": _json_values({**reader_options, **dataclasses.asdict(options)}),
+    "num_users": len(kept_users),
+    "num_items": len(items),
+    "num_domains": len(domain_names),
+    "num_events": len(item),
+    "domain_names": list(domain_names),
+    "split": split,
+    "has_timestamps": "timestamp" in events.columns,
+    "counts": counts,
+  }
+  tables = {"item_table": _item_table(items, columns), "user_table": _user_table(numbered.users[kept_users])}
+  return PreparedData(**columns, offsets=offsets, meta=meta, **tables)
+
+
+def _column(events: pl.DataFrame, name: str) -> np.ndarray:
+  if name not in events.columns:
+    return np.zeros(len(events), prepared.COLUMNS[name])
+  return events[name].to_numpy().astype(prepared.COLUMNS[name])
+
+
+def _count_users(counts: dict[str, Any], offsets, split, domain_id, domain_names: tuple[str, ...]) -> None:
+  lengths = np.diff(offsets)
+  counts["users_train_only"] = int((np.add.reduceat(split > 0, offsets[:-1]) == 0).sum())
+  counts["events_per_user"] = {
+    "least": int(lengths.min()),
+    "median": float(np.median(lengths)),
+    "most": int(lengths.max()),
+  }
+  num_domains = len(domain_names)
+  if num_domains > 1:
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    pairs = np.unique(user * num_domains + domain_id - 1)
+    counts["users_in_several_domains"] = int((np.bincount(pairs // num_domains) > 1).sum())
+    is_empty = np.bincount(domain_id, minlength=num_domains + 1)[1:] == 0
+    counts["domains_emptied_by_filters"] = [name for name, empty in zip(domain_names, is_empty, strict=True) if empty]
+
+
+def _json_values(options: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
+    for name, value in options.items()
+  }
+
+
+def _item_table(items: pl.DataFrame, columns: Mapping[str, np.ndarray]) -> pl.DataFrame:
+  domain = prepared.first_domain(columns["item_id"], columns["domain_id"], len(items))[1:]
+  if "domain" in items.columns:
+    domain = items["domain"].to_numpy().astype(np.int32)
+  title = pl.col("title").fill_null("") if "title" in items.columns else pl.lit("")
+  raw_id = pl.col("raw_id" if "raw_id" in items.columns else "item")
+  extra = [name for name in items.columns if name not in ("item", "raw_id", "title", "domain")]
+  return items.with_columns(
+    item_id=np.arange(1, len(items) + 1, dtype=np.int32), raw_id=raw_id.cast(pl.String), title=title, domain_id=domain
+  ).select("item_id", "raw_id", "title", "domain_id", *extra)
+
+
+def _user_table(users: pl.DataFrame) -> pl.DataFrame:
+  raw_id = pl.col("raw_id") if "raw_id" in users.columns else pl.col("user").cast(pl.String)
+  return users.select(raw_id=raw_id).with_columns(user=np.arange(len(users), dtype=np.int64)).select("user", "raw_id")

@@ -1,0 +1,182 @@
+"""Filters, k-core, order and split of an interaction log."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jaxrec.data import prepared
+
+_CHOICES = {
+  "duplicates": ("keep", "first", "last"),
+  "item_identity": ("raw", "per_domain"),
+  "split": ("leave_one_out", "by_time", "given"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+  """How a log becomes prepared data. Times are seconds.
+
+  min_user_events, min_item_events: keep users (items) with at least this many events, repeated until both hold
+    (k-core); 0 keeps all. With `min_item_events` the catalogue shrinks to the remaining items, without it the catalogue
+    keeps items that nobody chose.
+  min_domain_events: keep users with at least this many events in every domain.
+  min_rating: drop events with a lower rating.
+  duplicates: "keep"; "first" or "last" keeps one event per user and item.
+  item_identity: "raw": an item is a raw id; "per_domain": the same raw id in two domains is two items.
+  split: "leave_one_out": a user's last event is for test, the second-to-last for validation (users with fewer than 3
+    events are for training only); "by_time": events from `test_time` on are for test, those from `validation_time` on
+    for validation; "given": the source defines the split.
+  validation_time, test_time: for "by_time"; None takes the 90% and 95% quantile of the times.
+  """
+
+  min_user_events: int = 0
+  min_item_events: int = 0
+  min_domain_events: int = 0
+  min_rating: float | None = None
+  duplicates: str = "keep"
+  item_identity: str = "raw"
+  split: str = "leave_one_out"
+  validation_time: int | None = None
+  test_time: int | None = None
+
+  def __post_init__(self):
+    for name, allowed in _CHOICES.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(f"{name}={getattr(self, name)!r} is not known; give one of {', '.join(allowed)}")
+    for name in ("min_user_events", "min_item_events", "min_domain_events"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+    if self.split != "by_time" and (self.validation_time is not None or self.test_time is not None):
+      raise ValueError(f"validation_time and test_time need split='by_time', not split={self.split!r}")
+
+
+def drop_events(events: pl.DataFrame, in_order: bool, options: PrepareOptions, counts: dict[str, Any]) -> pl.DataFrame:
+  """Returns the events without low ratings and duplicates, as the options say; adds the dropped events to `counts`.
+
+  Raises:
+    ValueError: `min_rating` without ratings, or no event is left.
+  """
+  if options.min_rating is not None:
+    if "rating" not in events.columns:
+      raise ValueError(f"min_rating={options.min_rating} needs ratings, but the source has none")
+    rated = events.filter(pl.col("rating") >= options.min_rating)
+    events = _count_dropped(events, rated, "rated below min_rating", counts)
+  if options.duplicates != "keep":
+    by_time = "timestamp" in events.columns and not in_order
+    ordered = events.sort("timestamp", maintain_order=True) if by_time else events
+    per_domain = options.item_identity == "per_domain" and "domain" in events.columns
+    key = ["user", "item", "domain"] if per_domain else ["user", "item"]
+    unique = ordered.unique(key, keep=options.duplicates, maintain_order=True)
+    events = _count_dropped(events, unique, "duplicate", counts)
+  return events
+
+
+def _count_dropped(before: pl.DataFrame, after: pl.DataFrame, reason: str, counts: dict[str, Any]) -> pl.DataFrame:
+  counts["dropped"][reason] = counts["dropped"].get(reason, 0) + len(before) - len(after)
+  if after.is_empty():
+    raise ValueError(f"no event is left: {len(before)} were dropped because {reason}")
+  return after
+
+
+def k_core(
+  events: pl.DataFrame,
+  num_domains: int,
+  options: PrepareOptions,
+  counts: dict[str, Any],
+  report: Callable[[str], None],
+) -> pl.DataFrame:
+  """Returns the events of users and items with enough events, removed in rounds until none has too few.
+
+  A round is a few `bincount`s over the integer ids.
+
+  Raises:
+    ValueError: no event is left.
+  """
+  user, item, domain = (events[name].to_numpy() for name in ("user", "item", "domain"))
+  rows, rounds = np.arange(len(user)), 0
+  limits = (
+    ("users with too few events", user, options.min_user_events),
+    ("items with too few events", item, options.min_item_events),
+  )
+  while True:
+    before = len(rows)
+    for reason, ids, minimum in limits:
+      rows = _keep(rows, np.bincount(ids[rows])[ids[rows]] >= minimum, reason, counts)
+    if options.min_domain_events:
+      per_domain = np.bincount(
+        user[rows] * np.int64(num_domains) + domain[rows] - 1, minlength=(user.max() + 1) * num_domains
+      )
+      enough = (per_domain.reshape(-1, num_domains) >= options.min_domain_events).all(axis=1)
+      rows = _keep(rows, enough[user[rows]], "users with too few events in a domain", counts)
+    rounds += 1
+    if len(rows) == before:
+      break
+  if rounds > 1:
+    report(f"{rounds - 1} round(s) of filtering leave {len(rows):,} events")
+  return events if len(rows) == len(events) else events[rows]
+
+
+def _keep(rows: np.ndarray, keep: np.ndarray, reason: str, counts: dict[str, Any]) -> np.ndarray:
+  dropped = int(len(rows) - keep.sum())
+  if dropped:
+    counts["dropped"][reason] = counts["dropped"].get(reason, 0) + dropped
+    rows = rows[keep]
+  if not len(rows):
+    raise ValueError(f"no event is left after filtering; dropped: {counts['dropped']}; lower the limits")
+  return rows
+
+
+def sort_events(events: pl.DataFrame, in_order: bool, counts: dict[str, Any]) -> pl.DataFrame:
+  """Returns the events by user and then by time; events with the same time keep the order of the file.
+
+  Choice: if the source defines the order (`in_order`), a time below an earlier one of the same user is raised to it, so
+  that times never decrease inside a user; `counts` gets the number of raised times.
+  """
+  if not in_order and "timestamp" in events.columns:
+    return events.sort("user", "timestamp", maintain_order=True)
+  events = events if events["user"].is_sorted() else events.sort("user", maintain_order=True)
+  if "timestamp" in events.columns:
+    raised = events.with_columns(pl.col("timestamp").cum_max().over("user"))
+    counts["times_raised_to_keep_the_order"] = int((raised["timestamp"] != events["timestamp"]).sum())
+    events = raised
+  return events
+
+
+def split_events(
+  events: pl.DataFrame, offsets: np.ndarray, options: PrepareOptions
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Returns the split of each event (0 training, 1 validation, 2 test), and its description for `meta.json`.
+
+  Raises:
+    ValueError: the events lack the column that the split needs, or a split is empty.
+  """
+  if options.split == "leave_one_out":
+    return prepared.leave_one_out(offsets), {"kind": "leave_one_out"}
+  if options.split == "given":
+    if "split" not in events.columns:
+      raise ValueError(
+        "split='given' needs a source that says which events are for validation and test; this one does not"
+      )
+    return events["split"].to_numpy().astype(np.uint8), {"kind": "given"}
+  if "timestamp" not in events.columns:
+    raise ValueError("split='by_time' needs times, but the source has none; use split='leave_one_out'")
+  return _split_by_time(events["timestamp"].to_numpy(), options)
+
+
+def _split_by_time(times: np.ndarray, options: PrepareOptions) -> tuple[np.ndarray, dict[str, Any]]:
+  validation, test = options.validation_time, options.test_time
+  validation = int(np.quantile(times, 0.90, method="higher")) if validation is None else validation
+  test = int(np.quantile(times, 0.95, method="higher")) if test is None else test
+  split = (times >= validation).astype(np.uint8) + (times >= test).astype(np.uint8)
+  if validation >= test or len(np.unique(split)) < 3:
+    raise ValueError(
+      f"split='by_time' with validation_time={validation}, test_time={test} leaves a split empty; the times of the"
+      f" events are {times.min()} to {times.max()}, and validation_time must be before test_time"
+    )
+  return split, {"kind": "by_time", "validation_time": validation, "test_time": test}

@@ -1,0 +1,103 @@
+"""Integer ids for the users, items and domains of an interaction log, with the tables that map them back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+
+from jaxrec.data.sources import InteractionLog
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberedEvents:
+  """Events whose users, items and domains are integers.
+
+  events: columns `user` and `item` (rows of the tables below, from 0), `domain` (1..C), and `timestamp`, `action`,
+    `split` if the source has them.
+  users, items: one row per user and per item, in the order of their ids, with the source's ids and further columns.
+  domain_names: the names of domains 1..C.
+  """
+
+  events: pl.DataFrame
+  users: pl.DataFrame
+  items: pl.DataFrame
+  domain_names: tuple[str, ...]
+
+
+def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool) -> NumberedEvents:
+  """Returns the events with integer ids.
+
+  Args:
+    events: those of the log, or what filters left of them.
+    log: names the domains, and the users and items if the source lists them; otherwise they are those of the events,
+      sorted.
+    items_per_domain: whether the same raw item id in two domains is two items.
+
+  Raises:
+    ValueError: domains, users or items of the events that the log does not list, or lists twice.
+  """
+  events, domain_names = _number_domains(events, log)
+  users = _table_of(events, ["user"], log.users)
+  items = _table_of(events, ["item", "domain"] if items_per_domain else ["item"], _listed_items(log, domain_names))
+  events = _number_column(_number_column(events, users, "user"), items, "item")
+  optional = [name for name in ("timestamp", "action", "split") if name in events.columns]
+  return NumberedEvents(events.select("user", "item", "domain", *optional), users, items, domain_names)
+
+
+def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataFrame, tuple[str, ...]]:
+  """Returns the events with `domain` as 1..C, and the C names."""
+  if "domain" not in events.columns and log.items is not None and "domain" in log.items.columns:
+    events = events.join(log.items.select("item", "domain"), on="item", how="left", maintain_order="left")
+  if "domain" not in events.columns:
+    names = log.domains or ("all",)
+    return events.with_columns(domain=pl.lit(1, pl.Int32)), names
+  found = events["domain"].unique().drop_nulls().to_list()
+  names = log.domains or tuple(sorted(found, key=_integers_first))
+  empty, unknown = sorted(set(names) - set(found)), sorted(set(found) - set(names))
+  if empty or unknown:
+    raise ValueError(f"domains must be {list(names)}: {empty} have no events, {unknown} are not expected")
+  return _with_domain_ids(events, names), names
+
+
+def _integers_first(name: str) -> tuple[int, int, str]:
+  return (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name)
+
+
+def _with_domain_ids(table: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+  ids = pl.DataFrame({"domain": list(names), "__id": np.arange(1, len(names) + 1, dtype=np.int32)})
+  return table.join(ids, on="domain", how="left", maintain_order="left").drop("domain").rename({"__id": "domain"})
+
+
+def _listed_items(log: InteractionLog, domain_names: tuple[str, ...]) -> pl.DataFrame | None:
+  """Returns the items that the source lists; those of a domain without events are assigned to domain 1."""
+  if log.items is None or "domain" not in log.items.columns:
+    return log.items
+  return _with_domain_ids(log.items, domain_names).with_columns(pl.col("domain").fill_null(1))
+
+
+def _table_of(events: pl.DataFrame, keys: list[str], listed: pl.DataFrame | None) -> pl.DataFrame:
+  """Returns one row per distinct value of `keys`, in the order of the ids: as listed, else sorted."""
+  name = keys[0]
+  if listed is None:
+    return events.select(keys).unique().sort(keys[::-1])
+  if "domain" in keys and "domain" not in listed.columns:
+    listed = events.select(keys).unique().sort(keys[::-1]).join(listed, on=name, how="left", maintain_order="left")
+  repeated = listed.filter(pl.struct(keys).is_duplicated()).head(1)
+  if len(repeated):
+    raise ValueError(f"the catalogue holds {name} {repeated[name][0]!r} twice")
+  missing = events.select(keys).unique().join(listed, on=keys, how="anti").sort(keys)
+  if len(missing):
+    raise ValueError(
+      f"{len(missing)} {name}(s) of the events are not in the catalogue, such as {missing[name].head(3).to_list()}"
+    )
+  return listed
+
+
+def _number_column(events: pl.DataFrame, table: pl.DataFrame, name: str) -> pl.DataFrame:
+  """Returns the events with rows of `table` in place of raw ids; the domain is a key only if raw ids are ambiguous."""
+  needs_domain = "domain" in table.columns and len(table) != table[name].n_unique()
+  keys = [name, "domain"] if needs_domain else [name]
+  ids = table.select(keys).with_columns(__id=np.arange(len(table), dtype=np.int32))
+  return events.join(ids, on=keys, how="left", maintain_order="left").drop(name).rename({"__id": name})

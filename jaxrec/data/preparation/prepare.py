@@ -1,0 +1,190 @@
+"""Raw files -> prepared data: read, filter, number the ids, sort, split, write.
+
+data = prepare("movielens-1m", raw="ml-1m", out="prepared/ml1m")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxrec.data import prepared_files
+from jaxrec.data.preparation import filters
+from jaxrec.data.preparation.assemble import assemble
+from jaxrec.data.preparation.filters import PrepareOptions
+from jaxrec.data.preparation.number_ids import number_ids
+from jaxrec.data.prepared import PreparedData
+from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_reader
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+  "merge": {"item_identity": "per_domain"},
+  "kuairand-1k": {"min_user_events": 10, "split": "given"},
+}
+
+
+def prepare(
+  source: str,
+  raw: str | os.PathLike | None = None,
+  out: str | os.PathLike | None = None,
+  *,
+  overwrite: bool = False,
+  report: Callable[[str], None] | None = None,
+  **options: Any,
+) -> PreparedData:
+  """Returns the prepared data of a source, written to the folder `out`, or only in memory if `out` is None.
+
+  Args:
+    source: a name from `jaxrec.data.sources.source_names()`.
+    raw: the file or folder of raw data; None downloads the official files ("merge" and generators need none).
+    out: the folder to write; it appears complete or not at all.
+    overwrite: whether to replace an existing prepared folder.
+    report: called with a line of text at each stage; None for no reports.
+    **options: the fields of `PrepareOptions` and the keyword arguments of the source's reader.
+
+  Raises:
+    ValueError: unknown source or option; bad data (the message names file, line, column and text); no event is left
+      after filtering.
+  """
+  report = report or _ignore
+  if out is not None:
+    prepared_files.check_free(pathlib.Path(out), overwrite)
+  if source in GENERATED:
+    data = generate(source, options)
+  else:
+    prepare_options, reader_options = split_options(source, options)
+    report(f"reading {source}" + (f" from {raw}" if raw is not None else ""))
+    log = read_log(source, raw, reader_options, report)
+    data = prepare_log(log, prepare_options, source=source, reader_options=reader_options, report=report)
+  if out is None:
+    return data
+  report(f"writing {out}")
+  return data.save(out, overwrite=overwrite)
+
+
+def _ignore(line: str) -> None:
+  pass
+
+
+def generate(source: str, options: Mapping[str, Any]) -> PreparedData:
+  """Returns the data of a generator, in memory.
+
+  Args:
+    source: a name in `jaxrec.data.sources.GENERATED`.
+    options: keyword arguments of the generator.
+
+  Raises:
+    ValueError: an unknown option, or one out of range.
+  """
+  known = reader_parameters(source)
+  _check_known(source, options, known)
+  return generator(source)(**options)
+
+
+def split_options(source: str, options: Mapping[str, Any]) -> tuple[PrepareOptions, dict[str, Any]]:
+  """Returns the options of filters and split, with the source's defaults, and the options of the source's reader.
+
+  Raises:
+    ValueError: an unknown option.
+  """
+  filter_names = {field.name for field in dataclasses.fields(PrepareOptions)}
+  reader_names = reader_parameters(source)
+  _check_known(source, options, sorted({*filter_names, *reader_names}))
+  given = {name: value for name, value in options.items() if name in filter_names}
+  prepare_options = PrepareOptions(**{**_DEFAULTS.get(source, {}), **given})
+  return prepare_options, {name: value for name, value in options.items() if name in reader_names}
+
+
+def reader_parameters(source: str) -> dict[str, inspect.Parameter]:
+  """Returns the options of the source's own reader or generator, by name.
+
+  Raises:
+    ValueError: an unknown source.
+  """
+  if source == "merge":
+    return {"sources": inspect.Parameter("sources", inspect.Parameter.KEYWORD_ONLY)}
+  if source in GENERATED:
+    return dict(inspect.signature(generator(source)).parameters)
+  parameters = dict(inspect.signature(source_reader(source)).parameters)
+  return {name: parameter for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check_known(source: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
+  known = list(known)
+  if unknown := sorted(set(options) - set(known)):
+    raise ValueError(f"unknown option(s) {unknown} for source {source!r}; known: {', '.join(known)}")
+
+
+def read_log(
+  source: str, raw: str | os.PathLike | None, options: Mapping[str, Any], report: Callable[[str], None] | None = None
+) -> InteractionLog:
+  """Returns the interaction log of a source, downloaded first if `raw` is None.
+
+  Args:
+    source: a name in `jaxrec.data.sources.SOURCES`, or "merge".
+    raw: the file or folder of raw data.
+    options: keyword arguments of the source's reader.
+    report: called with a line of text before a download.
+
+  Raises:
+    ValueError: an unknown source, no such file, or bad data.
+  """
+  if source == "merge":
+    from jaxrec.data.sources import merge
+
+    return merge.read_merge(options.get("sources", ()), read=lambda entry: _read_merged(entry, report))
+  reader = source_reader(source)
+  if raw is None:
+    from jaxrec.data.preparation import download
+
+    accepted = inspect.signature(reader).parameters
+    which = {key: options.get(key, accepted[key].default) for key in ("name", "edition") if key in accepted}
+    raw = download.fetch(source, report=report, **which)
+  if not pathlib.Path(raw).exists():
+    raise ValueError(f"{raw}: no such file or folder (raw data of source {source!r})")
+  return reader(raw, **options)
+
+
+def _read_merged(entry: Mapping[str, Any], report: Callable[[str], None] | None) -> InteractionLog:
+  source = entry.get("source", "")
+  known = reader_parameters(source) if source not in ("merge", *GENERATED) else {}
+  # `name` is the domain of the merge, and an option of some readers too.
+  options = {
+    key: value for key, value in entry.items() if key not in ("source", "raw") and (key != "name" or key in known)
+  }
+  _check_known(source, options, sorted(known))
+  return read_log(source, entry.get("raw"), options, report)
+
+
+def prepare_log(
+  log: InteractionLog,
+  options: PrepareOptions,
+  *,
+  source: str,
+  reader_options: Mapping[str, Any] | None = None,
+  report: Callable[[str], None] = _ignore,
+) -> PreparedData:
+  """Returns the prepared data of an interaction log, in memory.
+
+  Args:
+    log: events, and the items, users and domains that the source lists.
+    options: filters and split.
+    source: name of the source, for `meta`.
+    reader_options: options of the source's reader, for `meta`.
+    report: called with a line of text at each stage.
+
+  Raises:
+    ValueError: options that do not fit the log, or no event is left after filtering.
+  """
+  report(f"filtering {len(log.events):,} events")
+  counts: dict[str, Any] = {"raw_rows": log.raw_rows or len(log.events), "dropped": dict(log.dropped)}
+  events = filters.drop_events(log.events, log.in_order, options, counts)
+  report("numbering users, items and domains")
+  numbered = number_ids(events, log, items_per_domain=options.item_identity == "per_domain")
+  events = filters.k_core(numbered.events, len(numbered.domain_names), options, counts, report)
+  report(f"sorting {len(events):,} events")
+  events = filters.sort_events(events, log.in_order, counts)
+  return assemble(dataclasses.replace(numbered, events=events), options, counts, source, reader_options or {})

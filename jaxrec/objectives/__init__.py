@@ -1,0 +1,1 @@
+"""Training objectives: losses of a model and a batch, with their gradients."""

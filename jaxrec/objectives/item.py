@@ -1,0 +1,223 @@
+"""Next-item and masked-item objectives: losses of query vectors against item vectors. `build` reads a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxrec.batches import SequenceBatch
+from jaxrec.objectives import item_losses, negatives
+from jaxrec.objectives.objective import Gradients, single_gradient
+
+LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
+SHARING = ("position", "row", "batch")
+TABLE = "items"  # The item table among the parameters of a model.
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemObjective:
+  """Predict the target item at each position with a positive weight: next-item and masked-item training alike.
+
+  loss: "sampled_softmax", "full_softmax", "bce" or "gbce".
+  num_negatives: R, drawn with replacement.
+  sampler: "uniform", "log_uniform" or "in_batch".
+  sharing: who shares a draw of R negatives. "position": nobody, as published. "row": the positions of a row of the
+    batch. "batch": all. Choice: sharing changes neither the expected gradient of a position nor R, only the
+    correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
+  log_q: subtract the log-probability of the draw from the scores of negatives and positive.
+  temperature: divides the scores.
+  gbce_t: calibration of gBCE in 0..1.
+  chunk_size: items scored at a time by "full_softmax".
+  """
+
+  loss: str = "sampled_softmax"
+  num_negatives: int = 128
+  sampler: str = "uniform"
+  sharing: str = "position"
+  log_q: bool = False
+  temperature: float = 0.05
+  gbce_t: float = 0.75
+  chunk_size: int = 4096
+
+  names: ClassVar[tuple[str, ...]] = ("recommendation",)
+
+  def __post_init__(self):
+    for name, known in (("loss", LOSSES), ("sampler", negatives.SAMPLERS), ("sharing", SHARING)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"objective {name}={getattr(self, name)!r} is not one of {known}")
+    if self.log_q and (self.sampler == "in_batch" or self.loss == "full_softmax"):
+      raise ValueError(f"log_q has no meaning for sampler={self.sampler!r} with loss={self.loss!r}")
+
+  def __call__(
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    deterministic: bool = False,
+    items: Items | None = None,
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the mean loss over the target positions, and `{"loss", "weight"}` with the sum of their weights.
+
+    Args:
+      model: a `jaxrec.models.SequentialModel`.
+      params: its parameters, or those and looked-up rows.
+      batch: sequences and targets.
+      rng: key of dropout and negatives; consumed.
+      deterministic: no dropout.
+      items: vectors of the items; None: the model computes them from its parameters.
+    """
+    dropout_key, _ = jax.random.split(rng)
+    batch = jax.tree.map(jnp.asarray, batch)
+    items = ParameterItems(model, batch, self.scored_ids(model, batch, rng)) if items is None else items
+    rest = {name: value for name, value in params.items() if name != TABLE}
+    rngs = {"dropout": dropout_key}
+    query = model.apply({"params": rest}, batch, deterministic, items.input(params), rngs=rngs)  # [B, N, M]
+    loss = self.loss_from_queries(query, items, params, batch, model.num_items)
+    return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
+
+  def gradients(
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: SequenceBatch,
+    rng: PRNGKeyArray,
+    deterministic: bool = False,
+    *,
+    items: Items | None = None,
+    model_state: Any = None,
+  ) -> Gradients:
+    """Returns the loss and its gradient; see `jaxrec.objectives.objective.Objective`."""
+
+    def loss_of(params):
+      loss, scalars = self(model, params, batch, rng, deterministic, items)
+      return loss, (scalars["weight"], {}, {})
+
+    return single_gradient(loss_of, params)
+
+  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
+    """Returns the items that the loss scores: "target" and, but for "full_softmax", which scores all, "negative".
+
+    Args:
+      model: its `num_items` bounds the negatives.
+      batch: has the targets.
+      rng: the key that `__call__` gets.
+    """
+    if self.loss == "full_softmax":
+      return {"target": batch.target_item}
+    _, sample_key = jax.random.split(rng)
+    return {"target": batch.target_item, "negative": self.sample_negatives(sample_key, batch, model.num_items)}
+
+  def loss_from_queries(
+    self, query: Float[Array, "B N M"], items: Items, params: Any, batch: SequenceBatch, num_items: int
+  ) -> Float[Array, ""]:
+    """Returns the mean loss of query vectors that a model has computed.
+
+    Args:
+      query: output of a model.
+      items: vectors of the items of `scored_ids`.
+      params: what those vectors are functions of.
+      batch: has the targets.
+      num_items: V.
+    """
+    if self.loss == "full_softmax":
+      value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
+    else:
+      value = self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
+    return item_losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
+
+  def sampled_loss(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
+    """Returns the loss of each position from the vectors of its target and of sampled items."""
+    negative_id = ids["negative"]
+    positive_logit, negative_logit = item_losses.sampled_logits(
+      query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
+    )
+    if self.log_q:
+      positive_logit -= negatives.log_probability(self.sampler, batch.target_item, num_items)
+      log_q = negatives.log_probability(self.sampler, negative_id, num_items)
+      negative_logit -= log_q[:, None] if log_q.ndim == 2 else log_q
+    if self.loss == "sampled_softmax":
+      return item_losses.sampled_softmax(positive_logit, negative_logit)
+    t = self.gbce_t if self.loss == "gbce" else 0.0
+    beta = item_losses.gbce_calibration(num_items, self.num_negatives, t)
+    return item_losses.binary_cross_entropy(positive_logit, negative_logit, beta)
+
+  def sample_negatives(self, key, batch, num_items):
+    """Returns negative ids: `[B, N, R]`, `[B, R]` or `[R]`, as `sharing` says."""
+    lead = {"position": batch.target_item.shape, "row": batch.target_item.shape[:1], "batch": ()}[self.sharing]
+    shape = (*lead, self.num_negatives)
+    if self.sampler == "in_batch":
+      return negatives.sample_in_batch(key, shape, batch.target_item, batch.target_weight)
+    return negatives.sample_items(key, self.sampler, shape, num_items)
+
+
+@runtime_checkable
+class Items(Protocol):
+  """The vectors of a batch's items, as functions of what they are differentiated with respect to.
+
+  That is `params`: the model's parameters, or at least `params["items"]`, the item table or its looked-up rows.
+
+  ids: what `ItemObjective.scored_ids` returned.
+  """
+
+  ids: dict[str, Int[Array, "..."]]
+
+  def input(self, params: Any) -> Float[Array, "B N M"]:
+    """Returns the rows of the batch's items, as the encoder reads them."""
+    ...
+
+  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
+    """Returns the scoring vectors of `ids`."""
+    ...
+
+  def full_softmax(
+    self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
+  ) -> Float[Array, "B N"]:
+    """Returns `-log softmax` of the target among all items; see `item_losses.full_softmax`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterItems:
+  """Items whose vectors the model computes from its parameters."""
+
+  model: nn.Module
+  batch: SequenceBatch
+  ids: dict[str, Int[Array, "..."]]
+
+  def input(self, params: Any) -> Float[Array, "B N M"]:
+    """See `Items`."""
+    return self.model.apply({"params": params}, self.batch.item_id, method="input_vectors")
+
+  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
+    """See `Items`."""
+    return {name: self._vectors(params, ids) for name, ids in self.ids.items()}
+
+  def full_softmax(
+    self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
+  ) -> Float[Array, "B N"]:
+    """See `Items`."""
+    return item_losses.full_softmax(query, self._vectors(params, None), self.ids["target"], temperature, chunk_size)
+
+  def _vectors(self, params, ids):
+    return self.model.apply({"params": params}, ids, method="item_vectors")
+
+
+def build(config: Mapping) -> ItemObjective:
+  """The objective that `config` describes: "name" is the loss, other entries are fields of `ItemObjective`.
+
+  Raises:
+    ValueError: for an unknown name or field.
+  """
+  options = dict(config)
+  options["loss"] = options.pop("name")
+  known = {field.name for field in dataclasses.fields(ItemObjective)}
+  if unknown := sorted(set(options) - known):
+    raise ValueError(f"objective has no field {unknown}; it has {sorted(known - {'loss'} | {'name'})}")
+  return ItemObjective(**options)

@@ -1,0 +1,273 @@
+"""Click-through prediction as a task: candidates with long histories, evaluated by AUC."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from jaxrec import parallel
+from jaxrec.batches import CandidateBatch
+from jaxrec.data import load
+from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, TrainingCandidates, held_out_candidates
+from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
+from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
+from jaxrec.layers.ctr.batch_norm import OF_BATCH
+from jaxrec.models import ctr
+from jaxrec.objectives.click import ClickObjective
+from jaxrec.train.config import (
+  CLICK_THROUGH,
+  OptimizerSettings,
+  ParallelSettings,
+  SourceSettings,
+  TrainSettings,
+  check_groups,
+)
+from jaxrec.train.optimizer import make_optimizer
+from jaxrec.train.settings import defaults, setting
+from jaxrec.train.state import TrainState, create_state
+from jaxrec.train.step import TrainStep, make_train_step
+from jaxrec.train.task import FINAL, BaseTask, Plan
+from jaxrec.train.timetable import Timetable
+
+METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickDataSettings(SourceSettings):
+  """Which events are candidates, and their histories; see `CandidateOptions`."""
+
+  history_length: int = setting(CandidateOptions.history_length)
+  min_events: int = setting(CandidateOptions.min_events)
+  min_history: int = setting(CandidateOptions.min_history)
+  first_target: int = setting(CandidateOptions.first_target)
+  target_stride: int = setting(CandidateOptions.target_stride)
+  targets_per_user: int = setting(CandidateOptions.targets_per_user)
+  negatives: int = setting(CandidateOptions.negatives)
+  category: str = setting(CandidateOptions.category)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickOptimizerSettings(OptimizerSettings):
+  """Adam at a constant rate, as published."""
+
+  learning_rate: float = setting(1e-2, at_least=0)
+  b2: float = setting(0.999, at_least=0, below=1)
+  l2: float = setting(1e-6, "Penalty on all weights but tables and biases; part of the loss.", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickTrainSettings(TrainSettings):
+  """Training by steps instead of epochs."""
+
+  batch_size: int = setting(2048, "Candidates in a step, all hosts together.", at_least=1)
+  num_epochs: int = setting(2, at_least=1)
+  evaluate_every_steps: int = setting(150, at_least=1)
+  statistics_batches: int = setting(
+    10, "Latest batches whose mean statistics batch norm is evaluated with; 0: the running ones.", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClickEvalSettings:
+  """Evaluation of candidates."""
+
+  metric: str = setting("AUC", "Chooses the parameters.")
+  batch_size: int = setting(2048, at_least=1)
+
+
+GROUPS = {
+  "data": ClickDataSettings, "optimizer": ClickOptimizerSettings, "train": ClickTrainSettings,
+  "parallel": ParallelSettings, "eval": ClickEvalSettings,
+}  # fmt: skip
+
+
+def default_config() -> ConfigDict:
+  """Returns the default settings of click-through prediction: those of the scripts of arXiv 2410.02604."""
+  groups = defaults(GROUPS)
+  start = {"name": "", "task": CLICK_THROUGH, "seed": 1, "data": groups.pop("data"), "model": {"name": "dare"}}
+  return ConfigDict(start | groups)
+
+
+def check_config(config: ConfigDict) -> None:
+  """Raises unless the config has exactly the keys of `default_config()`, with values that are accepted.
+
+  Raises:
+    ValueError: names the key.
+
+  >>> config = default_config()
+  >>> config.data.source, config.eval.metric = "planted_interest", "HR@10"
+  >>> check_config(config)
+  Traceback (most recent call last):
+  ValueError: config.eval.metric='HR@10' must be one of ('AUC', 'GAUC', 'GAUC_category')
+  """
+  check_groups(config, default_config(), GROUPS)
+  if config.eval.metric not in METRICS[:-1]:
+    raise ValueError(f"{config.eval.metric=} must be one of {METRICS[:-1]}")
+
+
+@dataclasses.dataclass
+class ClickTask(BaseTask):
+  """What a config of click-through prediction describes; data, examples and model can be replaced in Python.
+
+  data: prepared columns.
+  examples: candidates of all splits.
+  model: a `jaxrec.models.ctr.ClickThroughRanker`.
+  """
+
+  data: PreparedData = dataclasses.field(kw_only=True)
+  examples: CandidateData = dataclasses.field(kw_only=True)
+  model: nn.Module = dataclasses.field(kw_only=True)
+
+  default_config = staticmethod(default_config)
+  check_config = staticmethod(check_config)
+
+  def __post_init__(self):
+    self._compiled: dict[Any, Any] = {}
+
+  @classmethod
+  def from_config(cls, config: ConfigDict) -> ClickTask:
+    """Returns the task of a config, preparing the data where needed.
+
+    Raises:
+      ValueError: the config doesn't fit `default_config`.
+    """
+    check_config(config)
+    data = load.load_data(config.data)
+    fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
+    options = CandidateOptions(**{name: config.data[name] for name in fields}, seed=config.seed)
+    examples = CandidateData(data, options)
+    sizes = {"num_items": examples.num_items, "num_categories": examples.num_categories}
+    return cls(config, data=data, examples=examples, model=ctr.build(model_settings(config), **sizes))
+
+  def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
+    """See `Task`; in "final" the validation candidates are trained on too."""
+    settings, shard = self.config.train, parallel.host_shard(mesh)
+    unit = parallel.num_row_parts(mesh) * settings.accumulate
+    if settings.batch_size % unit:
+      raise ValueError(
+        f"train.batch_size={settings.batch_size} must be divisible by devices x train.accumulate = {unit}"
+      )
+    splits = (TRAIN, VALIDATION) if phase == FINAL else (TRAIN,)
+    order = {"seed": self.config.seed, "splits": splits, "shard_index": shard.index, "shard_count": shard.count}
+    batches = TrainingCandidates(self.examples, settings.batch_size, num_epochs, **order)
+    description = (
+      f"steps of {settings.batch_size} candidates; {batches.examples_left_out} examples left out of each epoch"
+    )
+    return Plan(
+      Timetable.from_config(settings, batches.batches_per_epoch, num_epochs),
+      batches,
+      count=lambda batch: {"examples": len(batch.label)},
+      users=lambda step: np.unique(batches.whole(step - 1).user_id),
+      identity={"batch_size": settings.batch_size},
+      description=description,
+    )
+
+  def init_state(self, mesh: Mesh | None, total_steps: int) -> TrainState:
+    """See `Task`; `model_state` holds the batch statistics."""
+    return create_state(
+      self.model,
+      make_optimizer(self.config.optimizer, total_steps),
+      self.examples.batch(TRAIN, np.arange(2)),
+      self.config.seed,
+      shardings_of=None if mesh is None else lambda shapes: parallel.parameter_shardings(shapes, mesh),
+    )
+
+  def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
+    """See `Task`."""
+    return make_train_step(
+      self.model,
+      ClickObjective(self.config.optimizer.l2),
+      make_optimizer(self.config.optimizer, total_steps),
+      seed=self.config.seed + 1,
+      accumulate=self.config.train.accumulate,
+      mesh=mesh,
+      like=like,
+    )
+
+  def before_evaluation(self, state: TrainState, plan: Plan, step: int, mesh: Mesh) -> TrainState:
+    """Returns the state with the mean batch statistics of the latest batches; see `renewed_statistics`."""
+    first = max(step - self.config.train.statistics_batches, 0)
+    latest = (parallel.shard_batch(plan.batches[i], mesh) for i in range(first, step))
+    return self.renewed_statistics(state, latest)
+
+  def renewed_statistics(self, state: TrainState, batches: Iterable[CandidateBatch]) -> TrainState:
+    """Returns the state with the mean statistics of these batches instead of the running ones.
+
+    Running statistics of training are those of parameters some steps ago. Where tables grow fast that makes a model far
+    too sure of itself: an evaluated row is divided by a standard deviation of the past. Training does not read them. A
+    model without `jaxrec.layers.ctr.batch_norm.BatchNorm` keeps its state.
+
+    Source: Wu & Johnson 2021, arXiv 2105.07576 ("precise" batch normalisation).
+    """
+    found = [self._jitted("statistics", self._statistics)(state.params, state.model_state, b) for b in batches]
+    if not found or found[0] is None:
+      return state
+    mean = jax.tree.map(lambda *values: sum(values) / len(values), *found)
+    return state.replace(model_state={**state.model_state, "batch_stats": mean})
+
+  def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:
+    """See `Task`: AUC, GAUC and log loss of all candidates of a split."""
+    logits = self._jitted(mesh, self._logits, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    columns = []
+    for batch in held_out_candidates(self.examples, split, self.config.eval.batch_size):
+      size = len(batch.label)
+      sharded = parallel.shard_replicated_batch(_padded(batch, mesh.size), mesh)
+      logit = np.asarray(logits(state.evaluated, state.model_state, sharded).addressable_data(0))[:size]
+      columns.append((logit, batch.label, batch.user_id, batch.category))
+    return click_metrics(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+  def _statistics(self, params, model_state, batch):
+    variables, mutable = {"params": params, **model_state}, ["batch_stats", OF_BATCH]
+    _, updated = self.model.apply(variables, batch, deterministic=False, mutable=mutable)
+    return updated.get(OF_BATCH)
+
+  def _logits(self, params, model_state, batch):
+    return self.model.apply({"params": params, **model_state}, batch, deterministic=True).logit
+
+  def _jitted(self, key: Any, function: Callable, **options: Any) -> Callable:
+    """Returns the jitted function, the same for the same key."""
+    if key not in self._compiled:
+      self._compiled[key] = jax.jit(function, **options)
+    return self._compiled[key]
+
+
+def model_settings(config: ConfigDict) -> dict[str, Any]:
+  """Returns `config.model` for `jaxrec.models.ctr.build`; sequences that JSON made lists are tuples again."""
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in config.model.to_dict().items()}
+
+
+def _padded(batch: CandidateBatch, multiple: int) -> CandidateBatch:
+  """Returns the batch with its last row repeated until the devices divide the rows."""
+  missing = -len(batch.label) % multiple
+  return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), batch)
+
+
+def click_metrics(
+  logit: Float[np.ndarray, " B"],
+  label: Float[np.ndarray, " B"],
+  user: Int[np.ndarray, " B"],
+  category: Int[np.ndarray, " B"],
+) -> dict[str, float | int]:
+  """Returns AUC, GAUC by user and by the candidate's category, log loss, and the number of candidates.
+
+  Choice: the published code calls GAUC what is `GAUC_category` here, and adds the auxiliary loss to the log loss.
+
+  >>> values = click_metrics(np.zeros(2), np.array([1.0, 0.0]), np.array([7, 7]), np.array([1, 2]))
+  >>> values["AUC"], values["GAUC"], round(values["log_loss"], 4)
+  (0.5, 0.5, 0.6931)
+  """
+  return {
+    "AUC": auc(logit, label),
+    "GAUC": grouped_auc(logit, label, user).value,
+    "GAUC_category": grouped_auc(logit, label, category).value,
+    "log_loss": log_loss(1 / (1 + np.exp(-logit.astype(np.float64))), label),
+    "count": len(label),
+  }

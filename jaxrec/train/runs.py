@@ -1,0 +1,64 @@
+"""Runs on disk: a workdir back to its task, parameters and step."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from ml_collections import ConfigDict
+
+from jaxrec.train import checkpoint, writers
+from jaxrec.train.config import SEQUENTIAL, saved_config
+from jaxrec.train.state import Params, TrainState
+from jaxrec.train.task import Task, build_task, task_class
+
+_ANY_NUMBER_OF_STEPS = 10**9  # A restored state is not trained: its schedule may have any length.
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+  """A finished or running training, to evaluate or to use.
+
+  task: data, model and config.
+  state: of the checkpoint.
+  step: of the checkpoint.
+  params: the evaluated parameters, the whole item table among them.
+  """
+
+  task: Task
+  state: TrainState
+  step: int
+  params: Params
+
+
+def load_run(workdir: str, which: str = "best", phase: str | None = None) -> LoadedRun:
+  """Returns a run of `jaxrec.train.loop`.
+
+  Args:
+    workdir: of the run; holds config.json.
+    which: "best" on validation, or "latest".
+    phase: "select" or "final"; None takes the final one if it has begun.
+
+  Raises:
+    FileNotFoundError: no run or no checkpoint there.
+    ValueError: the checkpoint is of another model.
+  """
+  task = build_task(load_config(workdir))
+  finals = os.path.join(workdir, "final", "checkpoints")
+  phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
+  like = task.init_state(None, _ANY_NUMBER_OF_STEPS)
+  state, step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, task.item_table)
+  return LoadedRun(task, state, step, task.item_table.whole_params(getattr(task, "model", None), state))
+
+
+def load_config(workdir: str) -> ConfigDict:
+  """Returns the config of a run, with the defaults of settings that were added since.
+
+  Raises:
+    FileNotFoundError: the folder is not the workdir of a run.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
+  saved = writers.read_json(path)
+  return saved_config(saved, task_class(saved.get("task", SEQUENTIAL)).default_config())

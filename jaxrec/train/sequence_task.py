@@ -1,0 +1,208 @@
+"""Sequential recommendation as a task: next-item and masked-item training, evaluated by full ranking."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxrec import models, multi_objective, parallel
+from jaxrec.batches import SequenceBatch
+from jaxrec.data import load, single_domain
+from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
+from jaxrec.data.prepared import PreparedData
+from jaxrec.evaluation.model import evaluate_ranker
+from jaxrec.objectives import item
+from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
+from jaxrec.objectives.objective import Objective
+from jaxrec.train import config as config_lib
+from jaxrec.train.item_table import make_item_table
+from jaxrec.train.state import TrainState, create_state
+from jaxrec.train.step import TrainStep, make_train_step
+from jaxrec.train.task import FINAL, BaseTask, Plan
+from jaxrec.train.timetable import Timetable
+
+
+@dataclasses.dataclass
+class SequenceTask(BaseTask):
+  """What a config of sequential recommendation describes; data, model and objective can be replaced in Python.
+
+  data: prepared columns.
+  model: a `jaxrec.models.SequentialModel`.
+  objective: K >= 1 losses.
+  """
+
+  data: PreparedData = dataclasses.field(kw_only=True)
+  model: nn.Module = dataclasses.field(kw_only=True)
+  objective: Objective = dataclasses.field(kw_only=True)
+
+  default_config = staticmethod(config_lib.default_config)
+  check_config = staticmethod(config_lib.check_config)
+
+  @classmethod
+  def from_config(cls, config: ConfigDict) -> SequenceTask:
+    """Returns the task of a config, preparing or downloading the data where needed.
+
+    Raises:
+      ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
+    """
+    config_lib.check_config(config)
+    data = load.load_data(config.data)
+    sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
+    model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
+    objective = item.build(config.objective.to_dict())
+    if config.multi_objective.objectives:
+      objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
+    return cls(config, data=data, model=model, objective=objective)
+
+  def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
+    """See `Task`; in "final" the validation events are trained on too."""
+    options = training_options(self.config, self.data, int(phase == FINAL), mesh)
+    batches = TrainingBatches(self.data, options)
+    description = (
+      f"{batches.users_per_epoch} users; steps of {options.rows_per_batch} rows x {options.row_length} positions"
+    )
+    return Plan(
+      Timetable.from_config(self.config.train, batches.batches_per_epoch, num_epochs),
+      batches,
+      count=count_users_and_tokens,
+      users=lambda step: batches.users(step - 1),
+      identity={"rows_per_batch": options.rows_per_batch},
+      description=description,
+    )
+
+  def init_state(self, mesh: Mesh | None, total_steps: int) -> TrainState:
+    """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
+    self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
+    shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
+    state = self._state_without_rows(total_steps, shardings_of)
+    return state.replace(tables=self.item_table.init(jax.random.key(self.config.seed)))
+
+  def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
+    """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""
+    self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
+    shapes = jax.eval_shape(lambda: self._state_without_rows(total_steps, None))
+    shardings = parallel.parameter_shardings(shapes, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return state.replace(tables=self.item_table.abstract_rows())
+
+  def _state_without_rows(self, total_steps, shardings_of):
+    settings = self.config.data
+    tiny = TrainingOptions(
+      max_length=settings.max_length, row_length=row_length(self.config), rows_per_batch=1, packing=False
+    )
+    return create_state(
+      self.model,
+      self._optimizer(total_steps),
+      TrainingBatches(self.data, tiny)[0],
+      self.config.seed,
+      keep_average=self.config.train.average > 0,
+      init_arguments=functools.partial(self.item_table.init_arguments, self.model),
+      shardings_of=shardings_of,
+    )
+
+  def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
+    """See `Task`; `init_state` comes first."""
+    config = self.config
+    return make_train_step(
+      self.model,
+      self.objective,
+      self._optimizer(total_steps),
+      seed=config.seed + 1,  # Dropout and negatives don't share a key with the parameters.
+      item_table=self.item_table,
+      accumulate=config.train.accumulate,
+      average=config.train.average,
+      mesh=mesh,
+      like=like,
+      reweight_every=config.multi_objective.reweight_every,
+    )
+
+  def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:
+    """See `Task`: full ranking, as `config.eval` says."""
+    ranker = self.item_table.ranker(self.model, state, self.data.num_items, mesh)
+    return evaluate_ranker(ranker, self.data, self.config, split, mesh)
+
+  def _optimizer(self, total_steps: int) -> optax.GradientTransformation:
+    inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)
+    if len(self.objective.names) == 1:
+      return inner
+    weighting = multi_objective.build(self.config.multi_objective.weighting.to_dict())
+    return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
+
+
+def count_users_and_tokens(batch: SequenceBatch) -> dict[str, int]:
+  """Returns the numbers of users and of tokens (positions that are not padding) of a batch."""
+  return {"users": int(batch.sequence_id.max(axis=1).sum()), "tokens": int(np.count_nonzero(batch.sequence_id))}
+
+
+def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> TrainingOptions:
+  """Returns how this host's batches are made; rows are derived from `config.train.batch_size` users unless given.
+
+  Raises:
+    ValueError: the rows can't be divided into microbatches on every device, or no user is left to train on.
+  """
+  settings = config.data
+  options = TrainingOptions(
+    max_length=settings.max_length,
+    row_length=row_length(config),
+    rows_per_batch=settings.rows_per_batch or 1,
+    task=settings.task,
+    packing=settings.packing,
+    last_split=last_split,
+    request_time=settings.request_time,
+    mask_probability=settings.mask_probability,
+    mask_last_probability=settings.mask_last_probability,
+    reveal_domain=settings.reveal_domain,
+    seed=config.seed,
+    only_users=train_users(config, data, last_split),
+  )
+  devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
+  unit = devices * microbatches
+  rows = settings.rows_per_batch or rows_for(data, options, config.train.batch_size, multiple_of=unit)
+  if rows % unit:
+    raise ValueError(
+      f"data.rows_per_batch={rows} must be divisible by {devices} devices along data and fsdp x"
+      f" {config.train.accumulate=} = {unit}"
+    )
+  shard = parallel.host_shard(mesh)
+  return dataclasses.replace(options, rows_per_batch=rows, shard_index=shard.index, shard_count=shard.count)
+
+
+def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
+  """Returns the users whose events are trained on, as `config.data.train_users` asks; None stands for all.
+
+  "without_held_out" is for data that hold out whole users, as AutoCDSR's shards do: users with an event after
+  `last_split` are not trained on at all, while "all" trains on their earlier events.
+
+  Raises:
+    ValueError: no user is left, as in leave-one-out data, which hold out events of every user.
+  """
+  if config.data.train_users == "all":
+    return None
+  users = np.setdiff1d(np.flatnonzero(np.diff(data.offsets)), single_domain.held_out_users(data, last_split))
+  if not len(users):
+    raise ValueError(
+      f"config.data.train_users={config.data.train_users!r} leaves no user to train on: all of them have events that"
+      " are held out; set it to 'all'"
+    )
+  return tuple(users.tolist())
+
+
+def row_length(config: ConfigDict) -> int:
+  """Returns the positions in a row: `config.data.row_length`, or the longest history."""
+  return config.data.row_length or config.data.max_length
+
+
+def _num_items(config, data):
+  """Returns the items of the model: those of the data, and of those to come."""
+  room = config.tables.num_items
+  if 0 < room < data.num_items:
+    raise ValueError(f"config.tables.num_items={room} is less than the {data.num_items} items of the data")
+  return room or data.num_items

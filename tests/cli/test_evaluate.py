@@ -1,0 +1,126 @@
+"""`experiments.evaluate`, `experiments.recommend` and `experiments.sweep` on a run that trains in a second."""
+
+import json
+import re
+import shutil
+
+import pytest
+from absl import flags
+
+from jaxrec.cli import evaluate, recommend, sweep
+from jaxrec.train import loop
+from tests import tiny_run
+
+# ml_collections 1.1 loads config files in a way that Python is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A finished run and its summary."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = tiny_run.get_config()
+  config.train.num_epochs = 1
+  return workdir, loop.run(config, str(workdir))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+  """Calls a program with flags, as from a shell, and returns what it printed."""
+
+  def run(program, *arguments):
+    values = flags.FlagValues()
+    program.define_flags(values)
+    values([program.__name__, *arguments])
+    monkeypatch.setattr(program, "FLAGS", values)
+    program.main([program.__name__])
+    return capsys.readouterr().out
+
+  return run
+
+
+def test_a_checkpoint_scores_as_it_did_in_training(trained, call):
+  workdir, summary = trained
+  call(evaluate, f"--workdir={workdir}", "--phase=select")
+  scores = json.loads((workdir / "evaluation_test.json").read_text())
+  assert scores["hstu"] == pytest.approx(summary["select"]["test_of_selected"], abs=1e-12)
+  assert scores["step"] == summary["select"]["best_step"]
+
+
+def test_the_table_has_a_row_for_each_domain_and_ranker(trained, call):
+  text = call(evaluate, f"--workdir={trained[0]}", "--split=validation", "--ks=5")
+  lines = [re.split(r" {2,}", line) for line in text.splitlines()]
+  assert lines[0] == ["domain", "ranker", "users", "HR@5", "NDCG@5", "MRR"]
+  rankers = ["hstu", "popularity", "random"]
+  assert [line[:2] for line in lines[1:10]] == [
+    [domain, name] for domain in ("all", "book", "film") for name in rankers
+  ]
+  assert int(lines[1][2]) == int(lines[4][2]) + int(lines[7][2]) == 200
+
+
+def test_candidates_can_be_chosen_anew(trained, call):
+  workdir = trained[0]
+  call(evaluate, f"--workdir={workdir}", f"--out={workdir}/pooled.json")
+  call(evaluate, f"--workdir={workdir}", f"--out={workdir}/each.json", "--protocol=full_per_domain")
+  pooled, each = (json.loads((workdir / f"{name}.json").read_text()) for name in ("pooled", "each"))
+  assert each["eval"]["protocol"] == "full_per_domain"
+  assert each["random"]["MRR"] > pooled["random"]["MRR"]  # Half the rivals.
+
+
+def test_sampled_metrics_stand_in_a_table_of_their_own(trained, call):
+  workdir = trained[0]
+  text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/sampled.json", "--sampled_negatives=20", "--ks=1")
+  assert "Among 20 sampled negatives; not comparable with the above:\ndomain" in text
+  scores = json.loads((workdir / "sampled.json").read_text())
+  assert scores["random"]["sampled/HR@1"] == pytest.approx(1 / 21, abs=0.05)
+  assert scores["hstu"]["sampled/MRR"] > scores["hstu"]["MRR"]
+
+
+def test_recommendations_are_printed_as_titles(trained, call):
+  text = call(recommend, f"--workdir={trained[0]}", "--user=7", "--random=2", "--k=3", "--history=2")
+  users = text.strip().split("\n\n")
+  assert len(users) == 3
+  assert users[0].startswith("User 7\n")
+  assert len(re.findall(r"[123]\. +-?\d\.\d{3}  (?:book|film): \w+ \d+", users[0])) == 3
+
+
+def test_a_held_out_event_is_shown_with_its_rank(trained, call):
+  text = call(recommend, f"--workdir={trained[0]}", "--user=7", "--domain=film", "--hold_out")
+  assert re.search(r"chosen next: (book|film): .*, rank \d+", text)
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    (["--user=nobody"], "user 'nobody' is not in the prepared data .200 users such as '0'"),
+    (["--user=7", "--domain=opera"], "domain='opera' is unknown; the data has 'book', 'film'"),
+    ([], "no user to recommend to"),
+  ],
+)
+def test_what_cannot_be_recommended_ends_with_a_sentence(trained, call, arguments, message):
+  with pytest.raises(SystemExit, match=message):
+    call(recommend, f"--workdir={trained[0]}", *arguments)
+
+
+def test_a_folder_without_a_run_ends_with_a_sentence(tmp_path, call):
+  with pytest.raises(SystemExit, match="must be the --workdir of a training run"):
+    call(evaluate, f"--workdir={tmp_path}")
+
+
+def test_a_checkpoint_of_another_model_ends_with_what_differs(trained, tmp_path, call):
+  workdir = tmp_path / "copy"
+  shutil.copytree(trained[0], workdir)
+  config = json.loads((workdir / "config.json").read_text())
+  config["model"]["width"] = 4
+  (workdir / "config.json").write_text(json.dumps(config))
+  with pytest.raises(SystemExit, match="is of another model"):
+    call(evaluate, f"--workdir={workdir}")
+
+
+def test_a_sweep_trains_what_is_missing_and_prints_the_table(tmp_path, call):
+  grid = ["--configs=tests/tiny_run.py", "--override=train.num_epochs=1", f"--out={tmp_path}", "--in_process"]
+  assert "1 runs, 0 complete" in call(sweep, *grid, "--seeds=1", "--dry_run")
+  call(sweep, *grid, "--seeds=1")
+  text = call(sweep, *grid, "--seeds=1,2", "--metrics=MRR")
+  assert re.search(r"\| train.num_epochs=1 \| 2 \|.* 0\.\d{4} ± 0\.\d{4} \|", text)
+  assert "2 runs, 2 complete" in call(sweep, *grid, "--seeds=1,2", "--dry_run")

@@ -1,0 +1,85 @@
+"""`experiments.train` in several real processes on this machine: same numbers, one writer, deaths and restarts.
+
+The item table is spread over the processes; `parallel_devices.py` spreads parameters.
+"""
+
+import random
+import signal
+import socket
+
+import pytest
+import tiny_run
+from test_train import assert_same_metrics, finish, metrics_text, start, wait_for_step
+
+from jaxrec.train import loop
+
+SETTINGS = (
+  "--config.data.rows_per_batch=20", "--config.train.num_epochs=2", "--config.train.log_every_steps=1",
+  "--config.train.checkpoint_every_steps=4", "--config.tables.placement=sharded",
+)  # fmt: skip
+OF_DEVICES = ("tables/rows",)  # Each device asks for its own rows: two ask twice for an item that both meet.
+
+
+def start_two(workdir, *overrides):
+  """Starts both processes of a run; each has one device."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  cluster = (f"--coordinator_address={address}", "--num_processes=2", "--heartbeat_timeout_seconds=10")
+  return [start(workdir, *SETTINGS, *cluster, f"--process_id={index}", *overrides) for index in range(2)]
+
+
+def config():
+  """The config of `SETTINGS`."""
+  settings = tiny_run.get_config()
+  for override in SETTINGS:
+    name, value = override.removeprefix("--config.").split("=")
+    settings.update_from_flattened_dict({name: int(value) if value.isdigit() else value})
+  return settings
+
+
+def end_of(process, seconds=200):
+  """Exit code and output of a process that must end by itself."""
+  output, _ = process.communicate(timeout=seconds)
+  return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+  """The workdir of a run of one process."""
+  workdir = tmp_path_factory.mktemp("one")
+  loop.run(config(), str(workdir))
+  return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_go_on_after_the_death_of_either(one_process, tmp_path):
+  killed_at = kill_one_and_start_again(tmp_path, victim=random.randint(0, 1))
+  assert metrics_text(tmp_path).startswith(killed_at)  # Steps after the checkpoint were done twice, value for value.
+  assert_same_metrics(one_process, tmp_path, but=OF_DEVICES)
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_goes_on(one_process, tmp_path):
+  processes = start_two(tmp_path, "--config.parallel.model=2")
+  wait_for_step(processes[0], tmp_path, 3)
+  processes[1].send_signal(signal.SIGTERM)
+  ends = [end_of(process) for process in processes]
+  assert [code for code, _ in ends] == [143, 143]
+  assert all("'data': 1, 'fsdp': 1, 'model': 2" in output for _, output in ends)
+  assert "resumes after step" in finish(start(tmp_path, *SETTINGS))
+  assert_same_metrics(one_process, tmp_path, but=OF_DEVICES)
+
+
+def kill_one_and_start_again(workdir, victim):
+  """Lets a run of two processes end after the death of one; returns the metrics at that time."""
+  processes = start_two(workdir)
+  wait_for_step(processes[0], workdir, 6)
+  processes[victim].send_signal(signal.SIGKILL)
+  code, output = end_of(processes[1 - victim])
+  assert code not in (0, 143), output
+  processes[victim].communicate()
+  metrics = metrics_text(workdir)
+  for process in start_two(workdir):
+    assert "resumes after step" in finish(process)
+  return metrics[: metrics.rindex("\n") + 1]

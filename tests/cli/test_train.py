@@ -1,0 +1,193 @@
+"""`experiments.train` from end to end, on a config that trains in a second."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+from conftest import REPOSITORY
+
+from jaxrec.train import loop
+from jaxrec.train.monitor import NonFiniteLossError
+from jaxrec.train.runs import load_run
+from jaxrec.train.writers import read_records
+
+
+def tiny(**settings):
+  """The tiny config with some settings changed: `tiny(train__num_epochs=1)`."""
+  config = tiny_run.get_config()
+  for name, value in settings.items():
+    group, key = name.split("__")
+    config[group][key] = value
+  return config
+
+
+def command(workdir, *overrides):
+  return [sys.executable, "-m", "experiments.train", "--config=tests/tiny_run.py", f"--workdir={workdir}", *overrides]
+
+
+def start(workdir, *overrides, **environment):
+  return subprocess.Popen(
+    command(workdir, *overrides),
+    cwd=REPOSITORY,
+    env={**os.environ, **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process):
+  output, _ = process.communicate()
+  assert process.returncode == 0, output
+  return output
+
+
+def metrics_text(workdir):
+  return (workdir / "metrics.jsonl").read_text()
+
+
+def wait_for_step(process, workdir, step, phase="select"):
+  """Returns when the metrics file holds a record of that step, or of a later one."""
+  path = workdir / "metrics.jsonl"
+  while process.poll() is None:
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    if any(r["step"] >= step and r["phase"] == phase for r in map(json.loads, lines)):
+      return
+    time.sleep(0.01)
+  raise AssertionError(process.communicate()[0])
+
+
+LOG_EACH_STEP = ("--config.train.log_every_steps=1", "--config.train.checkpoint_every_steps=5")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  """The workdir of a run with both phases that nothing disturbed, started from the command line."""
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  finish(start(workdir, *LOG_EACH_STEP, "--config.train.retrain=true"))
+  return workdir
+
+
+def test_a_run_killed_at_random_steps_and_restarted_writes_the_same_metrics(uninterrupted, tmp_path):
+  for phase in ("select", "final"):
+    process = start(tmp_path, *LOG_EACH_STEP, "--config.train.retrain=true")
+    wait_for_step(process, tmp_path, random.randint(1, 17), phase)
+    time.sleep(random.random() / 20)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  finish(start(tmp_path, *LOG_EACH_STEP, "--config.train.retrain=true"))
+  assert metrics_text(tmp_path) == metrics_text(uninterrupted)
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_with_143(uninterrupted, tmp_path):
+  settings = ("--config.train.log_every_steps=1", "--config.train.retrain=true")
+  process = start(tmp_path, *settings)
+  wait_for_step(process, tmp_path, 3)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate()
+  assert process.returncode == 143
+  assert "stopped after step" in output and "the same command resumes" in output
+  finish(start(tmp_path, *settings))
+  assert metrics_text(tmp_path) == metrics_text(uninterrupted)
+
+
+def test_the_summary_holds_the_epoch_chosen_on_validation_and_both_test_scores(uninterrupted):
+  summary = json.loads((uninterrupted / "summary.json").read_text())
+  validations = [r for r in read_records(str(uninterrupted / "metrics.jsonl")) if r["kind"] == "validation"]
+  best = max(validations, key=lambda record: record["NDCG@10"])
+  assert len(validations) == 3
+  assert summary["select"]["best_epoch"] == best["epoch"] == summary["final"]["epochs"]
+  assert summary["select"]["validation"]["NDCG@10"] == best["NDCG@10"]
+  assert summary["select"]["test_of_selected"]["count"] == summary["final"]["test"]["count"] == 200
+
+
+def test_a_run_leaves_its_config_curves_and_tensorboard_events(uninterrupted):
+  assert json.loads((uninterrupted / "config.json").read_text())["train"]["checkpoint_every_steps"] == 5
+  assert (uninterrupted / "curves.png").stat().st_size > 1000
+  assert list((uninterrupted / "tensorboard" / "select").iterdir())
+
+
+def test_a_finished_run_can_be_loaded(uninterrupted):
+  run = load_run(str(uninterrupted), phase="select")
+  assert run.task.model.num_items == run.task.data.num_items == 96
+  assert run.params["items"]["table"].shape[0] == 97
+  assert run.step % 6 == 0
+
+
+def test_a_workdir_with_a_run_of_another_config_is_refused(uninterrupted):
+  with pytest.raises(ValueError, match=r"config.seed was 42, is 7.*Give another --workdir"):
+    config = tiny(train__retrain=True, train__log_every_steps=1)
+    config.seed = 7
+    loop.run(config, str(uninterrupted))
+
+
+def test_two_devices_give_the_result_of_one(tmp_path):
+  settings = ("--config.data.rows_per_batch=20", "--config.train.num_epochs=1", "--config.train.accumulate=2")
+  both = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  processes = [start(tmp_path / "one", *settings), start(tmp_path / "two", *settings, **both)]
+  for process in processes:
+    finish(process)
+  assert_same_metrics(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_metrics(one, other, but=()):
+  """Same records; numbers equal but for the order of summation, and those named in `but`."""
+  left, right = (read_records(str(workdir / "metrics.jsonl")) for workdir in (one, other))
+  assert [list(record) for record in left] == [list(record) for record in right]
+  for a, b in zip(left, right, strict=True):
+    for name in a:
+      if isinstance(a[name], str):
+        assert a[name] == b[name]
+      elif name not in but:
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-5, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+  config = tiny(train__checkpoint_every_steps=1, train__log_every_steps=1)
+  config.optimizer.learning_rate = 1e38
+  with pytest.raises(
+    NonFiniteLossError, match=r"step 2: .*loss is nan.*The batch held the users \d+, \d+.*learning_rate"
+  ):
+    loop.run(config, str(tmp_path))
+  assert load_run(str(tmp_path), "latest").step == 1
+  assert [record["step"] for record in read_records(str(tmp_path / "metrics.jsonl"))] == [1]
+
+
+def test_a_run_stops_when_validation_does_not_improve(tmp_path):
+  config = tiny(train__patience=1)
+  config.optimizer.learning_rate = 0.0
+  summary = loop.run(config, str(tmp_path))
+  assert (summary["select"]["best_epoch"], summary["select"]["epochs"]) == (1, 2)
+
+
+def test_profile_leaves_a_trace(tmp_path):
+  loop.run(tiny(train__num_epochs=4, train__evaluate_every_epochs=4), str(tmp_path), profile=True)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
+  loop.run(tiny(train__dtype="bfloat16", train__num_epochs=1, train__average=0.9), str(tmp_path))
+  assert {str(leaf.dtype) for leaf in load_run(str(tmp_path)).params["items"].values()} == {"float32"}
+  assert read_records(str(tmp_path / "metrics.jsonl"))[0]["loss"] < 14
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.train.batch_size=abc", "invalid literal for int() with base 10: 'abc'"),
+    ("--config.train.batchsize=3", 'Did you mean "batch_size" instead of "batchsize"?'),
+    ("--config.train.dtype=float16", "config.train.dtype='float16' is unknown; use one of ('float32', 'bfloat16')"),
+  ],
+)
+def test_a_wrong_override_is_explained_without_a_traceback(tmp_path, override, message):
+  result = subprocess.run(command(tmp_path, override), cwd=REPOSITORY, capture_output=True, text=True)
+  assert result.returncode == 1
+  assert message in result.stderr
+  assert "Traceback" not in result.stderr

@@ -1,0 +1,133 @@
+"""Scores, search and aggregation for one candidate, DIN's network, hashes, and batch norm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.layers.ctr import lsh
+from jaxrec.layers.ctr import target_attention as attention
+from jaxrec.layers.ctr.batch_norm import BatchNorm
+
+SCORES = jnp.array([[0.5, 3.0, -1.0, 2.0], [7.0, 1.0, 0.0, 0.25], [1.0, 1.0, 1.0, 1.0]])
+REAL = jnp.array([[True, True, True, True], [False, False, True, True], [False, False, False, False]])
+
+
+def test_item_with_category_and_age_are_scaled_by_their_own_widths():
+  # 4 numbers of item and category: 8 / 2; 1 of age: 3 * 5.
+  target, event = jnp.array([[2.0, 2.0, 2.0, 2.0, 3.0]]), jnp.array([[[1.0, 1.0, 1.0, 1.0, 5.0]]])
+  assert attention.target_scores(target, event, age_width=1).tolist() == [[19.0]]
+
+
+def test_a_search_keeps_the_largest_scores_of_real_events():
+  assert attention.top_k_mask(SCORES[:1], REAL[:1], 2).tolist() == [[False, True, False, True]]
+
+
+def test_a_search_never_keeps_padding_even_where_fewer_events_than_wanted_are_real():
+  """The published search fills up with padding, whose scores (7 and 1 here) then win the softmax."""
+  kept = attention.top_k_mask(SCORES, REAL, 3)
+  assert kept[1:].tolist() == REAL[1:].tolist()
+  weights = attention.masked_softmax(SCORES, kept)
+  np.testing.assert_allclose(weights[1], [0, 0, 1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-0.25))], atol=1e-6)
+
+
+def test_a_history_shorter_than_k_is_kept_whole():
+  assert attention.top_k_mask(SCORES[:1], REAL[:1], 20).all()
+
+
+def test_without_a_real_event_nothing_is_read_and_gradients_are_zero():
+  def read(scores):
+    return attention.masked_softmax(scores, REAL).sum(axis=1)
+
+  assert read(SCORES).tolist()[2] == 0
+  gradient = jax.jacobian(read)(SCORES)
+  assert np.isfinite(gradient).all() and not gradient[2].any()
+
+
+def test_softmax_of_large_scores_is_finite():
+  weights = attention.masked_softmax(jnp.array([[1e30, 1e30, -1e30]]), jnp.array([[True, True, True]]))
+  assert weights.tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_an_unknown_set_of_features_is_refused():
+  with pytest.raises(ValueError, match=r"features='sum' is not one of \('all', 'pair', 'product'\)"):
+    attention.target_aware_features(jnp.ones((1, 2)), jnp.ones((1, 2)), "sum")
+
+
+def test_the_attention_unit_is_its_equation():
+  unit = attention.AttentionUnit(hidden=1)
+  params = {
+    "hidden_layer": {"kernel": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "bias": jnp.array([0.5])},
+    "activation": {"negative_slope": jnp.array(0.1)},
+    "output": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([1.0])},
+  }
+  # q 1, k 2: 1 + 4 - 3 + 8 + .5 = 10.5 -> 22; q 1, k -1: 1 - 2 + 6 - 4 + .5 = 1.5 -> 4; width 1.
+  out = unit.apply({"params": params}, jnp.array([[1.0]]), jnp.array([[[2.0], [-1.0]]]))
+  np.testing.assert_allclose(out, [[22.0, 4.0]], rtol=1e-6)
+
+
+def test_hashes_of_the_same_direction_agree_and_of_opposite_directions_do_not():
+  normals = lsh.hyperplanes(8, 32, seed=3)
+  x = jax.random.normal(jax.random.key(0), (1, 8))
+  history = jnp.stack([2 * x, -x], axis=1)  # [1, 2, 8]
+  distance = lsh.hamming_distance(lsh.hash_bits(x, normals), lsh.hash_bits(history, normals))
+  assert distance.tolist() == [[0, 32]]
+
+
+def test_the_hamming_distance_grows_with_the_angle():
+  normals = lsh.hyperplanes(2, 3000)
+  angle = jnp.array([0.0, 0.3, 1.0, 2.0, 3.0])
+  bits = lsh.hash_bits(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)[None], normals)
+  distance = lsh.hamming_distance(bits[:, 0], bits)[0] / 3000
+  np.testing.assert_allclose(distance, angle / np.pi, atol=0.03)
+
+
+def test_buckets_of_one_bit_agree_as_often_as_bits_do():
+  target, history = jnp.array([[True, False]]), jnp.array([[[True, True], [False, False]]])
+  assert lsh.same_bucket(target, history, 1).tolist() == [[[True, False], [False, True]]]
+  assert lsh.same_bucket(target, history, 2).tolist() == [[[False, False]]]
+
+
+def test_buckets_that_do_not_divide_the_bits_are_refused():
+  with pytest.raises(ValueError, match="bits_per_bucket=2 must divide the number of bits 3"):
+    lsh.same_bucket(jnp.ones((1, 3), bool), jnp.ones((1, 1, 3), bool), 2)
+
+
+X = jnp.array([[1.0, 10.0], [3.0, 10.0], [5.0, 10.0]])
+
+
+def normalized(evaluation, deterministic, statistics=None):
+  norm = BatchNorm(evaluation)
+  variables = {"params": {"scale": jnp.full(2, 2.0), "bias": jnp.full(2, 0.5)}}
+  variables["batch_stats"] = statistics or {"mean": jnp.array([1.0, 0.0]), "variance": jnp.array([4.0, 1.0])}
+  return norm.apply(variables, X, deterministic, mutable=["batch_stats"])
+
+
+def test_training_normalizes_by_the_batch_and_remembers_a_tenth_of_it():
+  out, state = normalized("running", deterministic=False)
+  root = np.sqrt(8 / 3)
+  np.testing.assert_allclose(out, [[0.5 - 4 / root, 0.5], [0.5, 0.5], [0.5 + 4 / root, 0.5]], atol=1e-4)
+  np.testing.assert_allclose(state["batch_stats"]["mean"], [1.2, 1.0], rtol=1e-6)  # .9 * 1 + .1 * 3
+  np.testing.assert_allclose(state["batch_stats"]["variance"], [4.0, 0.9], rtol=1e-6)  # .9 * 4 + .1 * 8 / 2
+
+
+def test_evaluation_by_running_statistics_reads_no_other_row():
+  out, state = normalized("running", deterministic=True)
+  np.testing.assert_allclose(out, [[0.5, 20.5], [2.5, 20.5], [4.5, 20.5]], rtol=1e-4)
+  np.testing.assert_array_equal(state["batch_stats"]["mean"], [1.0, 0.0])
+
+
+def test_evaluation_by_the_batch_equals_training_and_remembers_nothing():
+  out, state = normalized("batch", deterministic=True)
+  np.testing.assert_array_equal(out, normalized("running", deterministic=False)[0])
+  np.testing.assert_array_equal(state["batch_stats"]["mean"], [1.0, 0.0])
+
+
+def test_a_batch_of_one_row_cannot_be_normalized_by_itself():
+  with pytest.raises(ValueError, match="a batch of 1 row has no statistics"):
+    BatchNorm("batch").init_with_output(jax.random.key(0), X[:1], True)
+
+
+def test_an_unknown_evaluation_is_refused():
+  with pytest.raises(ValueError, match=r"self.evaluation='mean' is not one of \('running', 'batch'\)"):
+    BatchNorm("mean").init(jax.random.key(0), X, True)

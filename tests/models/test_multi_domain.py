@@ -1,0 +1,276 @@
+"""TAPE, domain states, and the model that joins them to attention inside each domain."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import PYTHON_PATH
+from programs import multi_domain_devices
+from sequences import NUM_ITEMS, batch_of
+
+from jaxrec.layers.domain_states import Combination, DomainStateAttention, attend_states, read_states
+from jaxrec.layers.intra_domain import BLOCK, intra_domain_context, latest_events
+from jaxrec.layers.norm import layer_norm
+from jaxrec.layers.transitions import TransitionAwarePositionalEmbedding
+from jaxrec.models import build
+
+SIZES = {"width": 8, "num_layers": 2, "max_positions": 9, "num_heads": 2, "head_width": 4, "value_width": 4}
+HSTU = {"name": "hstu", **SIZES, "attention_length": 9}
+MULTI = {**HSTU, "name": "multi_domain_hstu"}
+INTRA = {**MULTI, "tape": False, "states": "none"}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+BATCH = batch_of([[[3, 1, 4, 1, 5, 9, 2]], [[2, 6], [5, 3, 5]]], length=8, num_domains=3)
+
+
+def big(shapes, seed=1):
+  """Parameters far from their small initial values."""
+  leaves, tree = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(seed)
+  return jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
+
+
+@functools.cache
+def _model_and_params(config, num_domains):
+  model = build(dict(config), num_items=NUM_ITEMS, num_domains=num_domains)
+  return model, big(jax.eval_shape(model.init, jax.random.key(0), BATCH)["params"])
+
+
+def model_and_params(config, num_domains=3):
+  return _model_and_params(tuple(sorted(config.items())), num_domains)
+
+
+def queries(config, batch, params=None, num_domains=3):
+  model, own = model_and_params(config, num_domains)
+  apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch), compiler_options=QUICK)
+  return np.asarray(apply(own if params is None else params, batch))
+
+
+def random_rows(seed, num_domains, shape=(3, 17)):
+  """Sequence ids of packed rows with padding, and domains."""
+  rng = np.random.default_rng(seed)
+  sequence = np.cumsum(rng.random(shape) < 0.2, axis=1) + 1
+  sequence[:, -3:] = 0
+  sequence[1] = 0
+  domain = np.where(sequence != 0, rng.integers(1, num_domains + 1, shape), 0)
+  return jnp.asarray(sequence, jnp.int32), jnp.asarray(domain, jnp.int32)
+
+
+@pytest.mark.parametrize("num_domains", [1, 2, 5, 64])
+def test_the_latest_events_are_those_that_a_search_finds(num_domains):
+  sequence, domain = (np.asarray(x) for x in random_rows(num_domains, num_domains))
+  found = np.asarray(latest_events(jnp.asarray(sequence), jnp.asarray(domain), num_domains))
+  for b, i, d in np.ndindex(found.shape):
+    earlier = [j for j in range(i + 1) if sequence[b, j] == sequence[b, i] != 0 and domain[b, j] == d + 1]
+    assert found[b, i, d] == max(earlier, default=-1)
+
+
+def test_tape_adds_exactly_zero_where_the_domain_stays_and_only_there():
+  layer = TransitionAwarePositionalEmbedding(num_domains=4, width=6)
+  here, following = jnp.meshgrid(jnp.arange(5), jnp.arange(5), indexing="ij")
+  params = big(jax.eval_shape(layer.init, jax.random.key(0), here, following)["params"])
+  r = np.asarray(layer.apply({"params": params}, here, following))
+  changes = np.asarray((here != following) & (here != 0) & (following != 0))
+  np.testing.assert_array_equal(r[~changes], 0)
+  assert (np.abs(r[changes]).max(axis=-1) > 1e-3).all()
+
+
+def test_tape_is_equation_2():
+  layer = TransitionAwarePositionalEmbedding(num_domains=3, width=6)
+  pair = jnp.array([[3]]), jnp.array([[1]])
+  params = big(jax.eval_shape(layer.init, jax.random.key(0), *pair)["params"])
+  table = np.asarray(params["domain_table"])
+  expected = table[0] * (table[2] @ np.asarray(params["weight"]) + np.asarray(params["bias"]))
+  np.testing.assert_allclose(layer.apply({"params": params}, *pair)[0, 0], expected, rtol=1e-5)
+
+
+def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_domain():
+  """Against the dense form: j may be read by i where it is the latest event of its domain, and that is not i's."""
+  sequence, domain = random_rows(7, 3)
+  layer = DomainStateAttention(num_domains=3, num_heads=2)
+  batch = batch_of([[]] * 3, length=17).replace(sequence_id=sequence, domain_id=domain, target_domain=domain % 3 + 1)
+  context = intra_domain_context(batch, 3)
+  z = jnp.asarray(np.random.default_rng(2).normal(size=(3, 17, 8)), jnp.float32)
+  params = big(jax.eval_shape(layer.init, jax.random.key(0), z, context)["params"])
+  found = context.order.undo(layer.apply({"params": params}, context.order(z), context))
+  p = jax.tree.map(np.asarray, params)
+  normal = np.asarray(layer_norm(z))
+  q = normal @ p["query"]["kernel"] + p["asked_table"][np.asarray(batch.target_domain)]
+  k = normal @ p["key"]["kernel"] + p["domain_table"][np.asarray(domain)]
+  v = normal @ p["value"]["kernel"]
+  latest = np.asarray(latest_events(sequence, domain, 3))
+  expected = np.zeros_like(found)
+  for b, i in np.ndindex(3, 17):
+    read = [latest[b, i, d] for d in range(3) if latest[b, i, d] >= 0 and d + 1 != domain[b, i]]
+    for h in (slice(0, 4), slice(4, 8)):
+      weight = np.exp([q[b, i, h] @ k[b, j, h] / 2 for j in read])
+      expected[b, i, h] = sum((w * v[b, j, h] for w, j in zip(weight, read, strict=True)), np.zeros(4)) / max(
+        weight.sum(), 1e-30
+      )
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert np.abs(expected).max() > 0.1
+
+
+def test_the_state_of_the_target_is_that_of_the_domain_asked_for():
+  sequence, domain = jnp.ones((1, 4), jnp.int32), jnp.array([[1, 2, 1, 3]])
+  batch = batch_of([[]], length=4).replace(
+    sequence_id=sequence, domain_id=domain, target_domain=jnp.array([[2, 1, 2, 3]])
+  )
+  context = intra_domain_context(batch, 3)
+  layer = DomainStateAttention(num_domains=3, read="target")
+  z = jnp.asarray(np.random.default_rng(2).normal(size=(1, 4, 8)), jnp.float32)
+  params = big(jax.eval_shape(layer.init, jax.random.key(0), z, context)["params"])
+  found = context.order.undo(layer.apply({"params": params}, context.order(z), context))[0]
+  values = np.asarray(layer_norm(z) @ params["value"]["kernel"])[0]
+  np.testing.assert_array_equal(found[0], 0)  # Domain 2 has no event yet.
+  np.testing.assert_allclose(found[1], values[0], atol=1e-5)
+  np.testing.assert_allclose(found[2], values[1], atol=1e-5)
+  np.testing.assert_array_equal(found[3], 0)  # Its own domain.
+
+
+def test_nothing_to_read_gives_zero_and_zero_gradients():
+  q, k, v = jnp.ones((2, 1, 3)), jnp.ones((4, 1, 3)), jnp.ones((4, 1, 5))
+  may_read = jnp.array([[False] * 4, [True, False, True, False]])
+  out, pull = jax.vjp(lambda *x: attend_states(*x, may_read), q, k, v)
+  np.testing.assert_array_equal(out[0], 0)
+  np.testing.assert_allclose(out[1], 1)
+  assert all(np.isfinite(gradient).all() for gradient in pull(jnp.ones_like(out)))
+  np.testing.assert_array_equal(pull(jnp.ones_like(out).at[1].set(0))[0], 0)
+
+
+@pytest.mark.parametrize("only_asked", [False, True])
+@pytest.mark.parametrize("num_domains", [2, 5])
+def test_states_read_in_blocks_are_those_of_the_dense_form_with_their_gradients(num_domains, only_asked):
+  """Rows of several blocks and of a part of one; with two domains some events are many blocks back."""
+  shape = (2, 2 * BLOCK + 13)
+  sequence, domain = random_rows(5, num_domains, shape)
+  rare = jnp.where(sequence != 0, jnp.minimum(domain, 2), 0).at[:, : BLOCK + 9].min(1)
+  sequence, domain = (jnp.minimum(sequence, 1), rare) if num_domains == 2 else (sequence, domain)
+  asked = jnp.where(domain > 0, domain % num_domains + 1, 0)
+  batch = batch_of([[]] * 2, length=shape[1]).replace(sequence_id=sequence, domain_id=domain, target_domain=asked)
+  context = intra_domain_context(batch, num_domains)
+  q, k, v, direction = jax.random.normal(jax.random.key(0), (4, *shape, 2, 3))
+  latest = np.asarray(latest_events(sequence, domain, num_domains))
+  may_read = np.zeros((2, shape[1], shape[1]), bool)
+  for b, i, d in np.argwhere(latest >= 0):
+    if d + 1 != domain[b, i] and (not only_asked or d + 1 == asked[b, i]):
+      may_read[b, i, latest[b, i, d]] = True
+  assert may_read.any() and not may_read.all(axis=2).any()
+
+  def in_blocks(q, k, v):
+    return context.order.undo(
+      read_states(DomainStateAttention(num_domains), *(context.order(x) for x in (q, k, v)), context, only_asked)
+    )
+
+  def dense(q, k, v):
+    return attend_states(q, k, v, jnp.asarray(may_read))
+
+  (found, pull), (expected, pull_dense) = jax.vjp(in_blocks, q, k, v), jax.vjp(dense, q, k, v)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  for one, other in zip(pull(direction), pull_dense(direction), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sum", "gate"])
+def test_a_combination_with_nothing_is_the_own_representation(kind):
+  layer, own = Combination(kind), jnp.arange(6.0).reshape(1, 2, 3)
+  variables = layer.init(jax.random.key(0), own, own)
+  np.testing.assert_array_equal(layer.apply(variables, own, jnp.zeros_like(own)), own)
+  assert np.abs(layer.apply(variables, own, own) - own).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{}, {"read": "target", "combination": "gate"}, {"read": "key_value"}, {"states": "top"}, {"target_domain": True}],
+  ids=str,
+)
+def test_with_one_domain_the_model_is_a_plain_hstu(options):
+  one = batch_of([[[3, 1, 4, 1, 5, 9, 2]], [[2, 6], [5, 3, 5]]], length=8)
+  _, params = model_and_params({**MULTI, **options}, num_domains=1)
+  plain = model_and_params({**HSTU, **{k: v for k, v in options.items() if k == "target_domain"}}, num_domains=1)
+  shared = pick(params, plain[1])
+  expected = jax.jit(plain[0].apply, compiler_options=QUICK)({"params": shared}, one)
+  np.testing.assert_allclose(queries({**MULTI, **options}, one, num_domains=1), expected, atol=1e-6)
+
+
+def pick(params, like):
+  """The parameters that another model has as well."""
+  return {k: pick(params[k], v) if isinstance(v, dict) else params[k] for k, v in like.items()}
+
+
+def test_events_of_other_domains_in_a_gap_reach_a_domain_through_its_states_only():
+  """Domains 1 2 3 2 1: the items of the three in the middle change places; the last event is of domain 1."""
+  sequence, domain = jnp.ones((1, 5), jnp.int32), jnp.array([[1, 2, 3, 2, 1]])
+  first = batch_of([[[3, 1, 4, 7, 5]]], length=5).replace(domain_id=domain, target_domain=jnp.ones_like(domain))
+  permuted = first.replace(item_id=jnp.array([[3, 7, 4, 1, 5]]))
+  assert (first.sequence_id == sequence).all()
+  before, after = queries(INTRA, first), queries(INTRA, permuted)
+  np.testing.assert_allclose(after[0, [0, 4]], before[0, [0, 4]], atol=1e-6)
+  before, after = queries(MULTI, first), queries(MULTI, permuted)
+  np.testing.assert_allclose(after[0, 0], before[0, 0], atol=1e-6)
+  assert np.abs(after[0, 4] - before[0, 4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("config", [MULTI, {**MULTI, "read": "key_value"}, {**MULTI, "states": "top"}], ids=str)
+def test_of_the_future_only_the_domain_asked_for_is_known(config):
+  changed = jnp.arange(8) >= 4
+  other = BATCH.replace(
+    item_id=jnp.where(changed & (BATCH.item_id != 0), BATCH.item_id % NUM_ITEMS + 1, BATCH.item_id),
+    domain_id=jnp.where(changed & (BATCH.domain_id != 0), BATCH.domain_id % 3 + 1, BATCH.domain_id),
+    target_item=BATCH.target_item % NUM_ITEMS + 1,
+    target_domain=jnp.where(changed, BATCH.target_domain % 3 + 1, BATCH.target_domain),
+  )
+  before, after = queries(config, BATCH), queries(config, other)
+  np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-6)
+  asked = BATCH.replace(target_domain=jnp.where(jnp.arange(8) == 3, BATCH.target_domain % 3 + 1, BATCH.target_domain))
+  changed = np.abs(queries(config, asked) - before).max(axis=-1)
+  assert (changed[:, :3] < 1e-6).all() and (changed[:, 3] > 1e-3).all()
+
+
+def test_what_is_asked_is_not_read_by_attention_inside_a_domain():
+  asked = BATCH.replace(target_domain=BATCH.target_domain % 3 + 1)
+  np.testing.assert_array_equal(queries(INTRA, asked), queries(INTRA, BATCH))
+
+
+def test_a_target_domain_embedding_tells_any_model_what_is_asked():
+  asked = BATCH.replace(target_domain=jnp.where(BATCH.target_domain > 0, BATCH.target_domain % 3 + 1, 0))
+  for config in (
+    {**HSTU, "target_domain": True},
+    {"name": "sasrec", "width": 8, "max_positions": 9, "target_domain": True},
+  ):
+    changed = np.abs(queries(config, asked) - queries(config, BATCH)).max(axis=-1)
+    assert (changed[np.asarray(BATCH.sequence_id) != 0] > 1e-4).all()
+  np.testing.assert_array_equal(queries(HSTU, asked), queries(HSTU, BATCH))
+
+
+def test_users_without_a_domain_and_64_domains_are_fine():
+  few = queries(MULTI, BATCH.replace(domain_id=jnp.minimum(BATCH.domain_id, 2)), num_domains=64)
+  is_real = np.asarray(BATCH.sequence_id != 0)
+  np.testing.assert_allclose(np.linalg.norm(few, axis=-1), is_real, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("option", "text"),
+  [
+    ({"states": "some"}, "states='some' is not one of"),
+    ({"read": "none"}, "read='none' is not one of"),
+    ({"combination": "product"}, "combination='product' is not one of"),
+    ({"states": "top", "read": "key_value"}, "it needs states='every_layer'"),
+    ({"num_bottlenecks": 1}, "bottleneck tokens are for attention among all events"),
+  ],
+)
+def test_a_wrong_option_is_refused_by_name(option, text):
+  with pytest.raises(ValueError, match=text):
+    model_and_params({**MULTI, **option})
+
+
+def test_a_step_on_eight_devices_is_that_of_one():
+  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": PYTHON_PATH}
+  command = [sys.executable, multi_domain_devices.__file__]
+  one, eight = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+  np.testing.assert_allclose(eight, one, atol=1e-5)

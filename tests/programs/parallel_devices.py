@@ -1,0 +1,103 @@
+"""A program for 8 simulated devices: prints what training steps give on one device and on meshes of eight, as JSON.
+
+Started by `test_parallel.py`, because the number of devices is set when a process starts.
+"""
+
+import functools
+import json
+import sys
+import types
+
+import jax
+import numpy as np
+import optax
+from sequences import batch_of
+
+from jaxrec import parallel
+from jaxrec.models import build
+from jaxrec.objectives.item import ItemObjective
+from jaxrec.train.checkpoint import Checkpoints
+from jaxrec.train.state import create_state
+from jaxrec.train.step import make_train_step
+from pallas_kernels import IntervalMask, RelativeBias, api, xla
+
+CONFIG = {
+  "name": "hstu", "width": 8, "num_layers": 1, "max_positions": 9, "num_heads": 2, "head_width": 4, "value_width": 4,
+  "attention_length": 7, "dropout": 0.2, "input_dropout": 0.2,
+}  # fmt: skip
+MESHES = {"data": {"data": 8}, "mixed": {"data": 2, "fsdp": 2, "model": 2}}
+ROWS = [[[3, 1, 4]], [[2, 6], [5, 3, 5]], [], [[1, 2]], *([[9, 8, 7]],) * 4]
+
+
+def main(folder):
+  """Trains on each mesh; saves on one of them and restores on the others."""
+  assert jax.device_count() == 8
+  meshes = {"one": parallel.make_mesh(devices=jax.devices()[:1])}
+  meshes |= {name: parallel.make_mesh(axes) for name, axes in MESHES.items()}
+  states = {name: trained(mesh) for name, mesh in meshes.items()}
+  results = {name: numbers(state) for name, state in states.items()}
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(states["mixed"], {}, None)
+    for name in meshes:
+      restored, _ = checkpoints.restore(states[name])
+      assert layout(restored) == layout(states[name])
+      results[f"restored on {name}"] = numbers(restored)
+  results["layout"] = layout(states["mixed"])
+  results["kernel"] = kernel_error(meshes["mixed"])
+  print(json.dumps(results))
+
+
+def trained(mesh):
+  """The state after two steps."""
+  model, optimizer = build(CONFIG, num_items=11, num_domains=1), optax.sgd(0.1, momentum=0.9)
+  batch = jax.device_get(batch_of(ROWS, length=7))
+  shardings_of = functools.partial(parallel.parameter_shardings, mesh=mesh)
+  state = create_state(model, optimizer, batch, seed=1, keep_average=True, shardings_of=shardings_of)
+  step = make_train_step(model, ItemObjective("full_softmax"), optimizer, seed=1, average=0.5, mesh=mesh, like=state)
+  before = layout(state)
+  for _ in range(2):
+    state, _ = step(state, parallel.shard_batch(batch, mesh))
+  assert layout(state) == before
+  return state
+
+
+def numbers(state):
+  """All numbers of a state in one list."""
+  return np.concatenate([np.ravel(jax.device_get(x)) for x in jax.tree.leaves(state)]).astype(float).tolist()
+
+
+def layout(state):
+  """Name to partition spec of what is cut into parts."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  return {
+    n: list(x.sharding.spec) for n, (_, x) in zip(names, leaves, strict=True) if not x.sharding.is_fully_replicated
+  }
+
+
+def kernel_error(mesh):
+  """Largest difference that cutting a kernel by rows and heads makes to outputs and gradients.
+
+  XLA code stands in for the kernel, as Pallas's interpreter does not run under `shard_map`.
+  """
+  api.tpu = types.SimpleNamespace(attention=xla.attention)
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(4, 16, 2, 8)).astype(np.float32) for _ in range(3))
+  mask = IntervalMask.causal(np.ones((4, 16), np.int32))
+  time, table = np.tile(100 * np.arange(16), (4, 1)), rng.normal(size=(2, 129)).astype(np.float32)
+
+  def of(attention, q, table):
+    bias = RelativeBias(time_table=table, query_time=time, key_time=time)
+    out = attention(q, k, v, mask, bias, activation="silu", scale=1.0)
+    return (out**2).sum(), out
+
+  results = []
+  for attention in (xla.attention, api._tpu_on_each_device):
+    function = parallel.with_mesh(jax.value_and_grad(functools.partial(of, attention), (0, 1), has_aux=True), mesh)
+    (_, out), grads = jax.jit(function)(*parallel.replicate((q, table), mesh))
+    results.append(numbers((out, grads)))
+  return float(np.abs(np.subtract(*results)).max() / np.abs(results[0]).max())
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

@@ -1,0 +1,143 @@
+"""A model fed event by event gives what it gives for the whole history at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.batches import SequenceBatch
+from jaxrec.models import build
+from jaxrec.serving.incremental import IncrementalModel
+
+NUM_ITEMS, NUM_DOMAINS, LENGTH = 12, 3, 9
+SIZES = {"width": 8, "num_layers": 2, "max_positions": LENGTH, "num_heads": 2}
+HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
+MODELS = {
+  "hstu": {"name": "hstu", **HSTU},
+  "hstu_told_the_domain": {"name": "hstu", **HSTU, "target_domain": True},
+  "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
+  "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
+  "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},
+  "states_of_the_target": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
+  "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
+  "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},
+}
+
+
+def events(seed, lengths):
+  """Items, domains and times `[B, LENGTH]` of users with so many events each; the last event is the one to predict."""
+  rng = np.random.default_rng(seed)
+  is_real = np.arange(LENGTH) < np.array(lengths)[:, None]
+  shape = is_real.shape
+  time = np.cumsum(rng.integers(1, 10**5, shape), axis=1)
+  columns = rng.integers(1, NUM_ITEMS + 1, shape), rng.integers(1, NUM_DOMAINS + 1, shape), time
+  return tuple(np.where(is_real, x, 0).astype(np.int32) for x in columns)
+
+
+def batch_of_prefixes(item, domain, time, request_time="target"):
+  """All events but the last as inputs, each with the next one as its target."""
+  is_real = item[:, 1:] != 0
+  fields = {
+    "item_id": item[:, :-1], "domain_id": domain[:, :-1], "timestamp": time[:, :-1],
+    "sequence_id": np.ones_like(item[:, 1:]), "position": np.arange(LENGTH - 1) + np.zeros_like(item[:, 1:]),
+    "target_item": item[:, 1:], "target_domain": domain[:, 1:],
+    "target_time": time[:, 1:] if request_time == "target" else time[:, :-1],
+    "target_weight": np.ones(is_real.shape),
+  }  # fmt: skip
+  fields = {name: np.where(is_real, x, 0) for name, x in fields.items()}
+  return SequenceBatch(
+    **{k: jnp.asarray(v, jnp.float32 if k == "target_weight" else jnp.int32) for k, v in fields.items()}
+  )
+
+
+@functools.cache
+def model_and_params(name):
+  model = build(MODELS[name], num_items=NUM_ITEMS, num_domains=NUM_DOMAINS)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), batch_of_prefixes(*events(0, [LENGTH])))["params"]
+  leaves, tree = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(1)
+  return model, jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
+
+
+@pytest.mark.parametrize("name, request_time", [*((name, "target") for name in MODELS), ("intra", "last_event")])
+def test_event_by_event_is_the_whole_history_at_once(name, request_time):
+  model, params = model_and_params(name)
+  item, domain, time = events(2, [LENGTH, 4, 2])
+  expected = model.apply({"params": params}, batch_of_prefixes(item, domain, time, request_time))
+  serving = IncrementalModel(model, params, request_time)
+  state = serving.start(batch_size=3, capacity=LENGTH)
+  for n in range(LENGTH - 1):
+    state = serving.observe(state, item[:, n], domain[:, n], time[:, n])
+    query = serving.query(state, np.maximum(domain[:, n + 1], 1), time[:, n + 1])
+    is_real = item[:, n + 1] != 0
+    np.testing.assert_allclose(query[is_real], expected[is_real, n], atol=2e-5)
+  assert is_real.sum() == 1  # The other users stopped earlier.
+
+
+def test_asking_changes_nothing_and_other_wishes_get_other_answers():
+  model, params = model_and_params("tape_and_states")
+  item, domain, time = events(3, [5])
+  serving = IncrementalModel(model, params)
+  state = serving.start(1, LENGTH)
+  for n in range(4):
+    state = serving.observe(state, item[:, n], domain[:, n], time[:, n])
+  answers = [np.asarray(serving.query(state, np.array([wanted]), time[:, 4])) for wanted in (1, 2, 3, 1)]
+  np.testing.assert_array_equal(answers[0], answers[3])
+  assert min(np.abs(answers[a] - answers[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+
+
+def test_a_query_reads_the_cache_of_one_domain_only():
+  """What is cached of other domains may be anything but for their states."""
+  model, params = model_and_params("intra")
+  serving = IncrementalModel(model, params)
+  state = serving.start(1, LENGTH)
+  for item, domain in ((1, 1), (2, 2), (3, 1)):
+    state = serving.observe(state, np.array([item]), np.array([domain]), np.array([item]))
+  spoilt = state.replace(cache=jax.tree.map(lambda x: x.at[:, 1:].set(jnp.nan), state.cache))
+  asked = np.array([2]), np.array([9])
+  np.testing.assert_array_equal(serving.query(spoilt, *asked), serving.query(state, *asked))
+
+
+def test_a_row_without_an_event_stays_as_it_is():
+  model, params = model_and_params("tape_and_states")
+  serving = IncrementalModel(model, params)
+  both = serving.start(2, LENGTH)
+  one = serving.start(1, LENGTH)
+  for item, domain, time in ((1, 1, 5), (4, 2, 9), (7, 2, 11)):
+    both = serving.observe(both, np.array([item, 0]), np.array([domain, 0]), np.array([time, 0]))
+    one = serving.observe(one, np.array([item]), np.array([domain]), np.array([time]))
+  query = serving.query(both, np.array([1, 1]), np.array([20, 20]))
+  np.testing.assert_allclose(query[0], serving.query(one, np.array([1]), np.array([20]))[0], atol=1e-6)
+  np.testing.assert_array_equal(query[1], 0)
+  assert int(both.num_events[1].sum()) == 0
+
+
+def test_a_full_history_is_refused():
+  model, params = model_and_params("hstu")
+  serving = IncrementalModel(model, params)
+  state = serving.start(1, capacity=2)
+  with pytest.raises(ValueError, match="capacity=2 events; start with a larger capacity"):
+    for n in range(4):
+      state = serving.observe(state, np.array([1]), np.array([1]), np.array([n]))
+
+
+def test_an_unknown_domain_is_refused_by_row():
+  model, params = model_and_params("hstu")
+  serving = IncrementalModel(model, params)
+  with pytest.raises(ValueError, match=r"row 1 has domain=4; domains are 1\.\.3"):
+    serving.observe(serving.start(2, 4), np.array([1, 1]), np.array([3, 4]), np.array([0, 0]))
+
+
+def test_models_that_read_in_both_directions_are_refused():
+  model = build({"name": "bert4rec", **SIZES, "hidden": 6}, num_items=NUM_ITEMS, num_domains=NUM_DOMAINS)
+  params = model.init(jax.random.key(0), batch_of_prefixes(*events(0, [LENGTH])))["params"]
+  with pytest.raises(NotImplementedError, match="only causal models without bottleneck tokens"):
+    IncrementalModel(model, params).start(1, 4)
+
+
+def test_an_unknown_request_time_is_refused():
+  model, params = model_and_params("hstu")
+  with pytest.raises(ValueError, match="request_time='now' is not one of"):
+    IncrementalModel(model, params, "now")
