@@ -54,9 +54,9 @@ def segment_attention(
       inputs), "xla" (live tiles only, O(N) memory), "tpu" or "gpu" (Pallas kernels for TPUs and Hopper), or "auto": by
       the platform that the program is lowered for, see `chosen_implementation`.
     interpret: run a Pallas implementation on the CPU.
-    block_sizes: sizes of the tiles of the named implementation (`BlockSizes`, or `tpu.BlockSizes`, `gpu.BlockSizes`), or
-      of xla where "auto" takes it; they change speed, never results.
-    key_group: 0..G - 1, a group for each key: asks for the sums of each query's weights by group as well.
+    block_sizes: tile sizes of the named implementation (`BlockSizes` for "xla" and "auto", `tpu.BlockSizes`,
+      `gpu.BlockSizes`); they change speed, never results. "auto" with block sizes takes xla on CPUs and GPUs.
+    key_group: 0..G - 1, a group for each key; with it, the sums of each query's weights by group are returned too.
     num_groups: G.
 
   Returns:
@@ -64,8 +64,8 @@ def segment_attention(
     `key_group` a pair of that and the sums by group, `[B, N, H, G]`, differentiable like it.
 
   Raises:
-    ValueError: for shapes that do not fit, unknown names, or options that the choice would ignore.
-    NotImplementedError: for what the named implementation cannot do.
+    ValueError: shapes do not fit, a name is unknown, or an option would be ignored.
+    NotImplementedError: the named implementation cannot compute this.
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
   """
@@ -99,25 +99,27 @@ def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implemen
 
 
 def _xla(platform, options, block_sizes):
-  """Tiles by loops of XLA: in groups that fit in a CPU's cache, or that fill a GPU."""
+  """Returns the tiled XLA implementation, with groups of tiles that fit in a CPU's cache or fill a GPU."""
   fill_device = platform == "cuda"
   return functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes, fill_device=fill_device)
 
 
 def _chosen(arguments, options, block_sizes):
-  """By platform, what "auto" takes in place of loops of XLA."""
+  """Returns, by platform, what "auto" runs in place of XLA loops."""
   q, k, v, _, bias, _ = arguments
   branches = {}
   on_gpu = measured.choose(q, k, v, bias).implementation if block_sizes is None else "xla"
   if on_gpu != "xla":
-    branches["cuda"] = functools.partial(_compiled_once(_dense if on_gpu == "dense" else _gpu_on_each_device), **options)
+    branches["cuda"] = functools.partial(
+      _compiled_once(_dense if on_gpu == "dense" else _gpu_on_each_device), **options
+    )
   if _why_not_tpu(q, k, bias) is None:
     branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
   return branches
 
 
 def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **options):
-  """Sums by group from attention that knows of none: a value column per group, one where the key is of that group."""
+  """Adds one value column per group, which is 1 where the key belongs to it: its output is the sum of the weights."""
   if key_group is None:
     return attention(q, k, v, mask, bias, **options)
   is_group = jax.nn.one_hot(key_group, num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
@@ -128,7 +130,7 @@ def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **op
 
 @functools.cache
 def _compiled_once(attention):
-  """Layers of equal shapes share what was traced; of the platforms, only that of the lowering is compiled."""
+  """Returns a jitted function: layers of equal shapes are traced once, and only the lowered platform is compiled."""
   return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups", "fill_device"))
 
 
@@ -149,7 +151,7 @@ def _gpu_on_each_device(*arguments, num_groups=0, **options):
 
 
 def _rows_and_heads_of_each_device(attention, check_vma, q, k, v, mask, bias, **options):
-  """The kernel on the rows and heads of each device: the compiler cannot cut kernels itself.
+  """Runs the kernel on the rows and heads of each device: the compiler cannot partition kernels itself.
 
   The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes but "model".
   """
@@ -201,7 +203,9 @@ def chosen_implementation(
     reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias)
     return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
   if q is None:
-    rows = (f"compute capability {r.capability}, {r.bits} bits: {r.implementation}; {r.evidence}" for r in measured.ROWS)
+    rows = (
+      f"compute capability {r.capability}, {r.bits} bits: {r.implementation}; {r.evidence}" for r in measured.ROWS
+    )
     return "gpu: by what was measured, else dense up to 2,048 tokens and xla beyond\n" + "\n".join(rows)
   k = q if k is None else k
   choice = measured.choose(q, k, k if v is None else v, bias)

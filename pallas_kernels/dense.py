@@ -88,7 +88,9 @@ def _weights(activation: str, scores: Float[Array, "B H N S"], may_attend: Bool[
 def _product(equation, a, b):
   """A product in the narrower of the two dtypes, with its sums in float32 or wider."""
   dtype = a.dtype if a.dtype.itemsize < b.dtype.itemsize else b.dtype
-  return jnp.einsum(equation, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+  return jnp.einsum(
+    equation, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32)
+  )
 
 
 def _table_gradient(table: Float[Array, "*H T"], entry: Int[Array, "B N S"], d_scores: Float[Array, "B H N S"]):
@@ -107,6 +109,6 @@ def _by_scatter(size, entry, d_scores):
 
 
 def _by_comparison(size, entry, d_scores):
-  """On GPUs, additions to the same few numbers wait for each other: there it is faster to read the scores `size` times."""
+  """Reads the scores `size` times: faster on GPUs, where atomic additions to the same few numbers wait for each other."""
   is_entry = entry[:, None, :, :, None] == jnp.arange(size)  # [B, 1, N, S, T], never in memory
   return jnp.where(is_entry, d_scores[..., None], 0).sum(axis=(0, 2, 3))

@@ -34,8 +34,8 @@ _SOURCE = "NVIDIA H200, experiments/results/device_h200.md"
 ROWS: tuple[Row, ...] = (
   Row(
     "9.0", 16, 2**30, "gpu",
-    "forward + backward in ms, Pallas kernel against dense: 0.18 and 0.70 at 28 x 512 tokens with bias, 0.28 and 0.85 at"
-    f" 64 x 512 without, 1.1 and 4.1 at 8 x 4,096 ({_SOURCE})",
+    "forward + backward in ms, Pallas kernel against dense: 0.18 and 0.70 at 28 x 512 tokens with bias, 0.28 and 0.85"
+    f" at 64 x 512 without, 1.1 and 4.1 at 8 x 4,096 ({_SOURCE})",
   ),
   Row(
     "9.0", 32, 4096, "dense",
@@ -70,7 +70,9 @@ def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | 
     if obstacle is None:
       return Choice(row.implementation, "; ".join([*notes, row.evidence]))
     notes.append(f"not {row.implementation}: {obstacle}")
-  what = f"{bits}-bit attention over {longest} tokens on " + (f"compute capability {capability}" if capability else "a GPU that is not here")
+  what = f"{bits}-bit attention over {longest} tokens on " + (
+    f"compute capability {capability}" if capability else "a GPU that is not here"
+  )
   notes.append(f"not measured: {what}")
   is_short = longest <= _UNMEASURED and _obstacle("dense", q, k, v, bias) is None
   return Choice("dense" if is_short else "xla", "; ".join(notes))

@@ -58,9 +58,9 @@ def attention(
 ) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
   """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory.
 
-  A result whose gradient is not asked for costs nothing in the backward pass.
+  A result whose gradient is not needed costs nothing in the backward pass.
 
-  fill_device: whether the default groups of tiles fill a GPU; else the scores of a group fit in the cache of a CPU core.
+  fill_device: whether default groups of tiles fill a GPU; otherwise a group's scores fit in the cache of a CPU core.
   """
   num_queries, num_keys = q.shape[1], k.shape[1]
   blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2], 2**24 if fill_device else 2**16)

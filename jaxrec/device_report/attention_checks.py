@@ -71,7 +71,8 @@ def cases(quick: bool) -> list[Case]:
     Case(width=width, value_width=value_width, activation=activation, tables=tables, length=length)
     for length, width, value_width, activation, tables in (
       (1000, 64, 64, "silu", "position"), (1000, 128, 128, "softmax", "time"), (77, 25, 25, "silu", ""),
-      (520, 256, 256, "silu", ""), (520, 192, 64, "softmax", both), (1, 64, 64, "silu", both), (2048, 128, 128, "silu", both),
+      (520, 256, 256, "silu", ""), (520, 192, 64, "softmax", both), (1, 64, 64, "silu", both),
+      (2048, 128, 128, "silu", both),
     )
   ]  # fmt: skip
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrec.device_report.device import seconds_of, tflops
 from pallas_kernels import IntervalMask, RelativeBias, segment_attention

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
 OUT_OF_TIME = "not measured: out of time"
 
 

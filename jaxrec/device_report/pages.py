@@ -28,7 +28,10 @@ def markdown(records: Sequence[Record]) -> str:
 def page(records: Sequence[Record]) -> str:
   """The tables as one HTML page that needs nothing else."""
   title = html.escape(f"Device report: {_device_of(records)}")
-  parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>", f"<style>{_STYLE}</style><h1>{title}</h1>"]
+  parts = [
+    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
+    f"<style>{_STYLE}</style><h1>{title}</h1>",
+  ]
   for name, columns, rows in _tables(records):
     head = "".join(f"<th>{html.escape(x)}" for x in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(x)}" for x in row) for row in rows)
@@ -38,7 +41,8 @@ def page(records: Sequence[Record]) -> str:
 
 _STYLE = (
   "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em}table{border-collapse:collapse}"
-  "td,th{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left}td:nth-child(n+2){font-variant-numeric:tabular-nums}"
+  "td,th{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left}"
+  "td:nth-child(n+2){font-variant-numeric:tabular-nums}"
 )
 
 

@@ -10,12 +10,12 @@ or keys for dk and dv) and a list of the tiles of the other side that are alive 
 fetched nor computed. One warpgroup copies the tiles of the list into a ring in shared memory, the others multiply.
 Tiles in which every pair is allowed come first in the list and skip the mask.
 
-Checked and timed on an NVIDIA H200: experiments/results/device_h200.md. Pallas's simulator of Mosaic GPU kernels executes
-them on a CPU; the functions with a branch on `spec.simulate` (products, loads with a layout, accesses to tables) take
-another path there.
+Checked and timed on an NVIDIA H200: experiments/results/device_h200.md. Pallas's simulator of Mosaic GPU kernels runs
+them on a CPU; functions with a branch on `spec.simulate` (products, loads with a layout, table access) take another
+path there.
 
 Limits: bfloat16 and float16; `shard_map` with `check_vma=True` is an error of Pallas; under `vmap` the mapped problems
-run one after another; the gradient of the position table is added up atomically, in an order that varies from run to run.
+run one after another; the gradient of the position table is summed atomically, in an order that varies between runs.
 
 Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3; Dao 2023, arXiv 2307.08691 (the recomputing backward
 pass); Shah et al. 2024, arXiv 2407.08608 (a producer warpgroup, and consumers that take turns at the tensor cores).

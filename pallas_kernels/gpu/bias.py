@@ -1,8 +1,8 @@
 """The relative bias of a tile, and the gradients of its tables.
 
-Tokens of a tile are near each other, which saves most of the work. The differences of times of a tile far from the
-diagonal fall into one bucket or a few: it is faster to compare each with the edges than to look each up. And where
-positions go up by one, the entries of the position table lie along the diagonals of the tile.
+Neighbouring tokens save most of the work. In a tile far from the diagonal, all time differences fall into one bucket
+or a few: comparing them with the bucket edges is faster than looking each one up. Where positions increase by one, the
+entries of the position table are constant along the diagonals of the tile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FEW = 4  # edges between the buckets of a tile, up to which they are compared w
 
 @dataclass(frozen=True)
 class Block:
-  """What a block of tokens has in common: its first and last time, its first position where they go up by one."""
+  """Facts about a block of tokens: first and last time, and the first position where positions increase by one."""
 
   first_time: Int[Array, ""] | None
   last_time: Int[Array, ""] | None
@@ -41,11 +41,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Common:
-  """What the pairs of a tile have in common.
+  """Facts about all pairs of a tile.
 
-  lowest, highest: time buckets, between which all are.
-  is_run: whether positions of queries and keys go up by one, and all their differences have entries of their own.
-  entry: of the position table, for the first query and the first key; valid where `is_run`.
+  lowest, highest: the range of their time buckets.
+  is_run: whether positions of queries and keys increase by one, and no difference is clipped by the table's ends.
+  entry: index into the position table for the first query and the first key; valid where `is_run`.
   """
 
   lowest: Int[Array, ""] | None = None
@@ -55,19 +55,19 @@ class Common:
 
 
 def own_block(spec: Spec, refs: dict[str, Any], name: str, place: dict[str, Array], tokens: Any) -> Block:
-  """What the 64 rows of this consumer have in common."""
+  """Returns the facts about the 64 rows of this consumer."""
   if name not in refs:
     return Block(None, None, None)
   return _block(spec, lambda row, token: refs[name][place["row"], row, tokens.start + token], name, ROWS)
 
 
 def block_in(spec: Spec, info: Any, tokens: int, name: str = "key_info") -> Block:
-  """What the tokens of a stage have in common."""
+  """Returns the facts about the tokens in a stage of the ring."""
   return _block(spec, lambda row, token: info[row, token], name, tokens)
 
 
 def _block(spec, read, name, tokens):
-  """`read(row, token)` is a number of the block; what all its tokens share is repeated in each 64."""
+  """`read(row, token)` reads one of the rows of `token_rows`, which repeat a block's facts for each of its tokens."""
   start = SPANS if name == "query_info" else 0
   first_time = last_time = position = None
   parts = range(ROWS, tokens, ROWS)
@@ -85,7 +85,7 @@ def _block(spec, read, name, tokens):
 
 
 def common(spec: Spec, refs: dict[str, Any], query: Block, key: Block, shape: tuple[int, int]) -> Common:
-  """What the pairs of a tile of `shape` have in common."""
+  """Returns the facts about the pairs of a tile of `shape`."""
   lowest = highest = is_run = entry = None
   if spec.has_time:
     nearest = jnp.maximum(query.first_time - key.last_time, key.first_time - query.last_time)
@@ -109,7 +109,7 @@ def add_bias(
   found: Common,
   query_axis: int,
 ) -> Float[Array, "I J"]:
-  """The scores with the bias of each pair. query, key: vectors with the time and the position of each token."""
+  """Returns the scores plus the bias. query, key: vectors with the time and the position of each token."""
   if spec.has_time:
     scores = _add_time_bias(spec, refs, scores, query[0], key[0], found, query_axis)
   if spec.has_position:
@@ -157,7 +157,7 @@ def add_table_gradients(
   key: Sequence[Int[Array, " S"]],
   found: Common,
 ) -> None:
-  """Adds the gradient of the scores to the gradients of the entries that were added to them; queries lie along axis 0.
+  """Adds the gradients of the scores to the gradients of the table entries used; queries lie along axis 0.
 
   targets: "time", the histogram of this warpgroup, and "position", the sums of this head.
   """
@@ -195,7 +195,7 @@ def add_table_gradients(
 
 
 def _by_buckets(found, one, few, each, *arguments):
-  """Calls what suits the number of buckets of a tile."""
+  """Calls the branch that suits the number of buckets in a tile."""
   more = found.highest - found.lowest
   return lax.cond(more == 0, one, lambda *x: lax.cond(more <= _FEW, few, each, *x), *arguments)
 

@@ -169,7 +169,7 @@ def sum_histogram(spec: Spec, histogram: Any, sums: Any) -> None:
 
 
 def plus_diagonals(spec: Spec, tile: Float[Array, "I J"], table: Any, first: Array, sign: int) -> Float[Array, "I J"]:
-  """`tile[i, j] + table[first + sign * (i - j)]` for a table of one axis in global memory that has all these entries."""
+  """`tile[i, j] + table[first + sign * (i - j)]` for a table of one axis in global memory; no index is checked."""
   if spec.simulate:
     return tile + table[...][_diagonal_index(tile.shape, first, sign)]
 

@@ -1,4 +1,4 @@
-"""What the kernels are given: sizes, padded arrays, the integers of each token, lists of live tiles, cells of times."""
+"""Inputs of the kernels: block sizes, padded arrays, integers of each token, lists of live tiles."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What is known at compilation.
+  """Static facts, known at compilation.
 
   stages: of the kernel at hand.
   """
@@ -67,7 +67,7 @@ class Spec:
 
 
 def padded(x: Float[Array, "B N H D"]) -> Float[Array, "B N2 H D2"]:
-  """Zeros up to a length that is a multiple of 128 and a width that is a multiple of 64."""
+  """Pads with zeros to a length that is a multiple of 128 and a width that is a multiple of 64."""
   return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _PAD), (0, 0), (0, -x.shape[3] % 64)))
 
 
@@ -79,7 +79,7 @@ def padded_tables(bias: RelativeBias) -> tuple[Float[Array, "_ T"] | None, Float
 
 
 def query_rows(mask: IntervalMask, bias: RelativeBias, num_keys: int) -> Int[Array, "B R N2"]:
-  """Of each query the five numbers of its mask, then the rows of `token_rows`."""
+  """Returns five rows with the mask of each query, followed by the rows of `token_rows`."""
   spans = jnp.stack([jnp.minimum(x, num_keys).astype(jnp.int32) for x in mask.spans()], axis=1)
   # Queries added by padding repeat the last one, so that they make no tile live and spoil none without masked pairs.
   spans = _padded_tokens(spans)
@@ -88,13 +88,16 @@ def query_rows(mask: IntervalMask, bias: RelativeBias, num_keys: int) -> Int[Arr
 
 
 def key_rows(bias: RelativeBias) -> Int[Array, "B R S2"] | None:
-  """The rows of `token_rows` of the keys."""
+  """Returns the rows of `token_rows` for the keys, or None without tables."""
   return token_rows(bias.key_time, bias.key_position)
 
 
 def token_rows(time: Int[Array, "B N"] | None, position: Int[Array, "B N"] | None) -> Int[Array, "B R N2"] | None:
-  """What the bias needs of tokens. With times: the time, and the first and the last time of the token's block of 64.
-  With positions: the position, and the first position of the block if they go up by one in it, else `NO_RUN`."""
+  """Returns what the bias needs to know about each token.
+
+  Three rows for the time table: the time, and the first and the last time in the token's block of 64. Two rows for the
+  position table: the position, and the first position of the block if positions increase by one in it, else `NO_RUN`.
+  """
   rows = []
   if time is not None:
     time = _padded_tokens(time)

@@ -13,8 +13,10 @@ from pallas_kernels import (
   IntervalMask,
   RelativeBias,
   attention_weights,
+  dense,
   segment_attention,
   sort_by_segment,
+  tpu,
 )
 
 GRID = [
@@ -49,6 +51,20 @@ def test_tiles_give_the_outputs_and_gradients_of_the_definition(case):
   assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 1e-5)
 
 
+@pytest.mark.parametrize("case", [case for case in GRID if case.length == 40], ids=str)
+def test_dense_products_give_the_outputs_and_gradients_of_the_definition(case):
+  arguments = problem(case)
+  actual, expected = (output_and_gradients(case, name, *arguments) for name in ("dense", "reference"))
+  assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 1e-5)
+
+
+def test_sums_by_comparison_are_the_sums_of_the_scatter():
+  entry = jax.random.randint(jax.random.key(0), (2, 5, 7), 0, 6)
+  d_scores = jax.random.normal(jax.random.key(1), (2, 3, 5, 7))
+  sums = [add_up(6, entry, d_scores) for add_up in (dense._by_scatter, dense._by_comparison)]
+  np.testing.assert_allclose(*sums, atol=1e-5)
+
+
 def test_the_definition_computes_an_example_worked_by_hand():
   # Scores 2 * q·k + b: token 1 gives token 0 the score 2 * 1 * 3 + 1 = 7 and itself 2 * 1 * 4 + 2 = 10.
   q, k, v = (jnp.array(x, jnp.float32).reshape(1, 2, 1, 1) for x in ([5, 1], [3, 4], [100, 10]))
@@ -58,7 +74,7 @@ def test_the_definition_computes_an_example_worked_by_hand():
   weights = attention_weights(q, k, mask, bias, scale=2.0)[0, 0]
   silu = [x / (1 + np.exp(-x)) for x in (32, 7, 10)]
   np.testing.assert_allclose(weights, [[silu[0], 0], silu[1:]], rtol=1e-6)
-  for name in ("reference", "xla"):
+  for name in ("reference", "dense", "xla"):
     out = segment_attention(q, k, v, mask, scale=2.0, bias=bias, normalizer=2, implementation=name)
     np.testing.assert_allclose(out[0, :, 0, 0], [50 * silu[0], 50 * silu[1] + 5 * silu[2]], rtol=1e-6)
 
@@ -71,7 +87,7 @@ def test_softmax_is_over_the_keys_that_may_be_attended():
   np.testing.assert_allclose(out[0, :, 0, 0], [1, 2, 4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", "dense", "xla"])
 @pytest.mark.parametrize("activation", ["silu", "softmax"])
 def test_queries_without_keys_give_zeros_and_zero_gradients(activation, implementation):
   case = Case(activation=activation)

@@ -55,8 +55,17 @@ class Case:
 CASES = [
   Case(activation="softmax", tables="time position", per_head=True, heads=2),
   Case(mask="last_queries", tables="time position", heads=2, width=25, value_width=50, rows=2),
-  Case(mask="targets", tables="position", blocks=(("forward_stages", 3), ("dkv_queries", 128), ("dq_keys", 128), ("dq_stages", 3))),
-  Case(mask="window", activation="softmax", length=300, blocks=(("forward_stages", 1), ("dq_stages", 1), ("dkv_stages", 1), ("forward_keys", 64))),
+  Case(
+    mask="targets",
+    tables="position",
+    blocks=(("forward_stages", 3), ("dkv_queries", 128), ("dq_keys", 128), ("dq_stages", 3)),
+  ),
+  Case(
+    mask="window",
+    activation="softmax",
+    length=300,
+    blocks=(("forward_stages", 1), ("dq_stages", 1), ("dkv_stages", 1), ("forward_keys", 64)),
+  ),
   Case(mask="both_ways", length=130, width=136, value_width=200, dtype="float16"),  # one consumer, dk apart from dv
 ]
 
