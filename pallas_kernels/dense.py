@@ -109,6 +109,6 @@ def _by_scatter(size, entry, d_scores):
 
 
 def _by_comparison(size, entry, d_scores):
-  """Reads the scores `size` times: faster on GPUs, where atomic additions to the same few numbers wait for each other."""
+  """Reads the scores `size` times: faster on GPUs, where atomic additions to one number wait for each other."""
   is_entry = entry[:, None, :, :, None] == jnp.arange(size)  # [B, 1, N, S, T], never in memory
   return jnp.where(is_entry, d_scores[..., None], 0).sum(axis=(0, 2, 3))

@@ -128,7 +128,8 @@ def problem(case: Case, seed: int) -> tuple[dict[str, jax.Array], jax.Array, dic
   if "time" in case.tables:
     inputs["time_table"] = jnp.asarray(rng.normal(size=(*heads, 129)), jnp.float32)
   if "position" in case.tables:
-    inputs["position_table"] = jnp.asarray(rng.normal(size=(*heads, 101)), jnp.float32)
+    entries = 101 if case.per_head else 2 * n - 1  # Too few for all differences, and one for each.
+    inputs["position_table"] = jnp.asarray(rng.normal(size=(*heads, entries)), jnp.float32)
   times = np.cumsum(rng.integers(0, 10**5, (rows, n)), axis=1).astype(np.int32)
   positions = np.broadcast_to(np.arange(n, dtype=np.int32), (rows, n))
   integers = {"query_time": times + 5000, "key_time": times, "query_position": positions, "key_position": positions}

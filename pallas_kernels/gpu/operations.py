@@ -205,35 +205,71 @@ def add_diagonals_to_table(spec: Spec, table: Any, first: Array, values: Float[A
 
   @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA))
   def scatter(_, table, values):
-    blocks = values.shape[1] // 8
     row, _, lane = _place_of_thread()
-    eighth, quarter = arith.divui(lane, _constant(4)), arith.remui(lane, _constant(4))
-    zero = arith.constant(ir.F32Type.get(), 0.0)
-    # A thread holds rows r and r + 8 and columns c, c + 1, c + 8, ...: sums[m, l] is of diagonal r - c + 8 m - l.
-    sums: dict[tuple[int, int], Any] = {}
-    for (block, half, column), (_, value) in zip(_places(values.shape), _elements(values, values), strict=True):
-      place = half - block, column
-      sums[place] = arith.addf(sums[place], value) if place in sums else value
-    diagonals = range(-blocks, 2)
-
-    def received(of, rows, columns):
-      """What the thread `rows` further down, `columns` further right holds of the same diagonals."""
-      source_row = arith.remui(arith.addi(eighth, _constant(rows)), _constant(8))
-      source = arith.addi(arith.muli(source_row, _constant(4)), arith.addi(quarter, _constant(columns)))
-      wraps = arith.cmpi(arith.CmpIPredicate.ult, eighth, _constant(rows))
-      sent = {m: arith.select(wraps, of.get(m + 1, zero), of.get(m, zero)) for m in diagonals}
-      return {m: _from_lane(value, source) for m, value in sent.items()}
-
-    second = received({m: value for (m, column), value in sums.items() if column == 1}, 1, 0)
-    totals = {m: arith.addf(sums.get((m, 0), zero), second[m]) for m in diagonals}
-    for rows, columns in ((2, 1), (4, 2)):
-      other = received(totals, rows, columns)
-      totals = {m: arith.addf(totals[m], other[m]) for m in diagonals}
-    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.eq, quarter, _constant(0))):
+    pairs = zip(_places(values.shape), _elements(values, values), strict=True)
+    totals = sums_along_diagonals(_Warp(lane), {place: value for place, (_, value) in pairs})
+    with mgpu_utils.when(arith.cmpi(arith.CmpIPredicate.eq, arith.remui(lane, _constant(4)), _constant(0))):
       for m, total in totals.items():
         _add_atomically(_address(table, arith.addi(row, _constant(8 * m))), total)
 
   scatter(table.at[pl.ds(first, 1)], values)
+
+
+def sums_along_diagonals(warp: Any, held: dict[tuple[int, int, int], Any]) -> dict[int, Any]:
+  """Adds up 16 rows of a tile along the diagonals, in the registers of a warp.
+
+  Args:
+    warp: operations on numbers that each thread of a warp has; see `_Warp`.
+    held: the elements of the tile, by `_places`. The thread in row r of 8 and column q of 4 holds those of rows r and
+      r + 8, and of columns 8 block + 2 q + (0, 1).
+
+  Returns:
+    m -> the sum over the diagonal `row - column = r + 8 m`; valid in the threads of column 0.
+  """
+  sums: dict[tuple[int, int], Any] = {}  # (m, c): of the diagonal r - 2 q + 8 m - c, as far as the thread holds it
+  for (block, half, column), value in held.items():
+    place = half - block, column
+    sums[place] = warp.add(sums[place], value) if place in sums else value
+  diagonals = range(min(m for m, _ in sums) - 1, 2)
+
+  def received(of, rows, columns):
+    """What the thread `rows` further down and `columns` further right holds of the same diagonals."""
+    wraps = warp.is_in_first(rows)  # It lies further up instead, by 8 rows.
+    sent = {m: warp.select(wraps, of.get(m + 1, warp.zero), of.get(m, warp.zero)) for m in diagonals}
+    return {m: warp.from_thread(value, rows, columns) for m, value in sent.items()}
+
+  second = received({m: value for (m, column), value in sums.items() if column == 1}, 1, 0)
+  totals = {m: warp.add(sums.get((m, 0), warp.zero), second[m]) for m in diagonals}
+  for rows, columns in ((2, 1), (4, 2)):
+    other = received(totals, rows, columns)
+    totals = {m: warp.add(totals[m], other[m]) for m in diagonals}
+  return totals
+
+
+class _Warp:
+  """A warp as 8 rows of 4 threads. Numbers are float32 registers, of which each thread has its own."""
+
+  def __init__(self, lane):
+    self._row, self._column = arith.divui(lane, _constant(4)), arith.remui(lane, _constant(4))
+    self.zero = arith.constant(ir.F32Type.get(), 0.0)
+
+  def add(self, a, b):
+    """The sum."""
+    return arith.addf(a, b)
+
+  def select(self, condition, a, b):
+    """a where the condition holds, else b."""
+    return arith.select(condition, a, b)
+
+  def is_in_first(self, rows: int):
+    """Whether a thread is in one of the first rows."""
+    return arith.cmpi(arith.CmpIPredicate.ult, self._row, _constant(rows))
+
+  def from_thread(self, value, rows: int, columns: int):
+    """The value of the thread `rows` further down, modulo 8, and `columns` further right."""
+    row = arith.remui(arith.addi(self._row, _constant(rows)), _constant(8))
+    lane = arith.addi(arith.muli(row, _constant(4)), arith.addi(self._column, _constant(columns)))
+    return _from_lane(value, lane)
 
 
 def _diagonal_index(shape, first, sign):

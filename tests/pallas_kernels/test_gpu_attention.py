@@ -17,6 +17,7 @@ from conftest import PYTHON_PATH
 from golden_checks.compile import quick_jit
 
 from pallas_kernels import IntervalMask, RelativeBias, aot, gpu, reference
+from pallas_kernels.gpu.operations import sums_along_diagonals
 from pallas_kernels.gpu.problem import query_rows, tile_kinds, tile_lists
 
 MASK = {
@@ -45,6 +46,7 @@ class Case:
   value_width: int = 64
   dtype: str = "bfloat16"
   blocks: tuple[tuple[str, int], ...] = ()
+  entries: int = 21  # of the position table
 
   def __str__(self):
     changed = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
@@ -54,6 +56,7 @@ class Case:
 # Between them: each mask, activation, number of consumers and of stages, no table and both, shared and not, padding.
 CASES = [
   Case(activation="softmax", tables="time position", per_head=True, heads=2),
+  Case(activation="softmax", tables="time position", entries=399),  # Entries of the table lie along diagonals.
   Case(mask="last_queries", tables="time position", heads=2, width=25, value_width=50, rows=2),
   Case(
     mask="targets",
@@ -89,7 +92,7 @@ def problem(case):
   inputs = {name: rng.normal(size=(case.rows, m, case.heads, width)) for name, (m, width) in shapes.items()}
   inputs = {name: jnp.asarray(x, case.dtype) for name, x in inputs.items()}
   heads = (case.heads,) if case.per_head else ()
-  for name, size in (("time", 129), ("position", 21)):
+  for name, size in (("time", 129), ("position", case.entries)):
     if name in case.tables:
       inputs[f"{name}_table"] = jnp.asarray(rng.normal(size=(*heads, size)), jnp.float32)
   time = np.cumsum(rng.integers(0, 10**5, (case.rows, n)), axis=1).astype(np.int32)
@@ -191,6 +194,39 @@ def test_what_the_kernels_cannot_do_is_refused_by_name(change, text):
   mask = IntervalMask.causal(jnp.ones((1, 8), jnp.int32))
   with pytest.raises(NotImplementedError, match=text):
     gpu.attention(x, x, x, mask, None, activation="silu", scale=1.0)
+
+
+class Warps:
+  """Four warps in NumPy: numbers are `[4, 8, 4]`, as in `pallas_kernels.gpu.operations._Warp`."""
+
+  zero = np.zeros((4, 8, 4))
+
+  def add(self, a, b):
+    return a + b
+
+  def select(self, condition, a, b):
+    return np.where(condition, a, b)
+
+  def is_in_first(self, rows):
+    return (np.arange(8) < rows)[:, None]
+
+  def from_thread(self, value, rows, columns):
+    return np.roll(np.roll(value, -rows, axis=1), -columns, axis=2)
+
+
+@pytest.mark.parametrize("columns", [64, 128])
+def test_registers_of_a_warp_add_up_to_the_sums_along_diagonals(columns):
+  tile = np.random.default_rng(0).normal(size=(64, columns))
+  by_thread = tile.reshape(4, 2, 8, columns // 8, 4, 2)  # warp, half, row, block, column, place in the column
+  held = {(b, h, c): by_thread[:, h, :, b, :, c] for b in range(columns // 8) for h in range(2) for c in range(2)}
+  sums = np.zeros(64 + columns)
+  for m, total in sums_along_diagonals(Warps(), held).items():
+    for warp, row in np.ndindex(4, 8):
+      sums[16 * warp + row + 8 * m] += total[warp, row, 0]  # from the end where the column is larger than the row
+  expected = np.zeros_like(sums)
+  for i, j in np.ndindex(tile.shape):
+    expected[i - j] += tile[i, j]
+  np.testing.assert_allclose(sums, expected, atol=1e-12)
 
 
 def test_tiles_have_sizes_that_the_tensor_cores_take():
