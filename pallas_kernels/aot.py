@@ -1,11 +1,11 @@
-"""Compiles for TPUs and H100s on a machine that has none, and reports what the compilers say.
+"""Compiles for TPUs and NVIDIA GPUs on a machine that has none, and reports what the compilers say.
 
-    devices = target_devices("v5p:16x16x16")  # or "v5e:2x2", "v6e:16x16", "tpu7x:2x2x1", "h100"
+    devices = target_devices("v5p:16x16x16")  # or "v5e:2x2", "v6e:16x16", "tpu7x:2x2x1", "h100", "b200"
     compiled, seconds = compile_for(step, devices[:1], *shapes)
     compiled.memory_analysis()
 
 It needs the compilers of the target, not its driver: `pip install "jaxrec[compilers]"`, which is `jax[tpu]` for TPUs,
-and `jax[cuda13-local]` with nvidia-cuda-nvcc for an H100. `python -m experiments.benchmarks.compile_check` is a
+and `jax[cuda13-local]` with nvidia-cuda-nvcc for GPUs. `python -m experiments.benchmarks.compile_check` is a
 program around this module.
 
 TPUs issue instructions on a static schedule, which the compiler can write down: `schedule_regions` reads from it how
@@ -31,19 +31,29 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Of an H100 SXM: what the compiler asks of the device that is not there.
-_H100 = """
-gpu_device_info {
+# What the compiler asks of a GPU that is not there: the numbers of an H100 SXM, and what differs on other GPUs.
+_GPU = """
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {cache}
+  clock_rate_ghz: {clock} device_memory_size: {memory} shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: {major} minor: 0 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{name}"
 """
+_GPUS = {
+  "h100": {
+    "name": "NVIDIA H100 80GB HBM3", "major": 9, "cores": 132, "clock": 1.98, "bandwidth": 3352320000000,
+    "cache": 52428800, "memory": 84978434048,
+  },
+  "b200": {  # From its data sheet; programs are compiled for it, never run.
+    "name": "NVIDIA B200", "major": 10, "cores": 148, "clock": 1.96, "bandwidth": 8000000000000,
+    "cache": 132644864, "memory": 191000000000,
+  },
+}  # fmt: skip
 _COLLECTIVES = "all-to-all|all-reduce|all-gather|reduce-scatter|collective-permute|ragged-all-to-all"
 _BYTES = {
   "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
@@ -56,14 +66,14 @@ def why_not(target: str) -> str | None:
   """What is missing to compile for `target` here, or None.
 
   >>> why_not("abacus")
-  "target='abacus' is not 'h100' or a TPU topology like 'v6e:2x2'"
+  "target='abacus' is not one of h100, b200 or a TPU topology like 'v6e:2x2'"
   """
-  if target == "h100":
+  if target in _GPUS:
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
       return "the packages jax-cuda13-plugin and jax-cuda13-pjrt are not installed"
     return None if _find_ptxas() else "ptxas is not on the PATH; pip install nvidia-cuda-nvcc"
   if not re.fullmatch(r"(v\d+[a-z]*|tpu\d+x):\d+(x\d+)*", target):
-    return f"{target=} is not 'h100' or a TPU topology like 'v6e:2x2'"
+    return f"{target=} is not one of {', '.join(_GPUS)} or a TPU topology like 'v6e:2x2'"
   return None if importlib.util.find_spec("libtpu") else "the package libtpu is not installed; pip install 'jax[tpu]'"
 
 
@@ -90,9 +100,9 @@ def target_devices(target: str) -> tuple[jax.Device, ...]:
   reason = why_not(target)
   if reason:
     raise (ValueError if reason.startswith("target=") else NotImplementedError)(reason)
-  if target == "h100":
-    options = {"topology": "1x1x1", "target_config": _H100}
-    return tuple(topologies.get_topology_desc(topology_name="h100", platform="cuda", **options).devices)
+  if target in _GPUS:
+    options = {"topology": "1x1x1", "target_config": _GPU.format(**_GPUS[target])}
+    return tuple(topologies.get_topology_desc(topology_name=target, platform="cuda", **options).devices)
   _without_machine()
   return tuple(topologies.get_topology_desc(platform="tpu", topology_name=target).devices)
 

@@ -1,5 +1,6 @@
 """Compiling for devices that are not there: every kernel for every TPU generation, and what the schedules say."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import compile_check
-from pallas_kernels import aot
+from pallas_kernels import IntervalMask, aot, segment_attention
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -94,12 +97,26 @@ def test_a_training_step_compiles_for_a_slice_of_tpus(tmp_path):
   assert record["program"] == "training step" and record["bytes"]["temporary"] > 0
 
 
+@pytest.mark.skipif(aot.why_not("b200") is not None, reason=str(aot.why_not("b200")))
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["dense", "xla", "auto"])
+def test_what_gpus_without_a_kernel_of_their_own_run_compiles_for_a_b200(implementation):
+  x, ids = jax.ShapeDtypeStruct((2, 1024, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2, 1024), jnp.int32)
+
+  def gradients(q, k, v, ids):
+    attend = functools.partial(segment_attention, mask=IntervalMask.causal(ids), implementation=implementation)
+    return jax.grad(lambda *qkv: attend(*qkv).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+  compiled, _ = aot.compile_for(gradients, aot.target_devices("b200"), x, x, x, ids)
+  assert "mosaic_gpu" not in compiled.as_text()
+
+
 def test_a_target_without_its_compiler_is_refused_with_the_reason(monkeypatch):
   monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
   assert aot.why_not("v5e:2x2") == "the package libtpu is not installed; pip install 'jax[tpu]'"
   with pytest.raises(NotImplementedError, match="jax-cuda13-plugin"):
     aot.target_devices.__wrapped__("h100")
-  with pytest.raises(ValueError, match="target='v5' is not 'h100' or a TPU topology"):
+  with pytest.raises(ValueError, match="target='v5' is not one of h100, b200 or a TPU topology"):
     aot.target_devices.__wrapped__("v5")
 
 
