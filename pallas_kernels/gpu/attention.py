@@ -15,7 +15,8 @@ them on a CPU; functions with a branch on `spec.simulate` (products, loads with 
 path there.
 
 Limits: bfloat16 and float16; `shard_map` with `check_vma=True` is an error of Pallas; under `vmap` the mapped problems
-run one after another; the gradient of the position table is summed atomically, in an order that varies between runs.
+run one after another (with jax 0.10, the gradient of a position table cannot be mapped); the gradient of the position
+table is summed atomically, in an order that varies between runs.
 
 Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3; Dao 2023, arXiv 2307.08691 (the recomputing backward
 pass); Shah et al. 2024, arXiv 2407.08608 (a producer warpgroup, and consumers that take turns at the tensor cores).
@@ -126,6 +127,8 @@ def _backward(spec, residuals, d_out):
 
 def _one_at_a_time(kernel, spec):
   """Under `vmap`, the problems of the mapped axis run one after another: each has its own lists of tiles."""
+  if spec.has_position and kernel is backward and jax.__version_info__ < (0, 11):
+    return functools.partial(kernel, spec)  # jax 0.10 cannot have sums that start as zeros inside of such a function.
   return jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
 
 

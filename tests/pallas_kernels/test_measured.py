@@ -59,3 +59,24 @@ def test_the_program_for_a_gpu_holds_what_was_chosen(monkeypatch, capability, ke
   traced = jax.jit(lambda q: segment_attention(q, q, q, mask, bias=bias)).trace(jnp.ones((1, 128, 1, 64), jnp.bfloat16))
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert ("mosaic_gpu" in text) == kernel
+
+
+def test_a_mapped_axis_keeps_the_kernel(monkeypatch):
+  monkeypatch.setattr(measured, "_capability", lambda: "9.0")
+  mask = IntervalMask.causal(jnp.ones((1, 128), jnp.int32))
+  loss = jax.grad(lambda q: segment_attention(q, q, q, mask).astype(jnp.float32).sum())
+  traced = jax.jit(jax.vmap(loss)).trace(jnp.ones((2, 1, 128, 1, 64), jnp.bfloat16))
+  assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_inside_of_shard_map_auto_leaves_the_kernel(monkeypatch):
+  monkeypatch.setattr(measured, "_capability", lambda: "9.0")
+  mesh = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
+  rows = jax.sharding.PartitionSpec("rows")
+
+  def attend(q, ids):
+    return segment_attention(q, q, q, IntervalMask.causal(ids))
+
+  mapped = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+  traced = mapped.trace(jnp.ones((1, 128, 1, 64), jnp.bfloat16), jnp.ones((1, 128), jnp.int32))
+  assert "mosaic_gpu" not in traced.lower(lowering_platforms=("cuda",)).as_text()
