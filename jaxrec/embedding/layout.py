@@ -117,12 +117,6 @@ class Layout:
       return local
     return local * jnp.uint32(self.num_shards) + shard.astype(jnp.uint32)
 
-  def row_of(self, table: str, ids: Int[Array, "*T"], shard: Int[Array, ""]) -> Int[Array, "*T"]:
-    """Returns the index of each id among `ids` of a device; -1 for ids of other devices, 0 and negative ids."""
-    if self.placements[table].is_replicated:
-      return jnp.where(ids > 0, ids, -1)
-    return jnp.where((ids > 0) & (ids % self.num_shards == shard), ids // self.num_shards, -1)
-
   def rounding_seeds(self, stack: str, row: Int[Array, " U"], shard: Int[Array, ""]) -> UInt32[Array, " U"]:
     """Returns a number per row from which to draw random bits; it depends on the table and the id alone."""
     num_shards = 1 if self.stacks[stack].is_replicated else self.num_shards

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxrec.embedding.exchange import take
 from jaxrec.embedding.layout import Layout
@@ -99,7 +99,7 @@ class Tables:
 
   def _init(self, key):
     stacks = {
-      stack: self.mapped(shard.init, _REPLICATED, self.layout.specs[stack])(key)
+      stack: self._shard_map(shard.init, _REPLICATED, self.layout.specs[stack])(key)
       for stack, shard in self._shards.items()
     }
     return TableState(jnp.zeros((), jnp.int32), stacks)
@@ -142,7 +142,7 @@ class Tables:
   def _lookup(self, stack, arrays, ids):
     row_spec = self._row_spec(stack)
     specs = Lookup(self.layout.specs[stack]["rows"], self.batch_spec, row_spec, row_spec, _REPLICATED)
-    return self.mapped(self._shards[stack].lookup, (self.layout.specs[stack], self.batch_spec), specs)(arrays, ids)
+    return self._shard_map(self._shards[stack].lookup, (self.layout.specs[stack], self.batch_spec), specs)(arrays, ids)
 
   def vectors(self, rows: dict[str, Array], plan: Plan) -> dict[str, Any]:
     """Returns the float32 vectors of the ids that were looked up: the structure of `ids`, with an axis of the width.
@@ -152,7 +152,7 @@ class Tables:
     found = {}
     for stack, trees in self._by_stack(jax.tree.map(self._padded, plan.place)).items():
       specs = jax.tree.map(functools.partial(self._vectors_spec, stack), trees)
-      read = self.mapped(_take_tree, (self.layout.specs[stack]["rows"], self.batch_spec), specs)
+      read = self._shard_map(_take_tree, (self.layout.specs[stack]["rows"], self.batch_spec), specs)
       found |= read(rows[stack], trees)
     return jax.tree.map(lambda index, x: x[: index.shape[0]], plan.place, {name: found[name] for name in plan.place})
 
@@ -170,7 +170,8 @@ class Tables:
 
     def collected(stack, value):
       arrays, row = self.layout.specs[stack], self._row_spec(stack)
-      send = self.mapped(self._shards[stack].collect, (arrays, row, row, arrays["rows"]), self._gradient_spec(stack))
+      specs = (arrays, row, row, arrays["rows"]), self._gradient_spec(stack)
+      send = self._shard_map(self._shards[stack].collect, *specs)
       return send(state.stacks[stack], plan.requested[stack], plan.occurrences[stack], value)
 
     return {stack: collected(stack, value) for stack, value in gradient.items()}
@@ -184,7 +185,8 @@ class Tables:
 
     def added(stack):
       spec = self._gradient_spec(stack)
-      return self.mapped(self._shards[stack].add, ((spec,) * len(gradients),), spec)(tuple(g[stack] for g in gradients))
+      add = self._shard_map(self._shards[stack].add, ((spec,) * len(gradients),), spec)
+      return add(tuple(gradient[stack] for gradient in gradients))
 
     return {stack: added(stack) for stack in gradients[0]}
 
@@ -193,7 +195,7 @@ class Tables:
 
     def applied(stack, gradient):
       arrays = self.layout.specs[stack]
-      update = self.mapped(self._shards[stack].apply, (_REPLICATED, arrays, self._gradient_spec(stack)), arrays)
+      update = self._shard_map(self._shards[stack].apply, (_REPLICATED, arrays, self._gradient_spec(stack)), arrays)
       return update(state.step, state.stacks[stack], gradient)
 
     new = {stack: applied(stack, gradient) for stack, gradient in gradients.items()}
@@ -219,8 +221,8 @@ class Tables:
       raise NotImplementedError(f"table {table!r} has admit_after, but a catalogue contains every row; set it to 0")
     stack = self.placements[table].stack
     read = functools.partial(self._shards[stack].catalogue, table)
-    specs = (self.layout.specs[stack]["rows"],), self.spec_of_catalogue(table)
-    return self.mapped(read, *specs)(state.stacks[stack]["rows"])
+    specs = (self.layout.specs[stack]["rows"],), self._row_spec(stack)
+    return self._shard_map(read, *specs)(state.stacks[stack]["rows"])
 
   def add_catalogue(
     self, gradients: dict[str, RowGradient], table: str, gradient: Float[Array, "R D"], num_items: int
@@ -239,7 +241,7 @@ class Tables:
     stack = self.placements[table].stack
     spec = self._gradient_spec(stack)
     add = functools.partial(self._shards[stack].add_catalogue, table, num_items)
-    added = self.mapped(add, (spec, self.spec_of_catalogue(table)), spec)(gradients[stack], gradient)
+    added = self._shard_map(add, (spec, self._row_spec(stack)), spec)(gradients[stack], gradient)
     return gradients | {stack: added}
 
   def to_logical(self, state: TableState) -> dict[str, Any]:
@@ -273,26 +275,15 @@ class Tables:
     """PartitionSpec of per-example arrays."""
     return PartitionSpec(self.axes)
 
-  spread = batch_spec  # The former name.
-
-  def mapped(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """Returns the function under `jax.shard_map`; the function itself without a mesh."""
-    if self.mesh is None:
-      return function
-    return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
-
-  def spec_of_catalogue(self, table: str) -> PartitionSpec:
-    """Returns the PartitionSpec of `catalogue`."""
-    return self._row_spec(self.placements[table].stack)
-
   def axes_of(self, table: str) -> tuple[str, ...]:
     """Returns the mesh axes over which the rows of a table are sharded; () for one device or a replicated table."""
     return () if self.num_shards == 1 or self.placements[table].is_replicated else self.axes
 
-  def ids_here(self, table: str) -> UInt32[Array, " R"]:
-    """Returns, inside `mapped`, the ids of the rows of `catalogue` on this device."""
-    axes = self.axes_of(table)
-    return self.layout.ids(table, jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32))
+  def _shard_map(self, function, in_specs, out_specs):
+    """Returns the function under `jax.shard_map`; the function itself without a mesh."""
+    if self.mesh is None:
+      return function
+    return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
   def _by_stack(self, trees):
     """Groups a dict by table into {stack: {table: tree}}."""
