@@ -1,4 +1,4 @@
-"""What the README tells a reader to type works."""
+"""The commands and code blocks of the READMEs work."""
 
 import importlib
 import re
@@ -9,27 +9,36 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+FOLDERS = ("experiments", "jaxrec", "pallas_kernels")
+READMES = ["README.md"] + sorted(
+  path.relative_to(REPOSITORY).as_posix() for folder in FOLDERS for path in (REPOSITORY / folder).rglob("README.md")
+)
 
 
-def code_blocks(language: str) -> list[str]:
-  """The fenced blocks of one language, in order."""
-  return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def code_blocks(path: str, language: str) -> list[tuple[int, str]]:
+  """Returns the fenced blocks of one language, in order, each with the line number of its fence."""
+  text = (REPOSITORY / path).read_text()
+  found = re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+  return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
 
 
 def commands(program: str) -> list[list[str]]:
-  """Every shell command of the README that starts with `program`, cut into words, continuation lines joined."""
-  lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
+  """Returns every shell command that starts with `program`, split into words, continuation lines joined."""
+  blocks = [block for path in READMES for _, block in code_blocks(path, "bash")]
+  lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
   return [words for line in lines if (words := shlex.split(line, comments=True)) and words[0] == program]
 
 
 EXPERIMENTS = [words for words in commands("python") if words[1:2] == ["-m"]]
 
 
-@pytest.mark.parametrize("block", code_blocks("python"), ids=lambda block: block.split("\n\n")[1].split("\n")[0])
-def test_python_block_runs_alone(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [path for path in READMES if code_blocks(path, "python")])
+def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
+  """Runs the blocks of one file in one namespace; a traceback has the line numbers of the file."""
   monkeypatch.chdir(tmp_path)
-  exec(compile(block, "README.md", "exec"), {})
+  namespace = {"__name__": "__main__"}
+  for line, block in code_blocks(path, "python"):
+    exec(compile("\n" * line + block, path, "exec"), namespace)
 
 
 def test_make_targets_exist():
