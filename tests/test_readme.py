@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -100,6 +101,17 @@ def test_make_targets_exist():
 
 def test_the_first_page_stays_a_door():
   assert len((REPOSITORY / "README.md").read_text().splitlines()) <= MAX_LINES
+
+
+def test_results_of_the_first_page_are_recorded():
+  pair = r"(\.\d+) / (\.\d+) \| "
+  found = re.findall(rf"`(\w+)` \| {3 * pair}", (REPOSITORY / "README.md").read_text())
+  assert len(found) >= 4
+  for name, *shown in found:
+    folder = REPOSITORY / "experiments" / "results" / name
+    select, final = (json.loads((folder / f"{phase}.json").read_text()) for phase in ("select", "final"))
+    phases = select["validation"], select["test_of_selected"], final["test"]
+    assert shown == [f"{values[metric]:.4f}"[1:] for values in phases for metric in ("HR@10", "NDCG@10")], name
 
 
 @pytest.mark.parametrize("path", PAGES)
