@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 import jaxrec
+from jaxrec.evaluation import baselines
 from jaxrec.evaluation.model import evaluate
 from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import split_uvqk
@@ -65,11 +66,11 @@ axes.set(xlabel="step", ylabel="training loss", ylim=(2, 7));
 # %%
 config = jaxrec.default_config()
 config.data.max_length = 64
-popularity = jaxrec.evaluation.baselines.popularity(data, last_split=1)
+popularity = baselines.popularity(data, last_split=1)
 batches = jaxrec.evaluation_batches(data, split=2, batch_size=256, max_length=64)
 scores = {
   "HSTU": evaluate(model, state.params, data, config, split=2),
-  "popularity": jaxrec.evaluation.baselines.evaluate_baseline(popularity, data, batches),
+  "popularity": baselines.evaluate_baseline(popularity, data, batches),
 }
 for name, values in scores.items():
   by_domain = "  ".join(f"{domain} {values[f'domain/{domain}/HR@10']:.3f}" for domain in data.domain_names)
