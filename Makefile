@@ -1,6 +1,6 @@
 # Every target makes its own virtual environment on first use; nothing has to be prepared.
 #   make test PYTHON=python3.12 VENV=.venv312     another interpreter
-#   make test ARGS="-k packing"                   some of the tests
+#   make test ARGS="-k packing"                   tests with "packing" in their names
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 help:
 	@echo "make demo       train a recommender on synthetic data; curves in runs/demo"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests; ARGS=\"-k packing\" or ARGS=tests/train runs some of them"
 	@echo "make lint       run ruff"
 	@echo "make notebooks  rebuild the notebooks from their scripts and execute them"
 	@echo "make clean      remove the virtual environment and the caches (not runs/)"
