@@ -17,11 +17,11 @@ MULTI = {**HSTU, "name": "multi_domain_hstu", "num_domains": 3}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 
-# What both HSTU layers hold: LN(x) W_uvqk, W_o and b_o, time and position tables.
+# Parameters of an HSTU layer: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
 TAPE = 3 * 8 + 8 * 8 + 8  # Domains, W and b.
-STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections as wide as attention; what is asked and domains, 0..3 each.
-TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same as wide as the model.
+STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections of the width of attention; target domains and domains, 0..3 each.
+TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same at the width of the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
 
@@ -33,7 +33,7 @@ CONTRACT = {
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
-  "hstu_told_the_domain": (
+  "hstu_target_domain": (
     {**HSTU, "target_domain": True, "num_domains": 3},
     EMBEDDINGS + 3 * 8 + 2 * (UVQK + OUTPUT + TABLES),
   ),
@@ -61,7 +61,7 @@ CONTRACT = {
     EMBEDDINGS + 8 + (12 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
   ),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
-  # One more item (the mask), two norms a layer, and the head: a norm, a dense layer, a norm.
+  # One more item (the mask), two norms per layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
 }
 BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled"}
@@ -82,7 +82,7 @@ def shapes_of(name, **overrides):
 
 @functools.cache
 def params_of(name):
-  """Parameters far from their small initial values, so that every part of a model has a say."""
+  """Parameters far from their small initial values, so that every part of a model matters."""
   leaves, tree = jax.tree.flatten(shapes_of(name))
   rng = np.random.default_rng(1)
   return jax.tree.unflatten(tree, [jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype) for x in leaves])
@@ -198,7 +198,7 @@ def test_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize("name", CONTRACT)
-def test_gradients_are_finite_beside_rows_of_padding_and_reach_every_parameter(name):
+def test_gradients_are_finite_with_rows_of_padding_and_reach_every_parameter(name):
   def loss(params):
     out = model_of(name).apply({"params": params}, BATCH)
     return (out * jnp.sin(jnp.arange(out.size).reshape(out.shape))).sum()
@@ -206,7 +206,7 @@ def test_gradients_are_finite_beside_rows_of_padding_and_reach_every_parameter(n
   gradients = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILATION)(params_of(name))
   for path, value in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.isfinite(value).all(), path
-    # Softmax doesn't see what is added to all scores of a query, so the bias of the keys has no gradient.
+    # Softmax ignores a constant added to all scores of a query, so the bias of the keys has no gradient.
     assert np.abs(value).max() > 0 or [part.key for part in path[-2:]] == ["key", "bias"], path
 
 
@@ -254,3 +254,13 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 def test_a_wrong_option_is_refused_by_name(name, option, text):
   with pytest.raises(ValueError, match=text):
     shapes_of(name, **option)
+
+
+def test_parameters_keep_the_names_of_saved_checkpoints():
+  names = {"items", "embedding", "layers_0"}
+  assert set(shapes_of("hstu")) == names
+  assert set(shapes_of("hstu_target_domain")) == {*names, "asked"}
+  assert set(shapes_of("hstu_decoupled")) == {*names, "attention_items", "attention_embedding"}
+  assert set(shapes_of("multi_domain_top")) == {*names, "transitions", "top_states"}
+  states = shapes_of("multi_domain")["layers_0"]["domain_states"]
+  assert set(states) == {"query", "key", "value", "asked_table", "domain_table"}
