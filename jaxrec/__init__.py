@@ -26,6 +26,7 @@ _HOMES = {
   "HSTU": "jaxrec.models",
   "SASRec": "jaxrec.models",
   "BERT4Rec": "jaxrec.models",
+  "STUModel": "jaxrec.models",
   "MultiDomainHSTU": "jaxrec.models",
   "ClickThroughRanker": "jaxrec.models",
   "DecoupledEmbedding": "jaxrec.layers.ctr.decoupled",

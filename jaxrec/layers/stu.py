@@ -6,7 +6,8 @@
                 y = x + dropout([u, o, u * norm(o)]) W_out
 
 Rows are padded on the right. The first `contextual_length` tokens of a row describe the user; the last `num_targets`
-are candidates, which attend to the history and to themselves but not to each other.
+are candidates, which attend to the history and to themselves but not to each other. `jaxrec.models.stu` is a model of
+next items that uses `STULayer`.
 
 Source: Zhai et al. 2024, arXiv 2402.17152, and its authors' production module `STULayer`.
 """

@@ -3,6 +3,7 @@
 | name in a config | class | |
 |---|---|---|
 | hstu | `HSTU` | pointwise SiLU attention with time and position bias |
+| stu | `STUModel` | the production variant of the HSTU layer |
 | sasrec | `SASRec` | causal softmax transformer |
 | bert4rec | `BERT4Rec` | bidirectional softmax transformer, trained on masked items |
 | multi_domain_hstu | `MultiDomainHSTU` | HSTU with attention inside each domain |
@@ -20,14 +21,15 @@ from jaxrec.models.hstu import HSTU
 from jaxrec.models.multi_domain_hstu import MultiDomainHSTU, MultiDomainHSTULayer
 from jaxrec.models.sasrec import SASRec
 from jaxrec.models.sequential import SequentialModel
+from jaxrec.models.stu import STUModel
 
 MODELS: dict[str, type[SequentialModel]] = {
-  "hstu": HSTU, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
+  "hstu": HSTU, "stu": STUModel, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
 }  # fmt: skip
 
 __all__ = [
   "BERT4Rec", "ClickHead", "ClickThroughRanker", "HSTU", "MODELS", "MultiDomainHSTU", "MultiDomainHSTULayer", "SASRec",
-  "SequentialModel", "build",
+  "STUModel", "SequentialModel", "build",
 ]  # fmt: skip
 
 

@@ -22,7 +22,8 @@ SIZES = {"width": 8, "num_layers": 2, "max_positions": 12, "num_domains": NUM_DO
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 12}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
-MODELS = {"hstu": HSTU, "sasrec": SASREC, "bert4rec": BERT4REC}
+STU = {**HSTU, "name": "stu"}
+MODELS = {"hstu": HSTU, "stu": STU, "sasrec": SASREC, "bert4rec": BERT4REC}
 
 
 def context_of(batch, causal):
@@ -121,7 +122,7 @@ def changed_at(column, item):
   return BATCH.replace(item_id=BATCH.item_id.at[0, column].set(item))
 
 
-@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec"])
 def test_domains_exchange_information_only_through_bottlenecks(name):
   before, after = queries_of(MODELS[name], BATCH)[0], queries_of(MODELS[name], changed_at(0, 6))[0]
   differs = (before != after).any(axis=-1)

@@ -17,6 +17,7 @@ HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
 MODELS = {
   "hstu": {"name": "hstu", **HSTU},
   "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
+  "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},
