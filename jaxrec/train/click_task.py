@@ -19,7 +19,7 @@ from jaxrec.data import load
 from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, TrainingCandidates, held_out_candidates
 from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
 from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
-from jaxrec.layers.ctr.batch_norm import OF_BATCH
+from jaxrec.layers.ctr.batch_norm import CURRENT_BATCH_STATS
 from jaxrec.models import ctr
 from jaxrec.objectives.click import ClickObjective
 from jaxrec.train.config import (
@@ -225,9 +225,9 @@ class ClickTask(BaseTask):
     return click_metrics(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
   def _statistics(self, params, model_state, batch):
-    variables, mutable = {"params": params, **model_state}, ["batch_stats", OF_BATCH]
+    variables, mutable = {"params": params, **model_state}, ["batch_stats", CURRENT_BATCH_STATS]
     _, updated = self.model.apply(variables, batch, deterministic=False, mutable=mutable)
-    return updated.get(OF_BATCH)
+    return updated.get(CURRENT_BATCH_STATS)
 
   def _logits(self, params, model_state, batch):
     return self.model.apply({"params": params, **model_state}, batch, deterministic=True).logit
