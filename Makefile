@@ -1,20 +1,23 @@
 # Every target makes its own virtual environment on first use; nothing has to be prepared.
 #   make test PYTHON=python3.12 VENV=.venv312     another interpreter
-#   make test ARGS="-k packing"                   some of the tests
+#   make test ARGS="-k packing"                   tests with "packing" in their names
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+FAST := tests/test_house.py tests/objectives tests/evaluation/test_metrics.py tests/evaluation/test_catalogue.py tests/data/test_packing.py
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test lint notebooks clean
+.PHONY: help demo test test-all check lint notebooks clean
 
 help:
 	@echo "make demo       train a recommender on synthetic data; curves in runs/demo"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests; ARGS=\"-k packing\" or ARGS=tests/train runs some of them"
+	@echo "make test-all   run them with the full grids of compilers and sizes"
+	@echo "make check      lint, house rules and fast unit tests, in about a minute"
 	@echo "make lint       run ruff"
 	@echo "make notebooks  rebuild the notebooks from their scripts and execute them"
 	@echo "make clean      remove the virtual environment and the caches (not runs/)"
@@ -24,6 +27,13 @@ demo: $(VENV)/.installed-plots
 
 test: $(VENV)/.installed-test $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.installed-test $(VENV)/.tried-compilers
+	$(RUN) -m pytest -n 2 --dist worksteal -m "" $(ARGS)
+
+check: $(VENV)/.installed-test
+	$(RUN) -m ruff check
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not exhaustive" --quiet $(FAST) $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(ARGS)

@@ -20,6 +20,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  entry_points={"console_scripts": ["jaxrec = jaxrec.cli.__main__:main"]},
   packages=find_packages(include=["jaxrec*", "pallas_kernels*", "experiments*"]),
   install_requires=[
     "absl-py",

@@ -1,11 +1,11 @@
-"""Looks inside finished runs of click-through models: numbers.json and pictures.
+"""Analyzes finished runs of click-through models: writes numbers.json and plots.
 
     python -m experiments.analyze_click_through --run=DARE=runs/ctr_dare --run=TWIN=runs/ctr_twin --out=runs/look
 
-For each run the discriminability of what its head reads and its convergence; for DARE and TWIN what attention learned
-about the most frequent category of the candidates, beside the mutual information in the data; on planted interest the
-NDCG of the search. Several runs of one name are seeds. The gradients of the two roles come from training a shared table
-anew with the settings of the first run (--gradient_steps=0: not at all).
+For each run: discriminability of the inputs of its head, and convergence; for DARE and TWIN also the learned attention
+for the most frequent category of the candidates, compared with the mutual information in the data; on planted interest
+also the NDCG of the search. Several runs with the same name are seeds. The gradients of the two roles come from
+training a shared table with the settings of the first run (--gradient_steps=0 skips this).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from jaxrec.analysis import click_through as analysis
-from jaxrec.analysis import click_through_plots as plots
+from jaxrec.analysis import ctr as analysis
+from jaxrec.analysis import ctr_plots as plots
 from jaxrec.data.batches.candidates import TrainingCandidates, held_out_candidates
 from jaxrec.data.generators.planted_interest import planted_interest_truth
 from jaxrec.data.prepared import TEST
@@ -32,25 +32,25 @@ from jaxrec.train.click_task import ClickTask
 from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
-SEARCH = 20  # Events that the search is judged by.
-NUM_CATEGORIES, NUM_AGES = 10, 10  # Shown of attention.
+SEARCH = 20  # The K of the search's NDCG@K.
+NUM_CATEGORIES, NUM_AGES = 10, 10  # Size of the attention matrices.
 
 
 def main(_) -> None:
-  """Looks at the runs that the flags name."""
+  """Analyzes the runs named by the flags."""
   clusters = [int(number) for number in FLAGS.clusters]
   numbers = analyze([run.split("=", 1) for run in FLAGS.run], FLAGS.out, clusters, FLAGS.gradient_steps)
   print(json.dumps({name: numbers[name] for name in ("search_ndcg", "gradients") if name in numbers}, indent=2))
 
 
 def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps: int) -> dict[str, Any]:
-  """Returns all numbers, and writes them and their pictures to the folder `out`.
+  """Returns all numbers, and writes them and their plots to the folder `out`.
 
   Args:
     runs: pairs of name and workdir.
-    out: folder.
+    out: folder of the results.
     clusters: numbers of clusters for discriminability.
-    gradient_steps: steps of training a shared table; 0: none.
+    gradient_steps: training steps of the shared table; 0 skips it.
   """
   os.makedirs(out, exist_ok=True)
   numbers: dict[str, Any] = {key: defaultdict(list) for key in ("search_ndcg", "discriminability", "attention")}
@@ -58,7 +58,7 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
   for name, workdir in runs:
     logging.info("%s: %s", name, workdir)
     task, variables = load(workdir)
-    for key, value in look(task, variables, clusters).items():
+    for key, value in analyze_run(task, variables, clusters).items():
       numbers[key][name].append(value)
     numbers["convergence"].setdefault(name, _validations(workdir))
   first = load(runs[0][1])[0]
@@ -73,15 +73,16 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
 
 
 def load(workdir: str) -> tuple[ClickTask, Mapping[str, Any]]:
-  """Returns data and model of a run, and its best variables."""
+  """Returns the task of a run, and its best variables."""
   loaded = load_run(workdir)
   return loaded.task, {"params": loaded.params, **loaded.state.model_state}
 
 
-def look(task: ClickTask, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
-  """Returns what can be said of one run on its test candidates.
+def analyze_run(task: ClickTask, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
+  """Returns the analyses of one run on its test candidates.
 
-  "search_ndcg": on planted interest, of clicked candidates, of the others, and of all.
+  "discriminability" by number of clusters; "search_ndcg", on planted interest, for clicked, not clicked and all
+  candidates; "attention", for DARE and TWIN.
   """
   apply = jax.jit(lambda batch: task.model.apply(variables, batch, deterministic=True))
   is_planted = task.data.meta["source"] == "planted_interest"
@@ -93,22 +94,22 @@ def look(task: ClickTask, variables: Mapping[str, Any], clusters: list[int]) -> 
     score = np.zeros(is_real.shape) if output.score is None else np.asarray(output.score)
     columns.append((np.asarray(output.features), batch.label, score, relevance, is_real))
   features, label, score, relevance, is_real = (np.concatenate(column) for column in zip(*columns, strict=True))
-  seen: dict[str, Any] = {
+  found: dict[str, Any] = {
     "discriminability": {str(number): analysis.discriminability(features, label, number) for number in clusters}
   }
   if truth:
     rows = {"clicked": label > 0, "not clicked": label == 0, "all": label >= 0}
-    of = {name: analysis.search_ndcg(score[r], relevance[r], is_real[r], SEARCH) for name, r in rows.items()}
-    seen["search_ndcg"] = of
+    ndcg = {name: analysis.search_ndcg(score[r], relevance[r], is_real[r], SEARCH) for name, r in rows.items()}
+    found["search_ndcg"] = ndcg
   if task.config.model.name in ("dare", "twin"):
     target, categories = shown_categories(task)
     tables = analysis.attention_tables(variables)
-    seen["attention"] = analysis.learned_attention(tables, target, categories, range(1, NUM_AGES + 1)).tolist()
-  return seen
+    found["attention"] = analysis.learned_attention(tables, target, categories, range(1, NUM_AGES + 1)).tolist()
+  return found
 
 
 def shown_categories(task: ClickTask) -> tuple[int, list[int]]:
-  """Returns the most frequent category of the test candidates, and those most frequent in the histories, it first."""
+  """Returns the most frequent category of the test candidates; and it, followed by the most frequent in histories."""
   counts = np.zeros((2, task.examples.num_categories + 1))
   for batch in held_out_candidates(task.examples, TEST, task.config.eval.batch_size):
     for row, values in enumerate((batch.category, batch.history_category)):
@@ -120,7 +121,7 @@ def shown_categories(task: ClickTask) -> tuple[int, list[int]]:
 
 
 def attention_truth(task: ClickTask) -> list[list[float]]:
-  """Returns the mutual information of clicks with category and age, over the training examples in order."""
+  """Returns the mutual information of clicks with category and age, over the training examples."""
   plan = TrainingCandidates(task.examples, task.config.train.batch_size, 1, task.config.seed)
   target, categories = shown_categories(task)
   batches = (plan[step] for step in range(len(plan)))
@@ -175,10 +176,10 @@ def _draw(numbers, out):
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_multi_string("run", None, "NAME=WORKDIR of a finished run; several times.", flag_values=values)
-  flags.DEFINE_string("out", None, "Folder of the numbers and pictures.", flag_values=values)
-  flags.DEFINE_list("clusters", ["2", "5", "10", "20", "50", "100"], "For discriminability.", flag_values=values)
-  flags.DEFINE_integer("gradient_steps", 100, "Steps of training a shared table; 0: none.", flag_values=values)
+  flags.DEFINE_multi_string("run", None, "NAME=WORKDIR of a finished run; may be repeated.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of the numbers and plots.", flag_values=values)
+  flags.DEFINE_list("clusters", ["2", "5", "10", "20", "50", "100"], "Numbers of clusters.", flag_values=values)
+  flags.DEFINE_integer("gradient_steps", 100, "Training steps of the shared table; 0: none.", flag_values=values)
   flags.mark_flags_as_required(["run", "out"], flag_values=values)
 
 

@@ -1,12 +1,12 @@
-"""Says what attention across domains does in finished runs: whom it helps, how it was reuse_weights, what it reads.
+"""Analyzes cross-domain attention in finished runs: which users it helps, its weight over time, what it attends to.
 
     python -m experiments.analyze_cross_domain --runs=runs/abxi_hstu_base,runs/abxi_hstu_autocdsr \
       --single=runs/abxi_hstu_food,runs/abxi_hstu_kitchen --out=runs/analysis
 
---runs are runs on the same data of several domains; the first is the one that others are held against. --single are
-runs of config.data.only_domain, one a domain at most; with them users fall into strata: whether the single-domain model
-and the first run have the target among the first k. Without them there is one stratum, "all". --sweep is the --out of
-an experiments.sweep over config.multi_objective.weighting.
+--runs are runs on the same multi-domain data; the others are compared with the first. --single are runs of
+config.data.only_domain, at most one per domain; they divide users into strata by whether the single-domain model and
+the first run rank the target in the top k. Without them there is one stratum, "all". --sweep is the --out of an
+experiments.sweep over config.multi_objective.weighting.
 
 Writes <out>/analysis.json and, with matplotlib, strata.png, weights.png (runs with a second objective), usefulness.png
 (data source "planted") and sweep.png.
@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxrec import parallel
-from jaxrec.analysis import cross_domain, cross_domain_plots
+from jaxrec.analysis import autocdsr, autocdsr_plots
 from jaxrec.cli.sweep import read_results
 from jaxrec.data.generators.planted_transfer import planted_truth
 from jaxrec.evaluation.model import evaluation_batches, user_ranks
@@ -39,16 +39,16 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run, the ranks of the evaluated users' targets, and, of a model across domains, where its queries look."""
+  """A run, the ranks of the evaluated users' targets, and the attention of its queries (cross-domain models only)."""
 
   workdir: str
   task: SequenceTask
   ranks: UserRanks
-  attention: cross_domain.QueryAttention | None
+  attention: autocdsr.QueryAttention | None
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Analyzes the runs named by the flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
@@ -66,11 +66,11 @@ def main(argv: list[str]) -> None:
   write_json(path, {"settings": settings, **as_json(numbers)})
   draw(numbers, FLAGS.out, FLAGS.metric)
   print(table(numbers["strata"]))
-  print(f"mean share of attention across domains ± standard error, {FLAGS.split} events; written to {path}")
+  print(f"mean share of cross-domain attention ± standard error, {FLAGS.split} events; written to {path}")
 
 
 def names_of(workdirs: Sequence[str]) -> dict[str, str]:
-  """Returns {name: folder}: the last part of each folder, or the whole of it where two would be called the same.
+  """Returns {name: folder}; the name is the last part of the folder, or the whole folder if names would be equal.
 
   >>> names_of(["runs/a", "runs/b/"]), names_of(["x/a", "y/a"])
   ({'a': 'runs/a', 'b': 'runs/b/'}, {'x/a': 'x/a', 'y/a': 'y/a'})
@@ -80,11 +80,16 @@ def names_of(workdirs: Sequence[str]) -> dict[str, str]:
 
 
 def load(workdir: str, single: bool = False) -> Run:
-  """Returns a run with its ranks and, unless it is of a single domain, its attention.
+  """Returns a run with its ranks and, unless it is a single-domain run, its attention.
+
+  Args:
+    workdir: folder of the run.
+    single: True for a run of config.data.only_domain.
 
   Raises:
-    FileNotFoundError: no run there.
-    ValueError: a model without attention across domains, or a single-domain run that is none (or the other way round).
+    FileNotFoundError: no run in the folder.
+    ValueError: a model without cross-domain attention, or a single-domain run in place of a multi-domain one (or the
+      reverse).
   """
   loaded = load_run(workdir, FLAGS.checkpoint, FLAGS.phase)
   task, params = loaded.task, loaded.params
@@ -95,7 +100,7 @@ def load(workdir: str, single: bool = False) -> Run:
       " of one of them"
     )
   try:
-    cross_domain.check_model(model)
+    autocdsr.check_model(model)
   except ValueError as error:
     raise ValueError(f"{workdir}: {error}") from error
   with config.unlocked():
@@ -105,32 +110,32 @@ def load(workdir: str, single: bool = False) -> Run:
   if single:
     return Run(workdir, task, ranks, None)
   batches = evaluation_batches(data, config, split, parallel.make_mesh())
-  return Run(workdir, task, ranks, cross_domain.query_attention(model, params, batches))
+  return Run(workdir, task, ranks, autocdsr.query_attention(model, params, batches))
 
 
 def check_same_events(runs: Sequence[Run]) -> None:
-  """Raises ValueError unless all runs are of one catalogue and ask the users they share for the same items."""
+  """Raises ValueError unless all runs have the same catalogue, and the same targets for the users they share."""
   first = runs[0]
   for run in runs[1:]:
     if run.task.data.num_items != first.task.data.num_items:
-      raise ValueError(f"{run.workdir} and {first.workdir} are of different data: their catalogues differ")
+      raise ValueError(f"{run.workdir} and {first.workdir} have different data: their catalogues differ")
     _, here, there = np.intersect1d(run.ranks.user, first.ranks.user, return_indices=True)
     if (run.ranks.target_item[here] != first.ranks.target_item[there]).any():
-      raise ValueError(f"{run.workdir} and {first.workdir} ask the same users for different items")
+      raise ValueError(f"{run.workdir} and {first.workdir} have different targets for the same users")
 
 
 def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int, own: str) -> dict[str, Any]:
-  """Returns "strata" and "change", "weights" and "usefulness", each by name of a run, as far as the runs tell.
+  """Returns "strata", "change", "weights" and "usefulness", each by name of a run; the last two where they apply.
 
   Args:
-    runs: of several domains; the first one makes the strata, together with `singles`.
-    singles: of one domain each.
-    split: of the events that were asked for.
-    k: length of the list.
-    own: see `jaxrec.analysis.cross_domain.QueryAttention.across`.
+    runs: multi-domain runs; the first one defines the strata, together with `singles`.
+    singles: single-domain runs.
+    split: split of the targets, 1 validation or 2 test.
+    k: length of the recommendation list.
+    own: see `jaxrec.analysis.autocdsr.QueryAttention.cross_domain_share`.
 
   Raises:
-    ValueError: a user is in two of `singles`, or none in all of the runs.
+    ValueError: a user in two of `singles`, or no user in all of the runs.
   """
   first = next(iter(runs.values()))
   users, single_ranks = _single_ranks(singles)
@@ -138,14 +143,14 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
     users = run.ranks.user if users is None else np.intersect1d(users, run.ranks.user)
   if not len(users):
     raise ValueError("no user is evaluated in all of the runs")
-  shares = {name: run.attention.of(users).across(own) for name, run in runs.items()}
+  shares = {name: run.attention.select(users).cross_domain_share(own) for name, run in runs.items()}
 
   def strata(values):
-    every = {"all": cross_domain.Mean.of(values)}
+    every = {"all": autocdsr.Mean.from_values(values)}
     if single_ranks is None:
       return every
     single, cross = (ranks.rank[np.isin(ranks.user, users)] for ranks in (single_ranks, first.ranks))
-    return cross_domain.attention_by_strata(values, single, cross, k) | every
+    return autocdsr.attention_by_strata(values, single, cross, k) | every
 
   start = shares[next(iter(runs))]
   change = {name: strata(values - start) for name, values in list(shares.items())[1:]}
@@ -156,33 +161,37 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
 def read_sweep(folder: str, metric: str) -> tuple[dict, dict]:
   """Returns `weight_sweep` of the complete runs of an experiments.sweep.
 
+  Args:
+    folder: the --out of the sweep.
+    metric: path of a number in the summaries.
+
   Raises:
     ValueError: no complete run, or one without the metric.
   """
   records = read_results(folder).values()
   if not records:
-    raise ValueError(f"--sweep={folder} holds no complete run; give the --out of an experiments.sweep")
+    raise ValueError(f"--sweep={folder} has no complete run; pass the --out of an experiments.sweep")
   runs = [(read_json(os.path.join(record["workdir"], "config.json")), record["summary"]) for record in records]
-  return cross_domain.weight_sweep(runs, metric)
+  return autocdsr.weight_sweep(runs, metric)
 
 
 def draw(numbers: Mapping[str, Any], out: str, metric: str) -> None:
-  """Writes the pictures of what there is."""
+  """Writes the plots of the results that exist."""
   path = lambda name: os.path.join(out, f"{name}.png")  # noqa: E731
-  cross_domain_plots.draw_strata(numbers["strata"], path("strata"))
+  autocdsr_plots.draw_strata(numbers["strata"], path("strata"))
   if numbers["weights"]:
-    cross_domain_plots.draw_weights(numbers["weights"], path("weights"))
+    autocdsr_plots.draw_weights(numbers["weights"], path("weights"))
   if numbers["usefulness"]:
-    cross_domain_plots.draw_usefulness(numbers["usefulness"], path("usefulness"))
+    autocdsr_plots.draw_usefulness(numbers["usefulness"], path("usefulness"))
   if "sweep" in numbers:
-    cross_domain_plots.draw_sweep(*numbers["sweep"], metric, path("sweep"))
+    autocdsr_plots.draw_sweep(*numbers["sweep"], metric, path("sweep"))
 
 
 def as_json(value: Any) -> Any:
-  """Returns a tree with named tuples as dicts, arrays as lists, and all keys as text.
+  """Returns a tree with named tuples as dicts, arrays as lists, and all keys as strings.
 
-  >>> as_json({0.5: cross_domain.Spread(1, 0.25, None)})
-  {'0.5': {'count': 1, 'mean': 0.25, 'spread': None}}
+  >>> as_json({0.5: autocdsr.MeanStd(1, 0.25, None)})
+  {'0.5': {'count': 1, 'mean': 0.25, 'std': None}}
   """
   if isinstance(value, Mapping):
     return {str(key): as_json(inner) for key, inner in value.items()}
@@ -193,10 +202,10 @@ def as_json(value: Any) -> Any:
   return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def table(strata: Mapping[str, Mapping[str, cross_domain.Mean]]) -> str:
-  """Returns the strata as text, a row a run.
+def table(strata: Mapping[str, Mapping[str, autocdsr.Mean]]) -> str:
+  """Formats the strata as text, one row per run.
 
-  >>> print(table({"a": {"all": cross_domain.Mean(7, 0.25, 0.125)}}))
+  >>> print(table({"a": {"all": autocdsr.Mean(7, 0.25, 0.125)}}))
   run  all (7 users)
   a    0.2500 ± 0.1250
   """
@@ -214,23 +223,23 @@ def _text(mean):
 
 
 def _single_ranks(singles):
-  """Users and ranks of all single-domain runs together; (None, None) where there are none."""
+  """Returns users and ranks of all single-domain runs together; (None, None) if there are none."""
   if not singles:
     return None, None
   columns = [np.concatenate(parts) for parts in zip(*(run.ranks for run in singles), strict=True)]
   ranks = UserRanks(*(column[np.argsort(columns[0])] for column in columns))
   if len(np.unique(ranks.user)) < len(ranks.user):
-    raise ValueError("--single holds several runs of the same domain; give one a domain")
+    raise ValueError("--single has several runs of the same domain; pass one per domain")
   return ranks.user, ranks
 
 
 def _weights(runs):
-  """The trajectories of the runs with a second objective; of the phase that each run went through."""
+  """Returns the trajectories of the runs with a second objective."""
   found = {}
   for name, run in runs.items():
     if run.task.config.multi_objective.objectives:
       records = read_records(os.path.join(run.workdir, "metrics.jsonl"))
-      found[name] = cross_domain.weight_trajectory(records)
+      found[name] = autocdsr.weight_trajectory(records)
   return found
 
 
@@ -239,28 +248,29 @@ def _usefulness(runs, split):
   for name, run in runs.items():
     data = run.task.data
     if data.meta["source"] == "planted":
-      found[name] = cross_domain.attention_to_usefulness(run.attention, data, planted_truth(data), split)
+      found[name] = autocdsr.attention_to_usefulness(run.attention, data, planted_truth(data), split)
   return found
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_list("runs", None, "Folders of runs of several domains, the first to compare with.", flag_values=values)
+  runs_help = "Folders of multi-domain runs; the others are compared with the first."
+  flags.DEFINE_list("runs", None, runs_help, flag_values=values)
   flags.DEFINE_list("single", [], "Folders of runs of config.data.only_domain.", flag_values=values)
   flags.DEFINE_string("sweep", None, "Folder of a sweep over weightings.", flag_values=values)
-  metric_help = "What the sweep is judged by: a path in the summary of a run."
+  metric_help = "Metric of the sweep: a path in the summary of a run."
   flags.DEFINE_string("metric", "select/test_of_selected/NDCG@10", metric_help, flag_values=values)
-  flags.DEFINE_integer("k", 10, "A model is right with the target among so many.", lower_bound=1, flag_values=values)
-  own_help = "Attention across domains leaves the domain of the event that asks, or of the target."
-  flags.DEFINE_enum("own", "query", cross_domain.OWN, own_help, flag_values=values)
-  flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to ask for.", flag_values=values)
-  protocol_help = "Candidates; single-domain models know the items of their domain only."
+  flags.DEFINE_integer("k", 10, "A target in the top k is a hit.", lower_bound=1, flag_values=values)
+  own_help = "Cross-domain attention goes to domains other than that of the query's event, or of the target."
+  flags.DEFINE_enum("own", "query", autocdsr.OWN, own_help, flag_values=values)
+  flags.DEFINE_enum("split", "test", ["validation", "test"], "Split of the targets.", flag_values=values)
+  protocol_help = "Candidates; single-domain models have the items of their domain only."
   flags.DEFINE_enum("protocol", "full_per_domain", PROTOCOLS, protocol_help, flag_values=values)
   flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
   flags.DEFINE_enum(
-    "phase", None, ["select", "final"], "Which phase of the runs; by default the last one.", flag_values=values
+    "phase", None, ["select", "final"], "Which phase of the runs; the last one by default.", flag_values=values
   )
-  flags.DEFINE_string("out", None, "Folder for analysis.json and the pictures.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder for analysis.json and the plots.", flag_values=values)
   flags.mark_flags_as_required(["runs", "out"], flag_values=values)
 
 

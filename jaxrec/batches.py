@@ -1,13 +1,14 @@
 """The structures that models read: a batch of user sequences, and a batch of candidates with histories.
 
 The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of
-several users packed end to end; `sequence_id` tells them apart. Next-item training, masked-item training, ranking and
+several users packed end to end; `sequence_id` separates them. Next-item training, masked-item training, ranking and
 evaluation differ only in how the `target_*` fields are filled in.
 """
 
 from __future__ import annotations
 
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -40,6 +41,36 @@ class SequenceBatch:
   target_time: Int[Array, "B N"]
   target_weight: Float[Array, "B N"]
   action: Int[Array, "B N"] | None = None
+
+
+def next_item_batch(
+  item_id: Int[AnyArray, "B N"],
+  domain_id: Int[AnyArray, "B N"] | None = None,
+  timestamp: Int[AnyArray, "B N"] | None = None,
+) -> SequenceBatch:
+  """Returns a batch of one sequence per row, in which every event predicts the next one.
+
+  The last event of a row has no target: its target item, domain and weight are 0, its target time is its own time.
+
+  Args:
+    item_id: items 1..V in order of time, padded on the right with 0.
+    domain_id: domains 1..C; None: one domain.
+    timestamp: seconds; None: no times.
+
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8, 0]]))
+  >>> batch.target_item.tolist(), batch.position.tolist(), batch.target_weight.tolist()
+  ([[3, 8, 0, 0]], [[0, 1, 2, 0]], [[1.0, 1.0, 0.0, 0.0]])
+  """
+  item_id = jnp.asarray(item_id)
+  is_real = item_id != 0
+  domain_id = is_real.astype(jnp.int32) if domain_id is None else jnp.asarray(domain_id)
+  timestamp = jnp.zeros_like(item_id) if timestamp is None else jnp.asarray(timestamp)
+  item, domain, time = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (item_id, domain_id, timestamp))
+  return SequenceBatch(
+    item_id=item_id, domain_id=domain_id, timestamp=timestamp, sequence_id=is_real.astype(jnp.int32),
+    position=jnp.where(is_real, jnp.arange(item_id.shape[1]), 0), target_item=item, target_domain=domain,
+    target_time=jnp.where(item != 0, time, timestamp), target_weight=(item != 0).astype(jnp.float32),
+  )  # fmt: skip
 
 
 @flax.struct.dataclass

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Train a recommender, and look inside
 #
-# Synthetic users read books and watch films. A user's latest genre in books tells most of the time which genre of films
-# comes next. We train an HSTU (Zhai et al. 2024, arXiv 2402.17152), compare it with popularity, read what it
-# recommends, and look inside. A minute or two on a laptop.
+# Synthetic users read books and watch films. A user's latest genre of books usually determines the next genre of films.
+# We train an HSTU (Zhai et al. 2024, arXiv 2402.17152), compare it with popularity, read its recommendations, and look
+# at its attention. A minute or two on a laptop.
 
 # %%
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 import jaxrec
+from jaxrec.evaluation import baselines
 from jaxrec.evaluation.model import evaluate
 from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import split_uvqk
@@ -34,9 +35,9 @@ from jaxrec.train.step import make_train_step
 from pallas_kernels import RelativeBias, attention_weights
 
 # %% [markdown]
-# ## Ten lines
+# ## Train
 #
-# A batch is a `SequenceBatch` of `[B, N]` arrays: 16 rows of 128 positions, several users packed into each row.
+# A batch is a `SequenceBatch` of `[B, N]` arrays: 16 rows of 128 positions, with several users packed into each row.
 
 # %%
 data = jaxrec.synthetic_data(num_users=800, num_items=240)
@@ -59,16 +60,17 @@ axes.set(xlabel="step", ylabel="training loss", ylim=(2, 7));
 # %% [markdown]
 # ## Is it any good?
 #
-# The last event of each user was held out. We rank it among all items that the user has not seen, beside popularity.
+# The last event of each user was held out. We rank it among all items that the user has not seen, and compare with
+# popularity.
 
 # %%
 config = jaxrec.default_config()
 config.data.max_length = 64
-popularity = jaxrec.evaluation.baselines.popularity(data, last_split=1)
+popularity = baselines.popularity(data, last_split=1)
 batches = jaxrec.evaluation_batches(data, split=2, batch_size=256, max_length=64)
 scores = {
   "HSTU": evaluate(model, state.params, data, config, split=2),
-  "popularity": jaxrec.evaluation.baselines.evaluate_baseline(popularity, data, batches),
+  "popularity": baselines.evaluate_baseline(popularity, data, batches),
 }
 for name, values in scores.items():
   by_domain = "  ".join(f"{domain} {values[f'domain/{domain}/HR@10']:.3f}" for domain in data.domain_names)
@@ -81,8 +83,8 @@ for shown in recommend(model, state.params, data, config, users=[1, 2], k=8, hol
 # %% [markdown]
 # ## Does it carry taste from books to films?
 #
-# We ask for films only, and look up their genres: how many are of the genre of the user's latest book, how many of the
-# genre of the latest film?
+# We recommend films only and look up their genres: how many share the genre of the user's latest book, how many that of
+# the latest film?
 
 # %%
 genres = np.array([title[title.find("(") + 1 : -1] for title in data.item_titles()])
@@ -102,8 +104,8 @@ axes.set(xlabel="share of the recommended films that have its genre", xlim=(0, 1
 # %% [markdown]
 # ## What it attends to
 #
-# The model never forms the attention matrix. For a picture we compute it for one user, from the queries and keys of a
-# layer. Weights are SiLU of the scores: they need not be positive, nor sum to one.
+# The model never forms the attention matrix. For a picture we compute it for one user from the queries and keys of a
+# layer. Weights are SiLU of the scores: they need not be positive, and need not sum to one.
 
 # %%
 user = jaxrec.evaluation_batches(data, split=2, batch_size=1, max_length=64, users=[1])[0]

@@ -1,4 +1,4 @@
-"""Tables written densely and obviously in NumPy, and a problem of several tables on which ours must give the same.
+"""A dense reference implementation of tables in NumPy, and a problem of several tables to compare it with ours.
 
 The loss of an id is half the squared distance of its vector from a target, times 1 / 8: its gradient is the difference.
 """
@@ -16,7 +16,7 @@ NORMAL = jax.nn.initializers.normal(1.0)
 
 
 def problem_tables(placement="sharded", names=("item", "user", "word", "shop", "tag"), initializer=NORMAL):
-  """Two tables of one kind and three of others; sizes that 8 devices don't divide."""
+  """Returns two tables of one kind and three of other kinds; 8 devices divide none of their sizes."""
   row_adamw, adamw = RowAdamW(RATE, weight_decay=0.1), RowAdamW(RATE, b2=0.99, second_moment="element")
   return {
     name: Table(num_rows, 8, optimizer=optimizer, padding_id=padding, placement=placement, initializer=initializer)
@@ -32,7 +32,7 @@ def problem_tables(placement="sharded", names=("item", "user", "word", "shop", "
 
 
 def batches(num_steps=4, tables=None, leave_out=True, num_rows=6):
-  """Ids by Zipf's law, of which most are duplicates; batch 1 is padding alone, and batch 2 leaves a table out."""
+  """Returns ids by Zipf's law, most of them duplicates; batch 1 is all padding, and batch 2 leaves a table out."""
   rng = np.random.default_rng(0)
   tables, made = tables or problem_tables(), []
   for step in range(num_steps):
@@ -50,25 +50,25 @@ def batches(num_steps=4, tables=None, leave_out=True, num_rows=6):
 
 
 def zipf(rng, shape, num_rows):
-  """Ids 0..num_rows - 1, the first ones often."""
+  """Draws ids 0..num_rows - 1, the first ones often."""
   return np.minimum(rng.zipf(1.3, size=shape) - 1, num_rows - 1).astype(np.int32)
 
 
 def loss(vectors, ids, targets):
-  """Of all ids; those that stand for nothing add no gradient."""
+  """Returns the loss of all ids; padding adds no gradient."""
   parts = jax.tree.map(lambda v, x, t: jnp.sum((v - t) ** 2 * (x >= 0)[..., None]) / 16, vectors, ids, targets)
   return sum(jax.tree.leaves(parts))
 
 
 def step(tables, state, ids, targets):
-  """One step of ours: the new state and what the lookup counted."""
+  """Makes one step of `Tables`; returns the new state and the counts of the lookup."""
   rows, plan = tables.lookup(state, ids)
   gradient = jax.grad(lambda rows: loss(tables.vectors(rows, plan), ids, targets))(rows)
   return tables.update(state, plan, gradient), plan.counts
 
 
 def train(tables, made, key=0):
-  """The state after a step for each batch, and what was counted."""
+  """Returns the state after one step per batch, and the counts of each."""
   one_step = jax.jit(lambda state, ids, targets: step(tables, state, ids, targets), donate_argnums=0)
   state, counts = tables.init(jax.random.key(key)), []
   for ids, targets in made:
@@ -78,14 +78,14 @@ def train(tables, made, key=0):
 
 
 def logical(tables, state):
-  """Arrays by (table, slot), in the order of ids, without the rows that fill up the devices."""
+  """Returns arrays by (table, slot), in the order of ids, without padding rows."""
   saved = jax.device_get(jax.jit(tables.to_logical)(state))["tables"]
   return {(n, slot): x[: tables.tables[n].num_rows] for n, slots in saved.items() for slot, x in slots.items()}
 
 
 @dataclasses.dataclass
 class Dense:
-  """All tables as dense float64 arrays by (table, slot)."""
+  """Tables as dense float64 arrays by (table, slot)."""
 
   tables: dict[str, Table]
   arrays: dict
@@ -93,12 +93,12 @@ class Dense:
 
   @classmethod
   def like(cls, tables: Tables, key=0):
-    """With our initial rows."""
+    """Returns dense tables with the initial rows of `tables`."""
     initial = logical(tables, tables.init(jax.random.key(key)))
     return cls(tables.tables, {name: x.astype(np.float64) for name, x in initial.items()})
 
   def train(self, made):
-    """A step for each batch; returns the arrays."""
+    """Makes one step per batch; returns the arrays."""
     for ids, targets in made:
       for name, tree in ids.items():
         self.step(name, jax.tree.leaves(tree), jax.tree.leaves(targets[name]))
@@ -106,7 +106,7 @@ class Dense:
     return self.arrays
 
   def step(self, name, ids, targets):
-    """Adds up a gradient of the whole table, and applies the rule to the rows that were looked up."""
+    """Sums a dense gradient, and applies the optimizer to the rows that were looked up."""
     table, rows = self.tables[name], self.arrays[name, "rows"]
     gradient, touched = np.zeros_like(rows), np.zeros(len(rows), bool)
     for x, target in zip(ids, targets, strict=True):
@@ -118,7 +118,7 @@ class Dense:
       self.arrays[name, slot] = np.where(touched.reshape(-1, *[1] * (value.ndim - 1)), value, self.arrays[name, slot])
 
   def rule(self, name, optimizer, w, g):
-    """New arrays of all rows."""
+    """Returns new arrays, for all rows."""
     match optimizer:
       case RowSGD():
         return {"rows": w - optimizer.learning_rate(self.count) * (g + optimizer.weight_decay * w)}
@@ -137,13 +137,13 @@ class Dense:
 
 
 def from_zeros(tables):
-  """Dense tables whose arrays are all zeros."""
+  """Returns dense tables whose arrays are all zeros."""
   shapes = {(n, slot): shape for n, table in tables.items() for slot, (shape, _) in table.slots.items()}
   shapes |= {(n, "rows"): (table.width,) for n, table in tables.items()}
   return Dense(tables, {(n, slot): np.zeros((tables[n].num_rows, *shape)) for (n, slot), shape in shapes.items()})
 
 
 def largest_difference(arrays, expected):
-  """Over all arrays of two dicts with the same names."""
+  """Returns the largest difference over all arrays of two dicts with the same names."""
   assert arrays.keys() == expected.keys()
   return max(float(np.abs(arrays[name].astype(np.float64) - expected[name]).max()) for name in expected)

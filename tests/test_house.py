@@ -33,6 +33,8 @@ LEVEL_IN_JAXREC = {
 }  # fmt: skip
 # Modules that may import upwards for now, and why.
 UPWARDS: dict[str, str] = {}
+# Rooms that work on their own, and what else of ours they may import.
+STANDALONE = {"embedding": ["pallas_kernels.varying"], "multi_objective": []}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60  # without the docstring
@@ -119,6 +121,19 @@ def test_kernels_stand_alone():
   assert [
     path for path in source_files("pallas_kernels") if {n.split(".")[0] for n in imported_modules(path)} & ours
   ] == []
+
+
+@pytest.mark.parametrize("room", STANDALONE)
+def test_standalone_rooms_import_nothing_else_of_ours(room):
+  allowed = (f"jaxrec.{room}", *STANDALONE[room])
+  found = [
+    f"{relative(path)} imports {name}"
+    for path in source_files(f"jaxrec/{room}")
+    for name in sorted(imported_modules(path))
+    if name.split(".")[0] in ("experiments", "jaxrec", "notebooks", "pallas_kernels", "tests")
+    if name != "pallas_kernels" and not f"{name}.".startswith(tuple(f"{module}." for module in allowed))
+  ]
+  assert found == []
 
 
 def test_files_stay_short():

@@ -1,62 +1,133 @@
-"""What the README tells a reader to type works."""
+"""The commands and code blocks of the READMEs work, and their tables are those of the code."""
 
 import importlib
+import importlib.util
+import json
 import re
 import shlex
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import settings_tables
+from absl import flags
 from conftest import REPOSITORY
+from test_house import LEVEL_IN_JAXREC
 
-README = (REPOSITORY / "README.md").read_text()
+from jaxrec.cli import sweep
+from jaxrec.data.preparation.prepare import PrepareOptions, reader_parameters
+from jaxrec.train.task import task_class
 
-
-def code_blocks(language: str) -> list[str]:
-  """The fenced blocks of one language, in order."""
-  return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands(program: str) -> list[list[str]]:
-  """Every shell command of the README that starts with `program`, cut into words, continuation lines joined."""
-  lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
-  return [words for line in lines if (words := shlex.split(line, comments=True)) and words[0] == program]
-
-
-EXPERIMENTS = [words for words in commands("python") if words[1:2] == ["-m"]]
+FOLDERS = ("experiments", "jaxrec", "notebooks", "pallas_kernels", "tests")
+READMES = ["README.md"] + sorted(
+  path.relative_to(REPOSITORY).as_posix() for folder in FOLDERS for path in (REPOSITORY / folder).rglob("README.md")
+)
+PAGES = [*READMES, "CONTRIBUTING.md"]
+MAX_LINES = 150  # Of README.md: it is a door, the manuals are behind it.
 
 
-@pytest.mark.parametrize("block", code_blocks("python"), ids=lambda block: block.split("\n\n")[1].split("\n")[0])
-def test_python_block_runs_alone(block, tmp_path, monkeypatch):
+def code_blocks(path: str, language: str) -> list[tuple[int, str]]:
+  """Returns the fenced blocks of one language, in order, each with the line number of its fence."""
+  text = (REPOSITORY / path).read_text()
+  found = re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+  return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
+
+
+def shell_commands() -> list[list[str]]:
+  """Returns every shell command of the pages, split into words, continuation lines joined."""
+  blocks = [block for path in PAGES for _, block in code_blocks(path, "bash")]
+  lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+  return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def program_commands() -> list[tuple[str, list[str]]]:
+  """Returns module and arguments of every `python -m <program of ours>`, also behind `srun` or inside quotes."""
+  found = []
+  for words in shell_commands():
+    words = [part for word in words for part in (shlex.split(word) if "python -m" in word else [word])]
+    if "-m" in words and (rest := words[words.index("-m") + 1 :])[0].split(".")[0] in ("experiments", "jaxrec"):
+      found.append((f"jaxrec.cli.{rest[1]}", rest[2:]) if rest[0] == "jaxrec.cli" else (rest[0], rest[1:]))
+  return found
+
+
+PROGRAMS = program_commands()
+
+
+def parsed(module: str, arguments: list[str], monkeypatch) -> flags.FlagValues:
+  """Returns the flags of a program as its command line sets them; an unknown flag or setting raises."""
+  if module.startswith("experiments.") and importlib.util.find_spec(f"jaxrec.cli.{module.split('.')[-1]}"):
+    module = f"jaxrec.cli.{module.split('.')[-1]}"  # The door leads there.
+  argv = [module, *arguments]
+  monkeypatch.setattr(sys, "argv", argv)  # Overrides of a config are looked for there.
+  monkeypatch.chdir(REPOSITORY)
+  values = flags.FlagValues()
+  importlib.import_module(module).define_flags(values)
+  values(argv)
+  return values
+
+
+@pytest.mark.parametrize("path", [path for path in READMES if code_blocks(path, "python")])
+def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
+  """Runs the blocks of one file in one namespace; a traceback has the line numbers of the file."""
   monkeypatch.chdir(tmp_path)
-  exec(compile(block, "README.md", "exec"), {})
+  namespace = {"__name__": "__main__"}
+  for line, block in code_blocks(path, "python"):
+    exec(compile("\n" * line + block, path, "exec"), namespace)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads config files so.
+@pytest.mark.parametrize(("module", "arguments"), PROGRAMS, ids=[f"{i}-{name}" for i, (name, _) in enumerate(PROGRAMS)])
+def test_flags_configs_and_settings_of_the_commands_exist(module, arguments, monkeypatch):
+  values = parsed(module, arguments, monkeypatch)
+  if "config" in values and values["config"].value is not None:
+    config = values["config"].value
+    task_class(config.task).check_config(config)
+  if module.endswith(".sweep"):
+    assert sweep.make_jobs(values.configs, values.override, [int(seed) for seed in values.seeds])
+  if module.endswith(".prepare"):
+    own = {"source", "raw", "out", "overwrite", "sources"}
+    given = {name for name in values if values[name].present} - own
+    assert given <= {*reader_parameters(values.source), *vars(PrepareOptions())}
+
+
+def test_programs_of_the_commands_are_the_doors():
+  assert {"experiments.prepare", "experiments.train"} <= {module for module, _ in PROGRAMS}
 
 
 def test_make_targets_exist():
-  targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
-  assert {words[1] for words in commands("make")} <= set(targets)
+  targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+  assert {words[1] for words in shell_commands() if words[0] == "make"} <= set(targets)
 
 
-@pytest.mark.parametrize("words", EXPERIMENTS, ids=lambda words: words[2])
-def test_flags_of_the_commands_exist(words):
-  given = {word.split("=")[0].lstrip("-") for word in words[3:]}
-  help_text = subprocess.run(
-    [sys.executable, "-m", words[2], "--helpfull"], cwd=REPOSITORY, capture_output=True, text=True
-  ).stdout
-  known = set(re.findall(r"^\s+-+(?:\[no\])?([a-z_]+)", help_text, flags=re.MULTILINE))
-  assert {name for name in given if "." not in name} <= known
+def test_the_first_page_stays_a_door():
+  assert len((REPOSITORY / "README.md").read_text().splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("words", [w for w in EXPERIMENTS if "--config=" in " ".join(w)], ids=lambda words: words[2])
-def test_configs_and_overrides_of_the_commands_exist(words):
-  flags = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
-  path, _, choice = flags["config"].partition(":")
-  module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-  config = module.get_config(choice) if choice else module.get_config()
-  for name in flags:
-    if name.startswith("config."):
-      *groups, key = name.split(".")[1:]
-      group = config
-      for part in groups:
-        group = group[part]
-      assert key in group, name
+def test_results_of_the_first_page_are_recorded():
+  pair = r"(\.\d+) / (\.\d+) \| "
+  found = re.findall(rf"`(\w+)` \| {3 * pair}", (REPOSITORY / "README.md").read_text())
+  assert len(found) >= 4
+  for name, *shown in found:
+    folder = REPOSITORY / "experiments" / "results" / name
+    select, final = (json.loads((folder / f"{phase}.json").read_text()) for phase in ("select", "final"))
+    phases = select["validation"], select["test_of_selected"], final["test"]
+    assert shown == [f"{values[metric]:.4f}"[1:] for values in phases for metric in ("HR@10", "NDCG@10")], name
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_lead_somewhere(path):
+  links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", (REPOSITORY / path).read_text())
+  assert [link for link in links if not (REPOSITORY / path).parent.joinpath(Path(link)).exists()] == []
+
+
+def test_settings_tables_are_those_of_the_code():
+  page = settings_tables.PAGE.read_text()
+  groups = {(task, group) for task, group in re.findall(r"<!-- settings: (\w+) (\w+) -->", page)}
+  assert groups >= {("sequential", group) for group in settings_tables.TASKS["sequential"]}
+  assert page == settings_tables.with_tables(page), "run `python tests/settings_tables.py`"
+
+
+def test_levels_of_contributing_are_those_of_the_import_test():
+  page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+  rows = re.findall(r"^\| (\d) \| (.*) \|$", page, flags=re.MULTILINE)
+  assert {name: int(level) for level, names in rows for name in re.findall(r"`(\w+)`", names)} == LEVEL_IN_JAXREC

@@ -1,4 +1,4 @@
-"""What the click-through configs have in common."""
+"""Settings that the click-through configs share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def config(name: str, choice: str, *, width: int) -> ConfigDict:
   """Returns the default settings with a model.
 
   Args:
-    name: what the name of the config begins with.
-    choice: a name of `VARIANTS`, perhaps a hyphen and the width of each field, and perhaps another and the width of
-      attention, all fields together ("dare-16-64": 24 for the item, 24 for its category, 16 for its age); "" is "dare".
-    width: of each field, where the choice gives none.
+    name: prefix of the config's name.
+    choice: a name of `VARIANTS`, optionally followed by a hyphen and the width of each field, and by another hyphen and
+      the total attention width of all fields ("dare-16-64": 24 for the item, 24 for its category, 16 for its age); ""
+      is "dare".
+    width: width of each field, if the choice gives none.
 
   Raises:
     ValueError: another choice.

@@ -5,20 +5,22 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 ENCODERS = ("hstu", "sasrec", "bert4rec")
-AUTOCDSR = ("autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_token", "autocdsr_plus", "autocdsr_plus_every4")
+AUTOCDSR = (
+  "autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_target_domain", "autocdsr_plus", "autocdsr_plus_every4",
+)  # fmt: skip
 # Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
 INTRA_DOMAIN = {
   "intra": dict(tape=False, states="none"),
   "intra_tape": dict(states="none"),
   "intra_ddsr": dict(tape=False),
   "intra_tape_ddsr": dict(),
-  "intra_tape_ddsr_token": dict(target_domain=True),
+  "intra_tape_ddsr_target_domain": dict(target_domain=True),
   "intra_tape_ddsr_target": dict(read="target"),
   "intra_tape_ddsr_kv": dict(read="key_value"),
   "intra_tape_ddsr_top": dict(states="top"),
   "intra_tape_ddsr_gate": dict(combination="gate"),
 }
-VARIANTS = ("base", "token", *AUTOCDSR, *INTRA_DOMAIN)
+VARIANTS = ("base", "target_domain", *AUTOCDSR, *INTRA_DOMAIN)
 
 
 def apply(
@@ -26,10 +28,11 @@ def apply(
 ) -> ConfigDict:
   """Sets name, model and objectives to those of a choice such as "hstu-autocdsr"; "" is "hstu-base".
 
-  base: attention among all events. token: the domain that is asked for is an input.
-  autocdsr: AutoCDSR; autocdsr_target: with the domain of the target as the own one; autocdsr_token: that, and it is an
-    input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
-  intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "token" as above.
+  base: attention among all events. target_domain: an embedding of the target domain is an input.
+  autocdsr: AutoCDSR; autocdsr_target: the domain of the target counts as the own one; autocdsr_target_domain: that, and
+    it is an input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
+  intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "target_domain": as above; "target": reads
+    the state of the target domain only.
 
   A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
 
@@ -64,13 +67,13 @@ def apply(
     config.data.task = "masked_item"
     config.data.mask_probability = 0.2
     config.data.mask_last_probability = 0.1
-  config.model.target_domain = variant in ("token", "autocdsr_token")
+  config.model.target_domain = variant in ("target_domain", "autocdsr_target_domain")
   if variant in INTRA_DOMAIN:
     config.model.update(name="multi_domain_hstu", **INTRA_DOMAIN[variant])
   config.eval.protocol = "both"
   if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)
-  if variant in ("autocdsr_target", "autocdsr_token"):
+  if variant in ("autocdsr_target", "autocdsr_target_domain"):
     config.multi_objective.own_domain = "target"
   if weight:
     config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}

@@ -5,7 +5,7 @@
 The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`.
 
 Protocol: leave-one-out, full ranking over the 28,095 items of both domains without the user's own history; the
-second-last event chooses the epoch. 7,144 users, each with 5 events or more in either domain, 173,548 events.
+second-to-last event chooses the epoch. 7,144 users, each with 5 events or more in each domain, 173,548 events.
 
 Numbers: `experiments/results/cross_domain.md`. HSTU: 20 epochs in about 3 minutes on one CPU core; BERT4Rec: 100 in
 about 9.

@@ -2,18 +2,19 @@
 
     python -m experiments.train --config=experiments/configs/beauty_hstu.py --workdir=runs/beauty_hstu
 
-Protocol: leave-one-out, full ranking over all items without the user's own history; the second-last event chooses the
-epoch.
+Protocol: leave-one-out, full ranking over all items without the user's own history; the second-to-last event chooses
+the epoch.
 
 | Recall@10 / NDCG@10 | validation, epoch 30 of 30 | test, the same parameters | test, retrained |
 |---|---|---|---|
 | common benchmark lists | | | .0568 / .0389 |
 | this config | .1130 / .0686 | .0911 / .0538 | .1059 / .0632 |
-| ... with the user's own history in the ranking | | | .0963 / .0453 |
+| ... with the user's own history among the candidates | | | .0963 / .0453 |
 | --config.data.request_time=last_event | .1082 / .0659 | .0867 / .0525 | not measured |
 
-"Retrained" has the validation events too. This config tells the model the time of the event that it predicts, as the
-published HSTU does; the last line does not. One seed (42). Time: 1,260 steps in 5 minutes on one of two CPU cores.
+"Retrained" trains on the validation events too. With this config the model reads the time of the event it predicts, as
+the published HSTU does; in the last line it does not. One seed (42). Time: 1,260 steps in 5 minutes on one of two CPU
+cores.
 """
 
 from jaxrec.train.config import default_config

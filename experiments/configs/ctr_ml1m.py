@@ -2,9 +2,9 @@
 
     python -m experiments.train --config=experiments/configs/ctr_ml1m.py:dare --workdir=runs/ctr_ml1m_dare
 
-The argument is a name of `jaxrec.models.ctr.VARIANTS`, perhaps a width ("dare-16"), and perhaps that of attention, all
-fields together ("dare-16-64"). Every rating counts as a click; the category is the combination of genres. Users with
-210 ratings or more, as published for other data.
+The argument is a name of `jaxrec.models.ctr.VARIANTS`, optionally with a width ("dare-16") and the total attention
+width of all fields ("dare-16-64"). Every rating counts as a click; the category is the combination of genres. Users
+with 210 ratings or more, the published threshold for other data.
 
 Numbers: `experiments/results/click_through.md`.
 """

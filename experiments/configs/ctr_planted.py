@@ -1,10 +1,10 @@
-"""Click-through on planted interest: the truth about every behaviour is known. DARE (arXiv 2410.02604), its baselines.
+"""Click-through on planted interest, whose truth is known: DARE (arXiv 2410.02604) and its baselines.
 
     python -m experiments.train --config=experiments/configs/ctr_planted.py:dare --workdir=runs/ctr_planted_dare
     python -m experiments.sweep --configs=experiments/configs/ctr_planted.py \
       --override=model.name=dare,twin,din --seeds=1,2,3 --metrics=AUC,GAUC --out=runs/ctr_planted
 
-The argument is a name of `jaxrec.models.ctr.VARIANTS`, and perhaps a width: "dare-8". Data: see
+The argument is a name of `jaxrec.models.ctr.VARIANTS`, optionally with a width: "dare-8". Data: see
 `jaxrec.data.generators.planted_interest`.
 
 Numbers: `experiments/results/click_through.md`.

@@ -1,10 +1,10 @@
-"""Decoupled tables (DARE, arXiv 2410.02604) in encoders of whole sequences: do they help there?
+"""Decoupled tables (DARE, arXiv 2410.02604) in sequence encoders: do they help HSTU and SASRec?
 
     python -m experiments.train --config=experiments/configs/decoupled.py:planted-hstu-decoupled --workdir=runs/hstu
 
 The argument is the data (planted, ml1m), an encoder (hstu, sasrec) and the tables (shared, decoupled). "decoupled":
-all layers make their queries and keys of a second item table of the same width. All else is as in the configs
-`planted` (base), `ml1m_hstu` or `ml1m_sasrec`.
+all layers make their queries and keys from a second item table of the same width. Everything else is as in the
+configs `planted` (base), `ml1m_hstu` or `ml1m_sasrec`.
 
 | planted, HR@10 / NDCG@10 | validation | test, the same parameters |
 |---|---|---|
@@ -13,8 +13,8 @@ all layers make their queries and keys of a second item table of the same width.
 | HSTU, shared | .2590 / .1708 | .0610 / .0266 |
 | HSTU, decoupled | .2055 / .1308 | .0500 / .0231 |
 
-One seed (42) each, 50 epochs in 3 to 8 minutes on one shared CPU core: it helped SASRec and hurt HSTU, and whether that
-is more than chance is not known. MovieLens-1M: not measured.
+One seed (42) each, 50 epochs in 3 to 8 minutes on one shared CPU core: it helped SASRec and hurt HSTU; whether that is
+more than chance is not known. MovieLens-1M: not measured.
 """
 
 from ml_collections import ConfigDict

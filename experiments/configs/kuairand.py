@@ -1,12 +1,13 @@
-"""KuaiRand-1K as AutoCDSR (arXiv 2505.21811) published it, seven kinds of music as domains: three encoders, AutoCDSR.
+"""KuaiRand-1K as published with AutoCDSR (arXiv 2505.21811): three encoders, with AutoCDSR.
 
     python -m experiments.train --config=experiments/configs/kuairand.py:hstu-autocdsr --workdir=runs/kuairand_autocdsr
 
-The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`.
+The argument is an encoder (hstu, sasrec, bert4rec) and a variant, see `_cross_domain.py`. Domains are the seven event
+types of the published rows (tabs of the app).
 
-Protocol: the 3,101 training rows are trained on; the last event of an evaluation row chooses the epoch, that of a
-testing row is the test. Full ranking over all 944,384 items, and beside it the authors' ranking among 100 random ones
-(`sampled/...`), which chooses the epoch: full ranking finds one target in a thousand.
+Protocol: trains on the 3,101 training rows; the last event of an evaluation row chooses the epoch, that of a testing
+row is the test. Full ranking over all 944,384 items, and the authors' ranking among 100 random items (`sampled/...`),
+which chooses the epoch, because full ranking finds one target in a thousand.
 Numbers: `experiments/results/cross_domain.md`; popularity is as good as the models. Eight epochs of HSTU take 6 minutes
 on one CPU core.
 """

@@ -1,4 +1,4 @@
-"""MovieLens-1M with the first genre of a movie as its domain (18 of them): three encoders, with AutoCDSR.
+"""MovieLens-1M with the first genre of a movie as its domain (18 domains): three encoders, with AutoCDSR.
 
     python -m experiments.train --config=experiments/configs/ml1m_genres.py:hstu-autocdsr --workdir=runs/ml1m_autocdsr
 

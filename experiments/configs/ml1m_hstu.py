@@ -3,7 +3,7 @@
     python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu
 
 Protocol: leave-one-out, full ranking over all 3,883 movies without the user's own history. The paper chooses the epoch
-on the test item; here the second-last event of each user chooses it.
+on the test item; here the second-to-last event of each user chooses it.
 
 | HR@10 / NDCG@10 | |
 |---|---|
@@ -14,8 +14,8 @@ on the test item; here the second-last event of each user chooses it.
 
 One seed (42). Time: 1,840 steps in 22 minutes on one core of a shared 2-core CPU; both phases were run there.
 
-Choice: 256 negatives that the positions of a packed row share, instead of 128 for each position; a learning rate of
-3e-3 that falls to 0 along a cosine within 40 epochs, instead of a constant 1e-3 for 101.
+Choice: 256 negatives shared by the positions of a packed row, instead of 128 per position; a learning rate of 3e-3 with
+cosine decay to 0 within 40 epochs, instead of a constant 1e-3 for 101.
 """
 
 from jaxrec.train.config import default_config

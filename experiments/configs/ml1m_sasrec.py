@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=experiments/configs/ml1m_sasrec.py --workdir=runs/ml1m_sasrec
 
-Protocol and choices: see `ml1m_hstu`, but 512 negatives and 80 epochs. With 256 and 40, tried first, the validation
-event gave .2965 / .1640.
+Protocol and choices: see `ml1m_hstu`, but 512 negatives and 80 epochs. 256 negatives and 40 epochs, tried first, gave
+.2965 / .1640 on validation.
 
 | HR@10 / NDCG@10 | |
 |---|---|
@@ -12,8 +12,8 @@ event gave .2965 / .1640.
 | test, the same parameters | .3008 / .1708 |
 | test, retrained with the validation events, 72 epochs | .2959 / .1714 |
 
-One seed (42). Time: 3,680 steps in 28 minutes and 3,384 in 26 on one CPU core that nothing else uses; these runs shared
-theirs and took three times and twice as long.
+One seed (42). Time: 3,680 steps in 28 minutes and 3,384 in 26 on an otherwise idle CPU core; these runs shared their
+core and took three times and twice as long.
 """
 
 from experiments.configs import ml1m_hstu

@@ -1,4 +1,4 @@
-"""Planted transfer: one domain tells what comes next in another, a third is noise, and the truth is known.
+"""Planted transfer: one domain determines what comes next in another, a third is noise, and the truth is known.
 
     python -m experiments.train --config=experiments/configs/planted.py:hstu-autocdsr --workdir=runs/planted_autocdsr
 

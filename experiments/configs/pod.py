@@ -1,9 +1,9 @@
 """HSTU with 1.5 trillion parameters in its item table, for a TPU v5p pod of 4,096 chips: compiled, never trained.
 
 Paper: the largest model of arXiv 2402.17152 (24 layers, width 1,024, histories of 8,192 events, 1.5 trillion
-parameters), but for histories of 1,024 events. Rows in bfloat16 with stochastic rounding, row-wise AdamW with its first
-moment in bfloat16: 4 bytes a parameter, spread by row over all chips. One packed row of 1,024 positions on each chip;
-512 negatives shared by a row.
+parameters), except for histories of 1,024 events. Rows in bfloat16 with stochastic rounding, row-wise AdamW with its
+first moment in bfloat16: 4 bytes per parameter, row-sharded over all chips. One packed row of 1,024 positions on each
+chip; 512 negatives shared by a row.
 
 Compile it on a machine without a TPU (see `pallas_kernels.aot` for what it needs):
 
@@ -11,8 +11,8 @@ Compile it on a machine without a TPU (see `pallas_kernels.aot` for what it need
     python -m experiments.benchmarks.compile_check --config=experiments/configs/pod.py --targets=v6e:16x16 \\
         --config.tables.num_items=400000000
 
-Bytes on a chip and collectives: experiments/results/pod.md. The data are synthetic and small: they only give shapes.
-Hardware: not run on any.
+Bytes per chip and collectives: experiments/results/pod.md. The data are synthetic and small: they only provide shapes.
+Not run on any hardware.
 """
 
 from jaxrec.train.config import default_config

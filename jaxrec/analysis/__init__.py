@@ -1,1 +1,1 @@
-"""What trained models do, as numbers and pictures."""
+"""Analyses of trained models, as numbers (`autocdsr`, `ctr`) and as pictures (`autocdsr_plots`, `ctr_plots`)."""

@@ -1,7 +1,7 @@
-"""Rows for ids without bound: user ids, URLs, crossed features. Two hashes a row keep most ids apart.
+"""Rows for unbounded ids: user ids, URLs, crossed features. Two hashes per id keep most ids distinct.
 
-An id whose vector is the sum of the rows `h1(id)` and `h2(id)` shares both with another id in one of V^2 cases, while
-either row alone would collide in one of V.
+An id whose vector is the sum of the rows `h1(id)` and `h2(id)` shares both of them with another id with probability
+1 / V^2; a single row would collide with probability 1 / V.
 
 Source: "Hash Embeddings for Efficient Word Representations", arXiv 1709.03933; "double hashing" of arXiv 2007.14523.
 """
@@ -16,7 +16,7 @@ from jaxrec.embedding.rounding import mix
 
 
 def fold_id(wide: Integer[np.ndarray, "..."]) -> UInt32[np.ndarray, "... 2"]:
-  """64-bit ids as two 32-bit words, which JAX can hold without its 64-bit mode; done by the data pipeline.
+  """Splits 64-bit ids into two 32-bit words, which JAX can hold without its 64-bit mode; for the data pipeline.
 
   >>> fold_id(np.array([1, 2**40 + 5])).tolist()
   [[1, 0], [5, 256]]
@@ -26,12 +26,15 @@ def fold_id(wide: Integer[np.ndarray, "..."]) -> UInt32[np.ndarray, "... 2"]:
 
 
 def two_rows(words: UInt32[Array | np.ndarray, "... 2"], num_rows: int, seed: int = 0) -> Integer[Array, "... 2"]:
-  """Two rows of a table for each id; their sum is the id's vector. The id 0 gets rows 0 and 0: padding.
+  """Hashes each id to two rows of a table; their sum is the id's vector. Id 0 gets rows 0 and 0: padding.
 
   Args:
-    words: of `fold_id`.
-    num_rows: of the table; the results are 1..num_rows - 1.
-    seed: another one hashes differently: give each table its own.
+    words: ids as returned by `fold_id`.
+    num_rows: rows of the table; the results are 1..num_rows - 1.
+    seed: selects the hash functions: give each table a different seed.
+
+  Raises:
+    ValueError: fewer than 3 rows.
 
   >>> rows = two_rows(fold_id(np.array([0, 7, 2**40])), 1000)
   >>> rows.shape, rows[0].tolist(), bool((rows[1:] > 0).all() & (rows < 1000).all())

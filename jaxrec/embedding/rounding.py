@@ -1,4 +1,4 @@
-"""From float32 updates to bfloat16 rows: to the nearest, stochastically, or with the rest kept beside."""
+"""Storing float32 updates in bfloat16 rows: to the nearest, stochastically, or with a float32 remainder."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ ROUNDINGS = ("nearest", "stochastic", "float32")
 
 
 def split(x: Float32[Array, "..."]) -> tuple[BFloat16[Array, "..."], Int16[Array, "..."]]:
-  """Returns the nearest bfloat16 and the rest, of which `join` makes `x` again, bit by bit.
+  """Returns the nearest bfloat16 and the remainder; `join` recovers `x` bit by bit.
 
-  >>> high, rest = split(jnp.float32(0.1))
-  >>> float(high), int(rest), float(join(high, rest)) == float(jnp.float32(0.1))
+  >>> high, remainder = split(jnp.float32(0.1))
+  >>> float(high), int(remainder), float(join(high, remainder)) == float(jnp.float32(0.1))
   (0.10009765625, -13107, True)
   """
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   high = (bits + jnp.uint32(0x8000)) & jnp.uint32(0xFFFF0000)
-  rest = jax.lax.bitcast_convert_type((bits - high).astype(jnp.uint16), jnp.int16)
-  return jax.lax.bitcast_convert_type((high >> 16).astype(jnp.uint16), jnp.bfloat16), rest
+  remainder = jax.lax.bitcast_convert_type((bits - high).astype(jnp.uint16), jnp.int16)
+  return jax.lax.bitcast_convert_type((high >> 16).astype(jnp.uint16), jnp.bfloat16), remainder
 
 
-def join(high: BFloat16[Array, "..."], rest: Int16[Array, "..."]) -> Float32[Array, "..."]:
-  """Undoes `split`."""
+def join(high: BFloat16[Array, "..."], remainder: Int16[Array, "..."]) -> Float32[Array, "..."]:
+  """Inverts `split`."""
   bits = jax.lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) << 16
-  return jax.lax.bitcast_convert_type(bits + rest.astype(jnp.int32).astype(jnp.uint32), jnp.float32)
+  return jax.lax.bitcast_convert_type(bits + remainder.astype(jnp.int32).astype(jnp.uint32), jnp.float32)
 
 
 def stochastic(x: Float32[Array, "..."], bits: UInt32[Array, "..."]) -> BFloat16[Array, "..."]:
-  """Rounds up or down, each with the probability that makes the mean right.
+  """Rounds up or down at random, with probabilities that make the result unbiased.
 
   Args:
     x: finite numbers.
-    bits: random; the lower 16 are used.
+    bits: random bits; the lower 16 are used.
 
   >>> x = jnp.full(1000, 1 + 1 / 512, jnp.float32)  # A quarter of the way from 1 to the next bfloat16.
   >>> bits = jax.random.bits(jax.random.key(0), (1000,), jnp.uint32)
@@ -46,16 +46,23 @@ def stochastic(x: Float32[Array, "..."], bits: UInt32[Array, "..."]) -> BFloat16
 
 
 def row_bits(
-  row: UInt32[Array, " U"], width: int, step: Int[Array, ""], first_column: Int[Array, ""] | int = 0
+  seed: UInt32[Array, " U"], width: int, step: Int[Array, ""], first_column: Int[Array, ""] | int = 0
 ) -> UInt32[Array, "U D"]:
-  """Random bits that depend on row, column and step alone: they are the same however rows and columns are spread."""
+  """Returns random bits that are a function of a row's seed, the column and the step: the same on any mesh.
+
+  Args:
+    seed: one number per row; see `Layout.rounding_seeds`.
+    width: columns on this device.
+    step: updates made so far.
+    first_column: index of the first column on this device.
+  """
   column = jnp.arange(width, dtype=jnp.uint32) + jnp.asarray(first_column, jnp.uint32)
-  seed = mix(row ^ mix(step.astype(jnp.uint32)))
-  return mix(seed[:, None] + column * jnp.uint32(0x9E3779B9))  # [U, D]
+  mixed = mix(seed ^ mix(step.astype(jnp.uint32)))
+  return mix(mixed[:, None] + column * jnp.uint32(0x9E3779B9))  # [U, D]
 
 
 def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-  """A bijection of 32-bit numbers in which each bit of the result depends on all of `x`.
+  """Applies a bijection of 32-bit numbers in which each bit of the result depends on all bits of `x`.
 
   Source: the finalizer of MurmurHash3 (public domain).
 

@@ -1,6 +1,6 @@
-"""Rankers without a model, to hold every model against: popularity and random order.
+"""Model-free baselines: popularity and random order.
 
-They are expressed as query and item vectors, so that their numbers come from the same ranking code as those of models.
+They are query and item vectors, so that their metrics come from the same ranking code as those of models.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Baseline:
 
   name: str
   item_vectors: Float[np.ndarray, "V1 M"]
-  queries: Callable[[Int[np.ndarray, " B"]], Float[np.ndarray, "B M"]]  # Users, -1 on filling rows, to vectors.
+  queries: Callable[[Int[np.ndarray, " B"]], Float[np.ndarray, "B M"]]  # Users, -1 on padding rows, to vectors.
 
 
 def popularity(data: PreparedData, last_split: int = 0, users: Sequence[int] | None = None) -> Baseline:
-  """Returns the ranker that puts items by how often they occur in the data.
+  """Returns the ranker that orders items by how often they occur in the data.
 
   Args:
     data: prepared columns.
     last_split: which events count: 0 those of training, 1 also those of validation (when the test item is ranked).
-    users: whose events count, as in `TrainingOptions.only_users`; None takes all.
+    users: users whose events count, as in `TrainingOptions.only_users`; None: all.
 
   Raises:
     ValueError: last_split is neither 0 nor 1.
@@ -56,9 +56,9 @@ def popularity(data: PreparedData, last_split: int = 0, users: Sequence[int] | N
 
 
 def random_order(data: PreparedData, seed: int = 0) -> Baseline:
-  """Returns the ranker that puts the items in an order of its own for each user, the same whenever it is asked.
+  """Returns the ranker that gives each user a random order of the items, the same in every call.
 
-  Any item is equally likely to stand at any place: HR@10 is about 10 / (number of candidates).
+  Every item is equally likely at every rank: HR@10 is about 10 / (number of candidates).
 
   >>> data = PreparedData.from_columns(user=[0, 0, 0, 0], item_id=[2, 2, 1, 3])
   >>> random_order(data).item_vectors.shape

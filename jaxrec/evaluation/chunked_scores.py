@@ -1,9 +1,8 @@
-"""Scores of queries against vectors in chunks, counted or merged: what `jaxrec.evaluation.retrieval` and
-`jaxrec.evaluation.sharded_retrieval` have in common.
+"""Scores of queries against the vectors of one shard, chunk by chunk: counted or merged, never all held at once.
 
-Items are named by the rows of their vectors here, -1 for none; those of one device need not be all items. All scores
-come from one matrix product, in full float32 precision on every device (tensor cores and TPUs would otherwise round the
-inputs), so equal vectors have equal scores.
+Items are given by the rows of their vectors in the shard, -1 for none. All scores come from one matrix product, in full
+float32 precision on every device (tensor cores and TPUs would otherwise round the inputs), so equal vectors have equal
+scores.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _LANE = 128  # Chunks are multiples of this, so that every score comes from the 
 
 
 class Candidates(NamedTuple):
-  """Vectors, of which rows first..end - 1 are candidates.
+  """Vectors whose rows first..end - 1 are candidates.
 
-  domain: of each row; None where candidates are pooled over domains.
+  domain: domain of each row; None where candidates of all domains are pooled.
   """
 
   vectors: Float[Array, "R M"]
@@ -34,7 +33,7 @@ class Candidates(NamedTuple):
 
 
 def aligned_chunk_size(chunk_size: int, num_rows: int, at_least: int = 1) -> int:
-  """A size of chunks that the matrix product likes, not much above the number of rows.
+  """Returns a chunk size that is a multiple of 128, not much above the number of rows.
 
   >>> aligned_chunk_size(4096, 1000), aligned_chunk_size(4096, 10**6), aligned_chunk_size(1, 1000, at_least=200)
   (1024, 4096, 256)
@@ -45,7 +44,7 @@ def aligned_chunk_size(chunk_size: int, num_rows: int, at_least: int = 1) -> int
 def row_scores(
   queries: Float[Array, "B M"], vectors: Float[Array, "R M"], row: Int[Array, " B"], chunk_size: int
 ) -> Float[Array, " B"]:
-  """The score of one row for each query; of the row 0 where it is -1."""
+  """Returns the score of one row for each query; that of row 0 where the row is -1."""
 
   def block_scores(block):
     queries, row = block
@@ -65,9 +64,9 @@ def count_at_least(
   domain: Int[Array, " B"],
   chunk_size: int,
 ) -> Int[Array, " B"]:
-  """How many candidates of the query's domain, the target and seen ones aside, are not below the target.
+  """Returns how many candidates of the query's domain, without the target and seen ones, are not below the target.
 
-  seen_row: each row once, and not the target.
+  seen_row: each row at most once, without the target.
   """
   vectors, item_domain, first, end = _padded(candidates, chunk_size)
   is_seen = (seen_row >= first) & (seen_row < end)
@@ -82,13 +81,13 @@ def count_at_least(
     def add_chunk(index, count):
       start, rows, is_new = _chunk_rows(index, chunk_size, vectors.shape[0])
       scores = _scores(queries, jax.lax.dynamic_slice_in_dim(vectors, start, chunk_size))  # [B, chunk]
-      is_rival = is_new & (rows >= first) & (rows < end) & (rows != target_row[:, None])  # [B, chunk]
+      is_counted = is_new & (rows >= first) & (rows < end) & (rows != target_row[:, None])  # [B, chunk]
       if item_domain is not None:
-        is_rival &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size) == domain[:, None]
-      rivals = jnp.sum(~(scores < target_score) & is_rival, axis=1, dtype=jnp.int32)
+        is_counted &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size) == domain[:, None]
+      counted = jnp.sum(~(scores < target_score) & is_counted, axis=1, dtype=jnp.int32)
       is_here = (seen >= 0) & (seen >= index * chunk_size) & (seen >= start) & (seen < start + chunk_size)  # [B, S]
       seen_scores = jnp.take_along_axis(scores, jnp.clip(seen - start, 0, chunk_size - 1), axis=1)  # [B, S]
-      return count + rivals - jnp.sum(~(seen_scores < target_score) & is_here, axis=1, dtype=jnp.int32)
+      return count + counted - jnp.sum(~(seen_scores < target_score) & is_here, axis=1, dtype=jnp.int32)
 
     start = varying.vary(jnp.zeros(target_row.shape[0], jnp.int32), axes)
     return jax.lax.fori_loop(0, -(-vectors.shape[0] // chunk_size), add_chunk, start)
@@ -106,12 +105,15 @@ def best_rows(
   k: int,
   chunk_size: int,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-  """The k best scores and their rows, the best of each chunk merged into the best so far; -inf where none is left."""
+  """Returns the k best scores and their rows; -inf where fewer candidates are left.
+
+  The best of each chunk are merged into the best so far.
+  """
   vectors, item_domain, first, end = _padded(candidates, chunk_size)
 
   def block_best(block):
     queries, seen, domain = block
-    number = jnp.arange(queries.shape[0])[:, None]
+    row = jnp.arange(queries.shape[0])[:, None]
 
     def merge_chunk(index, best):
       start, rows, is_new = _chunk_rows(index, chunk_size, vectors.shape[0])
@@ -121,11 +123,11 @@ def best_rows(
         is_candidate &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size) == domain[:, None]
       # Positions before the chunk would wrap around: send them past its end, where they are dropped.
       position = jnp.where(seen >= start, seen - start, chunk_size)  # [B, S]
-      is_candidate = is_candidate.at[number, position].set(False, mode="drop")
+      is_candidate = is_candidate.at[row, position].set(False, mode="drop")
       scores = jnp.where(is_candidate, scores, -jnp.inf)
-      chunk_scores, place = jax.lax.top_k(scores, k)  # [B, K]
+      chunk_scores, index_in_chunk = jax.lax.top_k(scores, k)  # [B, K]
       merged, order = jax.lax.top_k(jnp.concatenate([best[0], chunk_scores], axis=1), k)  # [B, K]
-      return merged, jnp.take_along_axis(jnp.concatenate([best[1], rows[place]], axis=1), order, axis=1)
+      return merged, jnp.take_along_axis(jnp.concatenate([best[1], rows[index_in_chunk]], axis=1), order, axis=1)
 
     nothing = jnp.full((queries.shape[0], k), -jnp.inf, queries.dtype), jnp.zeros((queries.shape[0], k), jnp.int32)
     return jax.lax.fori_loop(0, -(-vectors.shape[0] // chunk_size), merge_chunk, varying.vary(nothing, axes))
@@ -135,7 +137,7 @@ def best_rows(
 
 
 def dedupe_seen(seen: Int[Array, "B S"], target: Int[Array, " B"]) -> tuple[Int[Array, "B S"], Bool[Array, " B"]]:
-  """The seen ids, each once and 0 for the target and repetitions; and whether the target is among them.
+  """Returns the seen ids, with 0 in place of the target and of repetitions, and whether the target is among them.
 
   >>> ids, is_seen = dedupe_seen(jnp.array([[5, 3, 5, 4]]), jnp.array([4]))
   >>> ids.tolist(), is_seen.tolist()
@@ -152,7 +154,7 @@ def _scores(queries, vectors):
 def _chunk_rows(index, chunk_size, num_padded):
   """Returns the start of a chunk, its rows and which of them no earlier chunk held.
 
-  The last chunk is moved back so that it is full; this spares a padded copy of the vectors.
+  The last chunk is moved back so that it is full; this avoids a padded copy of the vectors.
   """
   start = jnp.minimum(index * chunk_size, num_padded - chunk_size)
   rows = start + jnp.arange(chunk_size, dtype=jnp.int32)  # [chunk]
@@ -174,7 +176,7 @@ def _map_blocks(function, arrays, chunk_size):
 
 
 def _padded(candidates, chunk_size):
-  """Fills up vectors that are fewer than one chunk; more are left alone."""
+  """Pads vectors that are fewer than one chunk."""
   padding = max(0, chunk_size - candidates.vectors.shape[0])
   if candidates.domain is not None:
     candidates = candidates._replace(domain=jnp.pad(candidates.domain, (0, padding)))

@@ -1,6 +1,6 @@
-"""How good a ranking or a prediction is: HR@K, NDCG@K and MRR from ranks; AUC, GAUC and log loss from scores.
+"""Metrics of rankings and predictions: HR@K, NDCG@K and MRR from ranks; AUC, GAUC and log loss from scores.
 
-Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.evaluation.retrieval`
+Plain NumPy in float64: metrics are computed once, on the host, from small arrays. `jaxrec.evaluation.catalogue`
 produces the ranks.
 """
 
@@ -85,7 +85,7 @@ class RankingMetrics:
     Args:
       ks: list lengths of HR and NDCG.
       domain_names: names of the domains 1..C.
-      prefix: put before every key of the result; "sampled/" for ranks among sampled negatives.
+      prefix: prefix of every key of the result; "sampled/" for ranks among sampled negatives.
 
     Raises:
       ValueError: a length below 1, no domain, or a name given twice.

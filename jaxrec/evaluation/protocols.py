@@ -1,4 +1,4 @@
-"""Full ranking of held-out events by anything that makes query vectors: models and baselines share these few lines."""
+"""Ranking of held-out events, for anything that produces query vectors: models and baselines share this code."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def ranking_metrics(
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
 
-  With `sampled_negatives` the same again under "sampled/HR@10", "sampled/domain/<name>/HR@10" and so on: the rank of
-  the target among that many negatives, whatever `protocol` and `exclude_seen` say. Such numbers are far higher, can put
-  models in another order, and are for comparison with papers that report nothing else.
+  With `sampled_negatives` also "sampled/HR@10", "sampled/domain/<name>/HR@10" and so on: the rank of the target among
+  that many negatives, independent of `protocol` and `exclude_seen`. Such numbers are far higher, can order models
+  differently, and are for comparison with papers that report nothing else.
 
   Args:
-    queries_of: a batch to one query vector a row.
-    item_vectors: one scoring vector an item, row 0 padding; or a catalogue, which may be sharded.
+    queries_of: batch -> one query vector for each row.
+    item_vectors: one scoring vector for each item, row 0 padding; or a catalogue, which may be sharded.
     data: what `batches` were made from.
     batches: from `jaxrec.data.batches.evaluation.evaluation_batches`.
     ks: list lengths.
-    exclude_seen: take the user's earlier items out of the candidates; a target met before stays one.
-    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain"); "both": the former,
-      and the latter under "within_domain/HR@10", "within_domain/domain/<name>/HR@10" and so on.
+    exclude_seen: remove the user's earlier items from the candidates; a target seen before stays a candidate.
+    protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain"); "both": the
+      former, and the latter under "within_domain/HR@10", "within_domain/domain/<name>/HR@10" and so on.
     sampled_negatives: R of `evaluation_negatives`; 0 = no sampled metrics.
 
   Raises:
@@ -75,7 +75,7 @@ def ranking_metrics(
 
 
 class UserRanks(NamedTuple):
-  """Where the target of each user came out, users in rising order. rank: from 1."""
+  """The rank of each user's target, from 1; users in ascending order."""
 
   user: Int[np.ndarray, " U"]
   target_item: Int[np.ndarray, " U"]
@@ -91,9 +91,15 @@ def ranks_of_users(
   exclude_seen: bool = True,
   protocol: str = "full",
 ) -> UserRanks:
-  """Returns the ranks of which `ranking_metrics` makes means, user by user.
+  """Returns the ranks that `ranking_metrics` averages, user by user.
 
-  Args: as of `ranking_metrics`.
+  Args:
+    queries_of: batch -> one query vector for each row.
+    item_vectors: scoring vectors or a catalogue.
+    data: what `batches` were made from.
+    batches: from `jaxrec.data.batches.evaluation.evaluation_batches`.
+    exclude_seen: see `ranking_metrics`.
+    protocol: "full" or "full_per_domain".
 
   Raises:
     ValueError: an unknown protocol.
@@ -101,7 +107,7 @@ def ranks_of_users(
   full_ranks = _full_ranks(_catalogue(item_vectors), data, exclude_seen, protocol)
   parts = [(batch.user, batch.target_item, full_ranks(queries_of(batch), batch)) for batch in batches]
   user, target, rank = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
-  order = np.argsort(user, kind="stable")[(user < 0).sum() :]  # Without rows that only fill up a batch.
+  order = np.argsort(user, kind="stable")[(user < 0).sum() :]  # Without rows that only pad a batch.
   return UserRanks(user[order], target[order], rank[order])
 
 
@@ -137,13 +143,13 @@ def evaluation_negatives(
 ) -> Int[Array, "B R"]:
   """Returns items to rank each target against, drawn uniformly from the catalogue, with replacement.
 
-  The draws of a row depend on its user and target (and the seed) alone: every model, baseline, batch size and host
-  meets the same ones. An item drawn twice counts twice, the target itself not at all
+  The draws of a row depend only on its user, its target and the seed: they are the same for every model, baseline,
+  batch size and host. An item drawn twice counts twice, the target itself not at all
   (`jaxrec.evaluation.catalogue.sampled_target_ranks`); items of the user's history may be drawn.
 
   Args:
-    user: user numbers; -1 on rows that only fill up the batch.
-    target_item: what the users chose.
+    user: user indices; -1 on rows that only pad the batch.
+    target_item: the held-out items.
     num_negatives: R; AutoCDSR takes 100.
     num_items: V.
     seed: of the draws.

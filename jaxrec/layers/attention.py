@@ -1,4 +1,4 @@
-"""Attention of a layer in its context, and how much of it goes to each domain."""
+"""Attention of a layer under the masks of its context, and how much attention goes to each domain."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.layers.cache import with_earlier
+from jaxrec.layers.cache import append_to_cache
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 
-MASS = "attention_mass"  # The Flax collection; make it mutable to get masses.
+MASS = "attention_mass"  # The Flax collection; make it mutable to get the masses.
 
 
 def attend(
@@ -23,31 +23,33 @@ def attend(
   context: AttentionContext,
   **options,
 ) -> Float[Array, "B S H E"]:
-  """`segment_attention` of the tokens of a context.
+  """Returns `segment_attention` of the tokens of a context.
 
-  Where the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the attention that each
-  token pays to each group of `context.group` is put there under "mass", `[B, S, H, G]`, events first and in the order
-  of the batch.
+  If the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the sum of the attention
+  weights of each token over each group of `context.group` is stored there as "mass", `[B, S, H, G]`: events first, in
+  the order of the batch.
 
-  Where the context has a `place`, keys and values of earlier tokens come from the collection "cache".
+  If the context has a cache slot, keys and values of earlier tokens are read from the collection "cache".
 
   Args:
-    module: the calling layer.
-    **options: of `segment_attention`.
+    module: the calling layer, which owns the cache and the stored mass.
+    q, k, v: one query, key and value per token.
+    context: the mask, and the rules that turn tokens into queries and keys.
+    **options: passed on to `segment_attention`.
   """
   wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
-  if context.place is not None:
-    k, v = (with_earlier(module, name, x, context.place) for name, x in (("cached_key", k), ("cached_value", v)))
+  if context.slot is not None:
+    k, v = (append_to_cache(module, name, x, context.slot) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
-    q, k, v = bottlenecks.asked(q), bottlenecks.keys(k), bottlenecks.keys(v)
+    q, k, v = bottlenecks.expand_queries(q), bottlenecks.keys(k), bottlenecks.keys(v)
   if not wants_mass:
     y = segment_attention(q, k, v, context.mask, **options)
-    return y if bottlenecks is None else bottlenecks.answered(y)
+    return y if bottlenecks is None else bottlenecks.merge_outputs(y)
   group = context.group if bottlenecks is None else bottlenecks.keys(context.group)
   y, mass = segment_attention(q, k, v, context.mask, key_group=group, num_groups=context.num_groups, **options)
   if bottlenecks is not None:
-    y, mass = bottlenecks.answered(y), bottlenecks.answered(mass)
+    y, mass = bottlenecks.merge_outputs(y), bottlenecks.merge_outputs(mass)
   mass = mass if context.order is None else context.order.undo(mass)
   module.sow(MASS, "mass", mass, init_fn=lambda: None, reduce_fn=lambda _, new: new)
   return y
@@ -56,17 +58,18 @@ def attend(
 def cross_domain_share(
   mass: Float[Array, "B N H G"], domain_id: Int[Array, "B N"], epsilon: float = 1e-6
 ) -> Float[Array, "B N H"]:
-  """The share of its attention that each query pays to other domains than its own, and to bottleneck tokens: 0..1.
+  """Returns the share of a query's attention that goes to other domains and to bottleneck tokens, in 0..1.
 
   `sum_{g != d, 0} |m_g| / (sum_g |m_g| + epsilon)`, which for softmax weights is `sum_j A_ij [d_j != d_i]`.
 
   Args:
-    mass: attention by group of keys; 0 is the group of keys that count for no domain.
-    domain_id: of the queries.
+    mass: attention of each query to each group of keys; group 0 is keys whose domain is hidden.
+    domain_id: domain of each query.
+    epsilon: keeps the share of a query without attention at 0.
 
   Source: AutoCDSR, arXiv 2505.21811, the cross-domain attention score.
-  Choice: SiLU weights have any sum and may be negative, and what they weigh is normalised afterwards; so the share of
-    the absolute masses takes the place of the mass.
+  Choice: SiLU weights can be negative, need not sum to 1, and their output is normalised later; so shares of absolute
+    masses replace the masses.
 
   >>> mass = jnp.array([[[[0.0, 0.25, 0.75]]]])  # one query of one head: a quarter goes to domain 1
   >>> f"{float(cross_domain_share(mass, jnp.array([[1]]))[0, 0, 0]):.2f}"
@@ -77,19 +80,31 @@ def cross_domain_share(
 
 
 def group_shares(mass: Float[Array, "... G"], epsilon: float = 1e-6) -> Float[Array, "... G"]:
-  """What part of its attention a query pays to each group: `|m_g| / (sum_g |m_g| + epsilon)`."""
+  """Returns the share of a query's attention that goes to each group: `|m_g| / (sum_g |m_g| + epsilon)`.
+
+  >>> [f"{x:.2f}" for x in group_shares(jnp.array([1.0, -3.0])).tolist()]
+  ['0.25', '0.75']
+  """
   size = jnp.abs(mass.astype(jnp.promote_types(mass.dtype, jnp.float32)))
   return size / (size.sum(axis=-1, keepdims=True) + epsilon)
 
 
 def is_other_group(domain_id: Int[Array | np.ndarray, "..."], num_groups: int) -> Bool[Array | np.ndarray, "... G"]:
-  """Which groups of keys are neither of a domain nor of none: other domains, and bottleneck tokens."""
+  """Returns which groups of keys are other domains than `domain_id` or bottleneck tokens; group 0 never is.
+
+  >>> is_other_group(np.array([2]), num_groups=4).tolist()
+  [[False, True, False, True]]
+  """
   group = np.arange(num_groups)
   return (group != domain_id[..., None]) & (group != 0)
 
 
 def masses_by_layer(collection) -> list[Float[Array, "B N H G"]]:
-  """The masses of a model's layers, first layer first, from `variables["attention_mass"]`."""
+  """Returns the attention masses of a model's layers, first layer first.
+
+  Args:
+    collection: `variables["attention_mass"]`, or None where it is missing.
+  """
   if not collection:
     return []
   names = sorted(collection, key=lambda name: int(name.rsplit("_", 1)[1]))

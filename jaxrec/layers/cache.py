@@ -1,4 +1,4 @@
-"""What a model keeps of a history while it is fed event by event: Flax variables in the collection "cache"."""
+"""The cache of a model that reads a history event by event: Flax variables in the collection "cache"."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ CACHE = "cache"
 
 
 @flax.struct.dataclass
-class CachePlace:
-  """Where the one event of each row goes. Events that read each other share a group: a domain, or all events.
+class CacheSlot:
+  """The cache slot of the one new event of each row. Events that attend to each other share a group: a domain, or all.
 
   group: 0..G - 1.
-  index: how many events of that group came before; `capacity` = keep nothing of this row's event.
+  index: number of earlier events in that group; `capacity` means that the event is not stored.
   num_groups: G.
-  capacity: L, events of a group that can be kept.
+  capacity: L, the events that fit in a group.
+
+  >>> slot = CacheSlot(group=jnp.array([1]), index=jnp.array([0]), num_groups=2, capacity=3)
+  >>> cached = slot.write(jnp.zeros((1, 2, 3)), jnp.array([7.0]))
+  >>> cached.tolist(), slot.read_group(cached).tolist()
+  ([[[0.0, 0.0, 0.0], [7.0, 0.0, 0.0]]], [[7.0, 0.0, 0.0]])
   """
 
   group: Int[Array, " B"]
@@ -26,28 +31,28 @@ class CachePlace:
   num_groups: int = flax.struct.field(pytree_node=False)
   capacity: int = flax.struct.field(pytree_node=False)
 
-  def added(self, cached: Array, x: Array) -> Array:
-    """`cached [B, G, L, ...]` with the rows of `x [B, ...]` in their places."""
+  def write(self, cached: Array, x: Array) -> Array:
+    """Returns `cached [B, G, L, ...]` with each row of `x [B, ...]` written into its slot."""
     row = jnp.arange(x.shape[0])
     return cached.at[row, self.group, self.index].set(x, mode="drop", unique_indices=True)
 
-  def of_group(self, cached: Array) -> Array:
-    """`[B, L, ...]`: what is kept of the group of each row's event."""
+  def read_group(self, cached: Array) -> Array:
+    """Returns `[B, L, ...]`: the cached group that each row's event belongs to."""
     return jax.vmap(lambda row, group: row[group])(cached, self.group)
 
 
-def with_earlier(module: nn.Module, name: str, x: Array, place: CachePlace) -> Array:
-  """Puts `x [B, 1, ...]` into the module's cache `name`; returns what is kept of its group, `[B, L, ...]`."""
-  shape = (x.shape[0], place.num_groups, place.capacity, *x.shape[2:])
+def append_to_cache(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:
+  """Writes `x [B, 1, ...]` into the module's cache `name` and returns the cached group of each event, `[B, L, ...]`."""
+  shape = (x.shape[0], slot.num_groups, slot.capacity, *x.shape[2:])
   cached = module.variable(CACHE, name, jnp.zeros, shape, x.dtype)
-  cached.value = place.added(cached.value, x[:, 0])
-  return place.of_group(cached.value)
+  cached.value = slot.write(cached.value, x[:, 0])
+  return slot.read_group(cached.value)
 
 
-def with_latest(module: nn.Module, name: str, x: Array, place: CachePlace) -> Array:
-  """Makes `x [B, 1, ...]` the latest of its group; returns the latest of every group, `[B, 1, G, ...]`."""
-  cached = module.variable(CACHE, name, jnp.zeros, (x.shape[0], place.num_groups, *x.shape[2:]), x.dtype)
-  is_kept = (place.index < place.capacity)[:, None] & (jnp.arange(place.num_groups) == place.group[:, None])  # [B, G]
+def update_latest(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:
+  """Makes `x [B, 1, ...]` the latest entry of its group and returns the latest of every group, `[B, 1, G, ...]`."""
+  cached = module.variable(CACHE, name, jnp.zeros, (x.shape[0], slot.num_groups, *x.shape[2:]), x.dtype)
+  is_kept = (slot.index < slot.capacity)[:, None] & (jnp.arange(slot.num_groups) == slot.group[:, None])  # [B, G]
   is_kept = is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - 2))
   cached.value = jnp.where(is_kept, x, cached.value)
   return cached.value[:, None]

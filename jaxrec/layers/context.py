@@ -1,4 +1,4 @@
-"""What every attention layer of a model shares for one batch: the mask, inputs of the relative bias, domains."""
+"""What all attention layers of a model share for one batch: the mask, the inputs of the relative bias, the domains."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.batches import SequenceBatch
-from jaxrec.layers.cache import CachePlace
+from jaxrec.layers.cache import CacheSlot
 from pallas_kernels import IntervalMask, permute
 
 
 @flax.struct.dataclass
 class AttentionContext:
-  """The mask and the O(N) inputs of the relative bias. There are Q queries for S tokens; Q = S = N without bottlenecks.
+  """The mask and the O(N) inputs of attention: Q queries over S tokens; Q = S = N without bottleneck tokens.
 
-  mask: which tokens each query reads.
+  mask: the tokens that each query reads.
   query_position, key_position: index of a token in its own sequence.
-  query_time: when its prediction is asked for, in seconds.
-  key_time: when it happened, in seconds.
-  is_real: whether a token is one, and not padding (nor an event whose item is unknown).
-  group: what kind of key a token is: its domain 1..C, C + 1 for a bottleneck token, 0 for one whose domain is hidden.
-  num_groups: C + 1, or C + 2 with bottlenecks.
-  next_domain: the domain that a token's prediction is asked for; 0 = not known.
-  bottlenecks: how tokens make queries and items are told from bottlenecks; None where there are items only.
-  order: the order that everything here is in, where it isn't that of the batch.
-  states: which domain states tokens may read.
-  place: of the one new token of each row, where earlier ones come from a cache.
-  attention_input: of what queries and keys are made; None: of the tokens that the layer is given, as values are.
+  query_time: the time of the event that the query predicts, in seconds.
+  key_time: the time of the token's own event, in seconds.
+  is_real: False on padding, and on events whose item is unknown.
+  group: group of the token as a key: its domain 1..C, C + 1 for a bottleneck token, 0 if the domain is hidden.
+  num_groups: C + 1, or C + 2 with bottleneck tokens.
+  target_domain: the domain of the event that the token predicts; 0 = unknown.
+  bottlenecks: how tokens become queries and keys; None if all tokens are events.
+  order: the token order of this context; None if it is that of the batch.
+  states: the domain states that each token may read.
+  slot: cache slot of the one new token of each row; None if the whole history is in the batch.
+  attention_input: vectors that queries and keys are projected from; None: from the layer's input, as values are.
   """
 
   mask: IntervalMask
@@ -39,111 +39,127 @@ class AttentionContext:
   is_real: Bool[Array, "B S"]
   group: Int[Array, "B S"]
   num_groups: int = flax.struct.field(pytree_node=False)
-  next_domain: Int[Array, "B S"]
+  target_domain: Int[Array, "B S"]
   bottlenecks: Bottlenecks | None = None
   order: Permutation | None = None
   states: DomainStates | None = None
-  place: CachePlace | None = None
+  slot: CacheSlot | None = None
   attention_input: Float[Array, "B S A"] | None = None
 
 
 @flax.struct.dataclass
 class Permutation:
-  """An order of the columns of each row, and the way back."""
+  """A permutation of the columns of each row, and its inverse.
+
+  >>> swap = Permutation(order=jnp.array([[2, 0, 1]]), inverse=jnp.array([[1, 2, 0]]))
+  >>> x = jnp.array([[7, 8, 9]])
+  >>> swap(x).tolist(), swap.undo(swap(x)).tolist()
+  ([[9, 7, 8]], [[7, 8, 9]])
+  """
 
   order: Int[Array, "B X"]
   inverse: Int[Array, "B X"]
 
   def __call__(self, x: Array) -> Array:
-    """`[B, X, ...]` in this order."""
+    """Returns `x [B, X, ...]` permuted."""
     return permute(x, self.order, self.inverse)
 
   def undo(self, x: Array) -> Array:
-    """`[B, X, ...]` back from it."""
+    """Returns `x [B, X, ...]` in its original order."""
     return permute(x, self.inverse, self.order)
 
 
 @flax.struct.dataclass
 class Bottlenecks:
-  """Tokens are the N events and then Z bottleneck tokens; each of the latter asks once in each domain.
+  """How N events followed by Z bottleneck tokens become queries and keys: a bottleneck token has a query per domain.
 
-  keys, queries: the orders in which attention sees them, so that what is read together lies together.
-  share: of each domain in what a bottleneck token takes on; sums to 1 over the domains that have an event before it.
+  keys, queries: the sorted orders of keys and of queries, in which every query reads at most two intervals of keys.
+  domain_weight: weight of each domain in the output of a bottleneck token; sums to 1 over the domains with an earlier
+    event.
   """
 
   keys: Permutation
   queries: Permutation
-  share: Float[Array, "B Z C"]
+  domain_weight: Float[Array, "B Z C"]
 
-  def asked(self, x: Array) -> Array:
-    """Tokens `[B, N + Z, ...]` as sorted queries."""
-    num_items = x.shape[1] - self.share.shape[1]
-    per_domain = jnp.repeat(x[:, num_items:], self.share.shape[2], axis=1)
+  def expand_queries(self, x: Array) -> Array:
+    """Returns the sorted queries of tokens `[B, N + Z, ...]`: one for an event, C for a bottleneck token."""
+    num_items = x.shape[1] - self.domain_weight.shape[1]
+    per_domain = jnp.repeat(x[:, num_items:], self.domain_weight.shape[2], axis=1)
     return self.queries(jnp.concatenate([x[:, :num_items], per_domain], axis=1))
 
-  def answered(self, y: Array) -> Array:
-    """What sorted queries found, as the tokens' `[B, N + Z, ...]`: of a bottleneck token the mean over domains."""
+  def merge_outputs(self, y: Array) -> Array:
+    """Returns the outputs of sorted queries by token, `[B, N + Z, ...]`: bottleneck tokens average over domains."""
     y = self.queries.undo(y)
-    num_items = y.shape[1] - self.share.shape[1] * self.share.shape[2]
-    of_domains = y[:, num_items:].reshape(*self.share.shape, *y.shape[2:])  # [B, Z, C, ...]
-    mean = jnp.einsum("bzc,bzc...->bz...", self.share.astype(y.dtype), of_domains)  # [B, Z, ...]
+    num_items = y.shape[1] - self.domain_weight.shape[1] * self.domain_weight.shape[2]
+    per_domain = y[:, num_items:].reshape(*self.domain_weight.shape, *y.shape[2:])  # [B, Z, C, ...]
+    mean = jnp.einsum("bzc,bzc...->bz...", self.domain_weight.astype(y.dtype), per_domain)  # [B, Z, ...]
     return jnp.concatenate([y[:, :num_items], mean], axis=1)
 
 
 @flax.struct.dataclass
 class DomainStates:
-  """Which states may be read by tokens in the order of the batch, cut into X blocks of T tokens.
+  """The domain states that tokens may read, for tokens in the order of the batch in X blocks of T tokens.
 
-  A block has T states of its own, those of its tokens, and C that come from before it.
+  The S = T + C states of a block are those of its own tokens, then one per domain from before the block.
 
-  carried: column of the latest event of each domain before the block, 0 where there is none; None: those C are all
-    there is, and come from a cache.
-  may_read: whether the state is that of the latest event of its domain, in the same sequence, and of another domain.
-  is_asked: whether its domain is the one that the token's prediction is asked for.
+  carried: column of the latest event of each domain before the block, 0 if there is none; None: the states are the C
+    cached ones, and no others.
+  may_read: whether the state is the latest of its domain in the token's sequence, and of another domain than the token.
+  is_target_domain: whether the state's domain is the target domain of the token.
   """
 
   carried: Int[Array, "B X C"] | None
   may_read: Bool[Array, "B X T S"]
-  is_asked: Bool[Array, "B X T S"]
+  is_target_domain: Bool[Array, "B X T S"]
 
 
 def causal_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionContext:
-  """Each token reads itself and earlier tokens of its sequence; the query's time is that of the event to be predicted.
+  """Returns a context in which each token reads itself and earlier tokens of its sequence.
 
-  Choice: the published HSTU compares the *next* event's time with the times of the keys; data pipelines decide whether
-  `target_time` is that (`request_time="target"`) or the token's own time (`"last_event"`).
+  Choice: the published HSTU compares the time of the *next* event with the times of the keys; the data pipeline decides
+  whether `target_time` is that (`request_time="target"`) or the token's own time (`"last_event"`).
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> causal_context(next_item_batch(jnp.array([[5, 3, 0]]))).mask.to_dense(3)[0].astype(int).tolist()
+  [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
   """
   batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
   return _plain(batch, IntervalMask.causal(batch.sequence_id), batch.target_time, num_domains)
 
 
 def bidirectional_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionContext:
-  """Each token reads its whole sequence."""
+  """Returns a context in which each token reads its whole sequence.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> bidirectional_context(next_item_batch(jnp.array([[5, 3, 0]]))).mask.to_dense(3)[0].astype(int).tolist()
+  [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+  """
   batch = jax.tree.map(jnp.asarray, batch)
   return _plain(batch, IntervalMask.full(batch.sequence_id), batch.timestamp, num_domains)
 
 
 def cached_context(
   batch: SequenceBatch,
-  place: CachePlace,
+  slot: CacheSlot,
   key_position: Int[Array, "B L"],
   key_time: Int[Array, "B L"],
   is_seen: Bool[Array, "B C"],
 ) -> AttentionContext:
-  """One new token in each row: it reads itself and what is kept of the tokens before it in its group.
+  """Returns the context of one new token per row, which reads itself and the cached tokens of its group.
 
   Args:
-    batch: `[B, 1]`; no event (sequence 0) reads nothing.
-    place: where it goes.
-    key_position, key_time: of the L tokens that are kept of its group, itself among them.
-    is_seen: which domains have had an event, its own too.
+    batch: `[B, 1]`; a row without an event (sequence 0) reads nothing.
+    slot: cache slot of the new token.
+    key_position, key_time: positions and times of the L cached tokens of its group, the new one included.
+    is_seen: domains that have had an event, the new one included.
   """
   zero = jnp.zeros_like(batch.position)
-  end = jnp.where(batch.sequence_id != 0, place.index[:, None] + 1, 0).astype(jnp.int32)
+  end = jnp.where(batch.sequence_id != 0, slot.index[:, None] + 1, 0).astype(jnp.int32)
   mask = IntervalMask(zero, end, zero, zero, jnp.zeros(end.shape, bool))
   return AttentionContext(
     mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.domain_id,
-    is_seen.shape[1] + 1, batch.target_domain, place=place, states=_cached_states(batch, is_seen),
+    is_seen.shape[1] + 1, batch.target_domain, slot=slot, states=_cached_states(batch, is_seen),
   )  # fmt: skip
 
 

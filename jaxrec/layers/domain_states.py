@@ -1,13 +1,13 @@
-"""Dynamic Domain States: what a token hears of other domains is the state of the latest event in each of them.
+"""Dynamic Domain States: a token reads the state of the latest event in each other domain.
 
-A token at i has for each domain d the last event `last(i, d)` of its own sequence up to i. Its state is a vector that
-the layer has at that event anyway. With attention that stays inside a domain these C vectors are all that crosses from
-one domain to another, at a cost of O(N C) instead of O(N^2).
+For the token at i and each domain d, `last(i, d)` is the latest event of d in the token's sequence, up to i; its state
+is a vector that the layer computes for that event anyway. When attention stays inside a domain, these C vectors are all
+that crosses between domains, at a cost of O(N C) instead of O(N^2).
 
-Source: DDSR, Loureiro et al. 2025, arXiv 2508.20945. The abstract says: one dynamic state a domain, stored and read
-  when later tokens are predicted; separate intra- and inter-domain representations, combined.
-Choice: the equations are not public; these are ours. A token doesn't read the state of its own domain, which it holds
-  itself; so with one domain nothing is added.
+Source: DDSR, Loureiro et al. 2025, arXiv 2508.20945. The abstract: one dynamic state per domain, stored and read when
+  later tokens are predicted; separate intra- and inter-domain representations, then combined.
+Choice: the equations are not public; these are ours. A token does not read the state of its own domain, because it
+  holds that domain's latest event itself; with a single domain nothing is added.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxrec.layers.cache import with_latest
+from jaxrec.layers.cache import update_latest
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.norm import layer_norm
 
@@ -31,7 +31,7 @@ def attend_states(
   v: Float[Array, "*X S H E"],
   may_read: Bool[Array, "*X T S"],
 ) -> Float[Array, "*X T H E"]:
-  """Softmax attention of each token over the states that it may read; zero where there are none.
+  """Returns softmax attention of each token over the states that it may read; zero where it may read none.
 
   >>> q, k = jnp.zeros((1, 1, 2)), jnp.zeros((3, 1, 2))
   >>> v = jnp.array([2.0, 4.0, 9.0]).reshape(3, 1, 1)
@@ -52,18 +52,20 @@ def read_states(
   k: Float[Array, "B N H D"],
   v: Float[Array, "B N H E"],
   context: AttentionContext,
-  only_asked: bool = False,
+  only_target: bool = False,
 ) -> Float[Array, "B N H E"]:
-  """What each token reads where tokens have these queries, and states of these keys and values.
+  """Returns attention of each token to the domain states of a context, whose keys and values are those of its events.
 
   Args:
-    module: the calling layer; keeps the states where the context has a `place`.
-    only_asked: read no state but that of the domain that is asked for.
+    module: the calling layer, which owns the cached states if the context has a cache slot.
+    q, k, v: queries, keys and values of all tokens, in the order of the context.
+    context: says which states each token may read.
+    only_target: read the state of the target domain only.
   """
   states = context.states
-  may_read = states.may_read & states.is_asked if only_asked else states.may_read
-  if context.place is not None:
-    k, v = (with_latest(module, name, x, context.place) for name, x in (("key_state", k), ("value_state", v)))
+  may_read = states.may_read & states.is_target_domain if only_target else states.may_read
+  if context.slot is not None:
+    k, v = (update_latest(module, name, x, context.slot) for name, x in (("key_state", k), ("value_state", v)))
     return attend_states(q[:, None], k, v, may_read)[:, 0]  # [B, 1, H, E]
   q, k, v = (context.order.undo(x) for x in (q, k, v))
   q = _blocks(q, may_read.shape[2])
@@ -73,13 +75,22 @@ def read_states(
 
 
 class DomainStateAttention(nn.Module):
-  """What each token reads from the states of the other domains.
+  """Attention of each token to the states of the other domains.
 
-  `c_i = sum_d softmax_d((W_q z_i + Q[asked]) . (W_k z_last(i,d) + M[d]) / sqrt(D)) W_v z_last(i,d)`, where z are layer
-  normalised.
+  `c_i = sum_d softmax_d((W_q z_i + Q[t]) . (W_k z_last(i,d) + M[d]) / sqrt(D)) W_v z_last(i,d)`, where z is layer
+  normalised and t is the target domain.
 
-  read: "all": the sum over all other domains. "target": `W_v z` of the domain that is asked for, by itself.
-  num_heads: H of "all".
+  num_domains: C.
+  num_heads: H, used by "all".
+  read: "all": attention over all other domains; "target": `W_v z` of the target domain alone.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.intra_domain import intra_domain_context
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8]]), domain_id=jnp.array([[1, 1, 2]]))
+  >>> z, context = jnp.arange(12.0).reshape(1, 3, 4) ** 2, intra_domain_context(batch, num_domains=2)
+  >>> y, params = DomainStateAttention(num_domains=2).init_with_output(jax.random.key(0), z, context)
+  >>> y.shape, y.any(axis=-1).tolist()  # Only the third event has an event of another domain before it.
+  ((1, 3, 4), [[False, False, True]])
   """
 
   num_domains: int
@@ -89,10 +100,10 @@ class DomainStateAttention(nn.Module):
 
   @nn.compact
   def __call__(self, z: Float[Array, "B N W"], context: AttentionContext) -> Float[Array, "B N W"]:
-    """The sum for each token; zero where no other domain has an event yet.
+    """Returns `c` for each token; zero while no other domain has an event.
 
     Raises:
-      ValueError: an unknown `read`, or a width that the heads do not divide.
+      ValueError: an unknown `read`, or a width that `num_heads` does not divide.
     """
     if self.read not in ("all", "target"):
       raise ValueError(f"read={self.read!r} is not one of ('all', 'target')")
@@ -102,13 +113,13 @@ class DomainStateAttention(nn.Module):
     z = layer_norm(z)
     v = self._project("value", z)
     if self.read == "target":
-      nothing = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # One state at most is read, whatever its score.
-      return read_states(self, nothing, nothing, v[:, :, None], context, only_asked=True)[:, :, 0]
+      zero = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # At most one state is read, so its score does not matter.
+      return read_states(self, zero, zero, v[:, :, None], context, only_target=True)[:, :, 0]
     init = nn.initializers.normal(0.02)
-    asked = self.param("asked_table", init, (self.num_domains + 1, width)).astype(self.dtype)
-    of_domain = self.param("domain_table", init, (self.num_domains + 1, width)).astype(self.dtype)
-    q = self._project("query", z) + asked[context.next_domain]
-    k = self._project("key", z) + of_domain[context.group]
+    target_table = self.param("asked_table", init, (self.num_domains + 1, width)).astype(self.dtype)
+    domain_table = self.param("domain_table", init, (self.num_domains + 1, width)).astype(self.dtype)
+    q = self._project("query", z) + target_table[context.target_domain]
+    k = self._project("key", z) + domain_table[context.group]
     return read_states(self, *(self._split(x) for x in (q, k, v)), context).reshape(z.shape)
 
   def _project(self, name, x):
@@ -121,9 +132,13 @@ class DomainStateAttention(nn.Module):
 
 
 class Combination(nn.Module):
-  """Intra- and inter-domain representations as one: "sum", or "gate": `own + sigmoid(W [own, other] + b) * other`.
+  """Combines intra- and inter-domain representations; where `other` is zero the result is `own`.
 
-  Either is `own` alone where `other` is zero.
+  kind: "sum", or "gate": `own + sigmoid(W [own, other] + b) * other`.
+
+  >>> own, other = jnp.ones((1, 1, 2)), jnp.full((1, 1, 2), 3.0)
+  >>> Combination("sum").apply({}, own, other).tolist()
+  [[[4.0, 4.0]]]
   """
 
   kind: str = "sum"
@@ -131,7 +146,11 @@ class Combination(nn.Module):
 
   @nn.compact
   def __call__(self, own: Float[Array, "B N W"], other: Float[Array, "B N W"]) -> Float[Array, "B N W"]:
-    """The combination. Raises a ValueError where `kind` is another."""
+    """Returns the combination.
+
+    Raises:
+      ValueError: an unknown `kind`.
+    """
     if self.kind not in COMBINATIONS:
       raise ValueError(f"combination={self.kind!r} is not one of {COMBINATIONS}")
     if self.kind == "sum":
@@ -147,6 +166,6 @@ def _blocks(x, size):
 
 
 def _with_carried(x, carried, size):
-  """`[B, N, ...]` -> `[B, X, T + C, ...]`: the tokens of each block, and the C that stand for what is before it."""
+  """`[B, N, ...]` -> `[B, X, T + C, ...]`: the tokens of each block, then the latest of each domain before it."""
   before = jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, carried)  # [B, X, C, ...]
   return jnp.concatenate([_blocks(x, size), before], axis=2)

@@ -23,7 +23,12 @@ from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias
 def split_uvqk(
   projected: Float[Array, "B N P"], num_heads: int, head_width: int, value_width: int
 ) -> tuple[Array, Array, Array, Array]:
-  """The gate `u [B, N, H*E]`, values `[B, N, H, E]`, queries and keys `[B, N, H, D]`; heads are the outer index."""
+  """Returns the gate `u [B, N, H*E]`, values `[B, N, H, E]`, queries and keys `[B, N, H, D]`; heads are outermost.
+
+  >>> u, v, q, k = split_uvqk(jnp.arange(6.0).reshape(1, 1, 6), num_heads=1, head_width=1, value_width=2)
+  >>> u.tolist(), v.tolist(), q.tolist(), k.tolist()
+  ([[[0.0, 1.0]]], [[[[2.0, 3.0]]]], [[[[4.0]]]], [[[[5.0]]]])
+  """
   wide, narrow = num_heads * value_width, num_heads * head_width
   u, v, q, k = jnp.split(projected, (wide, 2 * wide, 2 * wide + narrow), axis=-1)
   lead = projected.shape[:-1]
@@ -34,7 +39,11 @@ def split_uvqk(
 
 
 def gate(u: Float[Array, "B N W"], normalized: Float[Array, "B N W"], concat_ua: bool) -> Float[Array, "B N _"]:
-  """`u * a` of the normalised output a of attention, or `[u, a, u * a]` where `concat_ua`."""
+  """Returns `u * a`, where a is the normalised output of attention, or `[u, a, u * a]` if `concat_ua`.
+
+  >>> gate(jnp.array([[[2.0]]]), jnp.array([[[5.0]]]), concat_ua=True).tolist()
+  [[[2.0, 5.0, 10.0]]]
+  """
   gated = u * normalized
   return jnp.concatenate([u, normalized, gated], axis=-1) if concat_ua else gated
 
@@ -42,14 +51,27 @@ def gate(u: Float[Array, "B N W"], normalized: Float[Array, "B N W"], concat_ua:
 class HSTULayer(nn.Module):
   """One HSTU layer.
 
-  attention_length: N of the equations: divisor of the SiLU weights and reach P of the position table. A constant
-    of the model, not the padded length of a batch, so that padding never changes a result.
-  time_bias, position_bias: which parts of rab^{p,t} exist; the tables are shared by the heads.
-  activation: "silu", or "softmax" for the ablation, over the keys that may be attended.
-    Choice: the released "softmax_rel_bias" merges heads and lets future keys into the denominator; ours does neither.
-  linear_activation: "silu" or "none" around the input projection.
+  If `context.attention_input` is set, queries and keys are projected from it, with a kernel of their own.
 
-  Queries and keys are made of `context.attention_input` where there is one, by a projection of their own.
+  num_heads: H.
+  head_width, value_width: width of a query or key (D) and of a value (E), per head.
+  attention_length: N of the equations: the divisor of the SiLU weights and the reach of the position table. It is a
+    constant of the model, not the padded length of a batch, so that padding never changes a result.
+  time_bias, position_bias: which terms of rab^{p,t} exist; heads share the tables.
+  concat_ua: see `gate`.
+  activation: "silu", or "softmax" over the keys that may be attended, for the ablation.
+  linear_activation: "silu" or "none", applied to the input projection.
+  implementation: of `segment_attention`.
+
+  Choice: the released "softmax_rel_bias" merges heads and lets future keys into the denominator; ours does neither.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.context import causal_context
+  >>> layer = HSTULayer(num_heads=2, head_width=4, value_width=4, attention_length=4)
+  >>> x, context = jnp.ones((1, 4, 8)), causal_context(next_item_batch(jnp.array([[5, 3, 8, 0]])))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x, context)
+  >>> y.shape
+  (1, 4, 8)
   """
 
   num_heads: int
@@ -79,7 +101,7 @@ class HSTULayer(nn.Module):
       self, q, k, v, context, activation=self.activation, bias=self.relative_bias(context),
       normalizer=self.attention_length if self.activation == "silu" else None, implementation=self.implementation,
     )  # fmt: skip
-    normalized = self.across_domains(layer_norm(attended.reshape(u.shape)), q, k, v, context)
+    normalized = self.combine_domains(layer_norm(attended.reshape(u.shape)), q, k, v, context)
     y = gate(u, normalized, self.concat_ua)
     y = dropout(self, y, self.dropout, deterministic)
     fan_in = y.shape[-1]
@@ -92,15 +114,15 @@ class HSTULayer(nn.Module):
     )
     return x + output(y)
 
-  def across_domains(
+  def combine_domains(
     self, normalized: Float[Array, "B N W"], q: Array, k: Array, v: Array, context: AttentionContext
   ) -> Float[Array, "B N W"]:
-    """For subclasses: what other domains add to the normalised output of attention."""
+    """Returns the normalised output of attention; subclasses add information from other domains."""
     del q, k, v, context
     return normalized
 
   def project(self, x: Float[Array, "B N M"], attention_input: Float[Array, "B N A"] | None) -> Float[Array, "B N P"]:
-    """u, v, q and k side by side, from one projection, or u and v from one and q and k from another."""
+    """Returns u, v, q and k concatenated: projected from `x`, or q and k from `attention_input`."""
 
     def dense(name, width, x):
       init = nn.initializers.normal(0.02)
@@ -112,7 +134,7 @@ class HSTULayer(nn.Module):
     return jnp.concatenate([dense("uv", wide, x), dense("qk", narrow, attention_input)], axis=-1)
 
   def relative_bias(self, context: AttentionContext) -> RelativeBias | None:
-    """This layer's rab^{p,t} tables with the batch's times and positions."""
+    """Returns rab^{p,t}: this layer's tables with the times and positions of the batch; None if it has no tables."""
     init = nn.initializers.normal(0.02)
     if not (self.time_bias or self.position_bias):
       return None
@@ -128,7 +150,7 @@ class HSTULayer(nn.Module):
 
 
 def uniform(bound: float):
-  """An initializer: uniform in `[-bound, bound]`."""
+  """Returns an initializer: uniform in `[-bound, bound]`."""
 
   def init(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,4 +1,4 @@
-"""Attention inside a domain: tokens sorted by sequence and domain, so that a layer costs the sum of n_d^2 over domains.
+"""Attention inside a domain: tokens are sorted by sequence and domain, so that a layer costs the sum of n_d^2.
 
 Source: Loureiro et al. 2025, arXiv 2508.20945: token i reads token j where j <= i and their domains agree.
 """
@@ -17,9 +17,15 @@ BLOCK = 32  # Tokens whose states are looked up together; changes speed, never r
 
 
 def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionContext:
-  """Each token reads itself and the earlier tokens of its sequence and domain; tokens are in the context's `order`.
+  """Returns a context in which each token reads itself and earlier tokens of its sequence and domain.
 
-  `context.order(x)` brings what layers read into that order, and `context.order.undo(y)` what they return back from it.
+  Its tokens are sorted: apply `context.order(x)` to the layers' input and `context.order.undo(y)` to their output.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8]]), domain_id=jnp.array([[1, 2, 1]]))
+  >>> context = intra_domain_context(batch, num_domains=2)
+  >>> context.order(batch.item_id).tolist(), context.mask.to_dense(3)[0].astype(int).tolist()
+  ([[5, 8, 3]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
   """
   batch = jax.tree.map(jnp.asarray, batch)
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
@@ -34,7 +40,7 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
     is_real=batch.item_id != 0,
     group=batch.domain_id,
     num_groups=num_domains + 1,
-    next_domain=batch.target_domain,
+    target_domain=batch.target_domain,
     order=order,
     states=states,
   )
@@ -43,40 +49,45 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
 def domain_states(
   sequence_id: Int[Array, "B N"],
   domain_id: Int[Array, "B N"],
-  next_domain: Int[Array, "B N"],
+  target_domain: Int[Array, "B N"],
   num_domains: int,
   block: int = BLOCK,
 ) -> DomainStates:
-  """Which token's state stands for each domain at each token, see `DomainStates`.
+  """Returns which states each token may read: the latest event of each other domain; see `DomainStates`.
 
-  Looked up one by one, the C states of N tokens would be N C rows; of the C states at the start of a block and the T in
-  it there are only (C / T + 1) N.
+  Gathering C states for each of N tokens takes N C rows. A block of T tokens shares its T own states and the C from
+  before it, which takes only (C / T + 1) N rows.
+
+  Args:
+    sequence_id, domain_id, target_domain: in the order of the batch; 0 on padding.
+    num_domains: C.
+    block: T.
   """
   padding = ((0, 0), (0, -sequence_id.shape[1] % block))
-  sequence_id, domain_id, next_domain = (jnp.pad(x, padding) for x in (sequence_id, domain_id, next_domain))
+  sequence_id, domain_id, target_domain = (jnp.pad(x, padding) for x in (sequence_id, domain_id, target_domain))
   blocks = lambda x: x.reshape(x.shape[0], -1, block, *x.shape[2:])  # noqa: E731  # [B, X, T, ...]
   latest = blocks(latest_events(sequence_id, domain_id, num_domains))  # [B, X, T, C]
   index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)
   domains = jnp.arange(1, num_domains + 1)
-  last = jax.lax.cummax(jnp.where(domain_id[..., None] == domains, index[:, None], -1), axis=1)  # Of any sequence.
+  last = jax.lax.cummax(jnp.where(domain_id[..., None] == domains, index[:, None], -1), axis=1)  # In any sequence.
   before = jnp.pad(last, ((0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :-1:block]  # [B, X, C]
   own = blocks(domain_id)  # [B, X, T]
-  place = jnp.broadcast_to(jnp.maximum(own - 1, 0)[:, :, None], (*own.shape, block))  # [B, X, T, T] of each key
-  is_latest = jnp.take_along_axis(latest, place, axis=3) == index.reshape(1, -1, 1, block)
+  key_index = jnp.broadcast_to(jnp.maximum(own - 1, 0)[:, :, None], (*own.shape, block))  # [B, X, T, T] domain of a key
+  is_latest = jnp.take_along_axis(latest, key_index, axis=3) == index.reshape(1, -1, 1, block)
   is_carried = (latest == before[:, :, None]) & (latest >= 0)
   may_read = jnp.concatenate([is_latest & (own != 0)[:, :, None], is_carried], axis=3)  # [B, X, T, T + C]
   key_domain = jnp.concatenate([own, jnp.broadcast_to(domains, before.shape)], axis=2)[:, :, None]  # [B, X, 1, T + C]
   return DomainStates(
     carried=jnp.maximum(before, 0),
     may_read=may_read & (key_domain != own[..., None]),
-    is_asked=key_domain == blocks(next_domain)[..., None],
+    is_target_domain=key_domain == blocks(target_domain)[..., None],
   )
 
 
 def latest_events(
   sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"], num_domains: int
 ) -> Int[Array, "B N C"]:
-  """The column of the latest event of each domain up to each token of the same sequence, or -1 where there is none.
+  """Returns the column of the latest event of each domain in a token's sequence, up to the token; -1 if none.
 
   >>> one = jnp.array([[1, 1, 1, 2, 0]])
   >>> latest_events(one, jnp.array([[2, 1, 2, 1, 0]]), 2)[0].tolist()

@@ -1,12 +1,13 @@
-"""STU: the HSTU layer as Meta runs it in production ranking models, and the positional encoder before it.
+"""STU: the HSTU layer of Meta's production ranking models, and its positional encoder.
 
-    positional  x <- sqrt(M) x + Position[p'] + Time[t']              counted backwards from the end of the history
-    layer       u, v, q, k = split(LN(x) W + b),  u <- silu(u)        silu on u alone, unlike the research layer
+    positional  x <- sqrt(M) x + Position[p'] + Time[t']              p' and t' count back from the end of the history
+    layer       u, v, q, k = split(LN(x) W + b),  u <- silu(u)        silu on u only, unlike the research layer
                 o = sum_j may_attend(i, j) silu(scale q_i·k_j) / normalizer v_j
                 y = x + dropout([u, o, u * norm(o)]) W_out
 
-Rows are padded on the right. The first `contextual_length` tokens of a row describe the user, the last `num_targets`
-are candidates that see the history and themselves but not each other.
+Rows are padded on the right. The first `contextual_length` tokens of a row describe the user; the last `num_targets`
+are candidates, which attend to the history and to themselves but not to each other. `jaxrec.models.stu` is a model of
+next items that uses `STULayer`.
 
 Source: Zhai et al. 2024, arXiv 2402.17152, and its authors' production module `STULayer`.
 """
@@ -22,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrec.layers.attention import attend
+from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.hstu import split_uvqk, uniform
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
@@ -31,15 +34,24 @@ from pallas_kernels import IntervalMask, segment_attention
 class STU(nn.Module):
   """A stack of STU layers over rows of history and candidate targets.
 
-  num_layers, num_heads: counts.
-  head_width: width of a query or key (D); value_width: of a value (E); both per head.
-  normalizer: the silu weights are divided by it. Choice: one fixed number, so that a row's result never depends on its
-    batch or on padding. (The published code divides by the padded length of the call, and by another one with a cache.)
+  num_heads: H.
+  head_width, value_width: width of a query or key (D) and of a value (E), per head.
+  normalizer: divisor of the silu weights.
   scale: multiplies q·k; None = 1 / sqrt(head_width).
-  max_attention_length: look-back window in tokens, 0 = none.
-  min_full_attention_length: so many last tokens of the history ignore that window.
-  contextual_length: tokens at the start of a row that see the whole history and are seen by all.
-  group_norm: normalise the attention output per head, with one scale and bias a head.
+  max_attention_length: attention window in tokens, 0 = unlimited.
+  min_full_attention_length: this many last tokens of the history ignore the window.
+  contextual_length: tokens at the start of a row that attend to the whole history, and that all tokens attend to.
+  group_norm: normalise the attention output per head, with one scale and bias per head.
+  implementation: of `segment_attention`.
+
+  Choice: the normalizer is a constant, so that a row's result never depends on its batch or on padding. The published
+    code divides by the padded length of the call, and by a different length when it uses a cache.
+
+  >>> stack = STU(num_layers=1, num_heads=2, head_width=4, value_width=4, normalizer=6.0)
+  >>> x, lengths, num_targets = jnp.ones((1, 6, 8)), jnp.array([5]), jnp.array([2])
+  >>> y, params = stack.init_with_output(jax.random.key(0), x, lengths, num_targets)
+  >>> y.shape, y[0, 5].any().item()
+  ((1, 6, 8), False)
   """
 
   num_layers: int
@@ -67,10 +79,10 @@ class STU(nn.Module):
     """Returns the encoded tokens, 0 on padding.
 
     Args:
-      x: embedded tokens, of any value on padding.
-      lengths: tokens of each row, targets included.
-      num_targets: candidates at the end of each row; None = the layers do not tell targets from history.
-      deterministic: True = no dropout.
+      x: embedded tokens, with any value on padding.
+      lengths: tokens in each row, targets included.
+      num_targets: candidates at the end of each row; None: all tokens are history.
+      deterministic: True: no dropout.
     """
     mask = IntervalMask.hstu(
       lengths,
@@ -101,7 +113,14 @@ class STU(nn.Module):
 
 
 class STULayer(nn.Module):
-  """One STU layer under any mask; the attributes are those of `STU`."""
+  """One STU layer; for its options see `STU`.
+
+  >>> layer = STULayer(num_heads=2, head_width=4, value_width=4, normalizer=6.0)
+  >>> x, mask = jnp.ones((1, 6, 8)), IntervalMask.causal(jnp.array([[1, 1, 1, 2, 2, 0]]))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x, mask)
+  >>> y.shape
+  (1, 6, 8)
+  """
 
   num_heads: int
   head_width: int
@@ -114,18 +133,33 @@ class STULayer(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B N M"], mask: IntervalMask, deterministic: bool = True) -> Float[Array, "B N M"]:
+  def __call__(
+    self, x: Float[Array, "B N M"], context: IntervalMask | AttentionContext, deterministic: bool = True
+  ) -> Float[Array, "B N M"]:
+    """Returns the layer's output; arbitrary on padding.
+
+    Args:
+      x: tokens.
+      context: which keys each query may read: a mask, or the context of a model, with its cache and bottleneck tokens.
+        Times, positions and `attention_input` are not read.
+      deterministic: True: no dropout.
+    """
+    is_mask = isinstance(context, IntervalMask)
     return stu_layer(
       x.astype(self.dtype),
       self._weights(x.shape[-1]),
-      mask,
+      context if is_mask else context.mask,
       num_heads=self.num_heads,
       head_width=self.head_width,
       normalizer=self.normalizer,
       scale=self.scale,
+      attention=segment_attention if is_mask else self._attention_in(context),
       dropout=lambda features: dropout(self, features, self.dropout, deterministic),
       implementation=self.implementation,
     )
+
+  def _attention_in(self, context: AttentionContext) -> Callable[..., Array]:
+    return lambda q, k, v, _mask, **options: attend(self, q, k, v, context, **options)
 
   def _weights(self, width: int) -> STUWeights:
     values = self.num_heads * self.value_width
@@ -146,7 +180,7 @@ class STULayer(nn.Module):
 
 @flax.struct.dataclass
 class STUWeights:
-  """Weights of one STU layer; P = 2 H E + 2 H D in the order u, v, q, k, G = H with group_norm and H E without."""
+  """Weights of one STU layer: P = 2 H E + 2 H D, in the order u, v, q, k; G is H with group_norm, else H E."""
 
   input_norm_scale: Float[Array, " M"]
   input_norm_bias: Float[Array, " M"]
@@ -167,30 +201,32 @@ def stu_layer(
   head_width: int,
   normalizer: float | Float[Array, "B N"],
   scale: float | None = None,
+  attention: Callable[..., Array] = segment_attention,
   dropout: Callable[[Array], Array] = lambda features: features,
   implementation: str = "auto",
 ) -> Float[Array, "B N M"]:
-  """Returns the layer's output, in the dtype of `x`; on padding it has no meaning.
+  """Returns the layer's output, in the dtype of `x`; arbitrary on padding.
 
   Args:
     x: tokens; matrix products run in its dtype, norms and attention weights in float32 or wider.
     weights: see `STUWeights`.
     mask: which keys each query may read.
     num_heads, head_width: H and D; E follows from the shape of `weights.uvqk_kernel`.
-    normalizer: divides the silu weights, one number or one a query.
+    normalizer: divisor of the silu weights, one number or one per query.
     scale: multiplies q·k; None = 1 / sqrt(head_width).
+    attention: called with q, k, v, `mask` and options, as `segment_attention`.
     dropout: applied to the 3 H E features before the last projection.
     implementation: of `segment_attention`.
 
   Raises:
-    ValueError: the projection's width does not fit `num_heads` and `head_width`.
+    ValueError: the width of the projection does not fit `num_heads` and `head_width`.
 
   Source: Zhai et al. 2024, eq. 1-4; `STULayer.forward` of generative-recommenders.
-  Choice: a scale of 0 means 0; the published code reads it as "the default".
+  Choice: a scale of 0 is 0; the published code replaces it by the default.
   """
   u, v, q, k = _project(x, weights, num_heads, head_width)
   scale = 1 / math.sqrt(head_width) if scale is None else scale
-  attended = segment_attention(
+  attended = attention(
     q, k, v, mask, activation="silu", scale=scale, normalizer=normalizer, implementation=implementation
   )  # [B, N, H, E]
   gated = u * _output_norm(attended, weights)  # [B, N, HE]
@@ -199,7 +235,7 @@ def stu_layer(
 
 
 def _project(x: Array, weights: STUWeights, num_heads: int, head_width: int) -> tuple[Array, Array, Array, Array]:
-  """The activated gate `[B, N, H*E]` and values, queries, keys `[B, N, H, E or D]`."""
+  """Returns the activated gate `[B, N, H*E]`, and values, queries and keys `[B, N, H, E or D]`."""
   projected = weights.uvqk_kernel.shape[1]
   value_width, rest = divmod(projected - 2 * num_heads * head_width, 2 * num_heads)
   if rest or value_width < 1:
@@ -222,7 +258,7 @@ def _output_norm(attended: Float[Array, "B N H E"], weights: STUWeights) -> Floa
 
 
 def _wide_layer_norm(x: Float[Array, "... W"]) -> Float[Array, "... W"]:
-  """`layer_norm` that stays in float32 or wider, for a gain and a bias to come."""
+  """`layer_norm` whose result stays in float32 or wider until gain and bias are applied."""
   return layer_norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
@@ -234,8 +270,14 @@ class STUPositionalEncoder(nn.Module):
   """Adds learned embeddings of a token's position and age to the scaled tokens.
 
   num_positions: rows of the position table; larger positions share the last row.
-  num_time_buckets: the last time bucket; the table has one row more.
+  num_time_buckets: the last time bucket; the table has one more row.
   contextual_length: as in `STU`.
+
+  >>> encoder = STUPositionalEncoder(num_positions=8, num_time_buckets=5)
+  >>> x, timestamps, lengths = jnp.ones((1, 3, 4)), jnp.array([[0, 60, 120]]), jnp.array([3])
+  >>> y, params = encoder.init_with_output(jax.random.key(0), x, timestamps, lengths)
+  >>> y.shape
+  (1, 3, 4)
   """
 
   num_positions: int
@@ -250,7 +292,7 @@ class STUPositionalEncoder(nn.Module):
     lengths: Int[Array, " B"],
     num_targets: Int[Array, " B"] | None = None,
   ) -> Float[Array, "B N M"]:
-    """Returns sqrt(M) x + Position[...] + Time[...]; `timestamps` in seconds, only their differences matter."""
+    """Returns sqrt(M) x + Position[...] + Time[...]; `timestamps` are seconds, of which only differences matter."""
     width = x.shape[-1]
     tables = [
       self.param(name, uniform(math.sqrt(1 / rows)), (rows, width))
@@ -286,11 +328,11 @@ def stu_position_index(
   *,
   contextual_length: int = 0,
 ) -> Int[Array, "B N"]:
-  """Returns the row of the position table for each of `num_positions` positions; of no meaning on padding.
+  """Returns the row of the position table for each of `num_positions` positions; arbitrary on padding.
 
-  Counted backwards from the end of the history, so that a row's newest event has the same index whatever its length:
-  targets have `contextual_length`, the newest event one more, and so on up to `num_rows - 1`. Contextual tokens keep
-  their own positions.
+  Positions count back from the end of the history, so that the newest event has the same index in histories of any
+  length: targets have `contextual_length`, the newest event one more, and so on up to `num_rows - 1`. Contextual tokens
+  keep their own positions.
 
   >>> import jax.numpy as jnp
   >>> stu_position_index(jnp.array([5]), jnp.array([2]), 5, 20).tolist()
@@ -306,16 +348,16 @@ def stu_position_index(
 
 
 def stu_time_bucket(timestamps: Int[Array, "B N"], lengths: Int[Array, " B"], last_bucket: int) -> Int[Array, "B N"]:
-  """Returns floor(sqrt(age in minutes)), at most `last_bucket`; the age of a token counts to the last token of its row.
+  """Returns floor(sqrt(age in minutes)), at most `last_bucket`; a token's age is measured at the last token of its row.
 
-  Integers only: the edges of the buckets (1, 4, 9, ... minutes) are the same everywhere. Of no meaning on padding.
+  Integer arithmetic makes bucket edges (1, 4, 9, ... minutes) identical on all devices. Arbitrary on padding.
 
   >>> import jax.numpy as jnp
   >>> stu_time_bucket(jnp.array([[0, 301, 360, 541]]), jnp.array([4]), last_bucket=2).tolist()
   [[2, 2, 1, 0]]
 
-  Choice: limited by the rows of the table, as in the published Triton kernel; the published PyTorch code limits it by
-  the width of the embedding instead, which leaves rows unused or reads past the end.
+  Choice: the limit is the number of table rows, as in the published Triton kernel; the published PyTorch code uses the
+    width of the embedding instead, which leaves rows unused or reads past the end.
   """
   last = jnp.maximum(lengths - 1, 0)[:, None]  # [B, 1]
   now = jnp.take_along_axis(timestamps, last, axis=1)  # [B, 1]

@@ -1,4 +1,4 @@
-"""Softmax layers: SASRec's and BERT4Rec's transformer blocks."""
+"""Softmax attention layers: the transformer blocks of SASRec and BERT4Rec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate
 class MultiHeadAttention(nn.Module):
   """Softmax attention with biases in all projections; queries, keys and values may come from different vectors.
 
-  Choice: dropout acts on the attention's output, not on its weights, which no kernel here ever holds.
+  num_heads: H; divides the width of the values.
+  implementation: of `segment_attention`.
+
+  Choice: dropout is applied to the output of attention, not to its weights, which no kernel here materialises.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.context import causal_context
+  >>> layer = MultiHeadAttention(num_heads=2)
+  >>> x, context = jnp.ones((1, 4, 8)), causal_context(next_item_batch(jnp.array([[5, 3, 8, 0]])))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x, x, x, context)
+  >>> y.shape
+  (1, 4, 8)
   """
 
   num_heads: int
@@ -53,7 +64,15 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """`dropout(W2 dropout(activation(W1 x + b1)) + b2)`."""
+  """`dropout(W2 dropout(activation(W1 x + b1)) + b2)`.
+
+  hidden: width of the hidden layer.
+  activation: "relu" or "gelu".
+
+  >>> y, params = FeedForward(hidden=16).init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
+  >>> y.shape, params["params"]["hidden"]["kernel"].shape
+  ((1, 4, 8), (8, 16))
+  """
 
   hidden: int
   activation: str = "relu"
@@ -72,12 +91,23 @@ class FeedForward(nn.Module):
 
 
 class SASRecLayer(nn.Module):
-  """SASRec's block as in the released HSTU baseline: only the query is normalised, residuals start from normalised
-  vectors.
+  """SASRec's block as in the released HSTU baseline: only queries are normalised, and residuals add normalised vectors.
 
-  `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`. With an attention input `a` it is `MHA(LN(a), a, x)`.
+  `Q = LN(x)`;  `z = LN(Q + MHA(Q, x, x))`;  `y = z + FFN(z)`. With `a = context.attention_input` it is
+  `MHA(LN(a), a, x)`.
+
+  num_heads, dropout, implementation: see `MultiHeadAttention`.
+  hidden, activation: see `FeedForward`.
 
   Source: Kang and McAuley 2018, arXiv 1808.09781, section III-B; released code of arXiv 2402.17152.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.context import causal_context
+  >>> layer = SASRecLayer(num_heads=2, hidden=16)
+  >>> x, context = jnp.ones((1, 4, 8)), causal_context(next_item_batch(jnp.array([[5, 3, 8, 0]])))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x, context)
+  >>> y.shape
+  (1, 4, 8)
   """
 
   num_heads: int
@@ -100,11 +130,22 @@ class SASRecLayer(nn.Module):
 
 
 class BERT4RecLayer(nn.Module):
-  """A bidirectional transformer block; queries and keys are made of `context.attention_input` where there is one.
+  """A bidirectional transformer block; queries and keys are projected from `context.attention_input` if it is set.
+
+  num_heads, dropout, implementation: see `MultiHeadAttention`.
+  hidden, activation: see `FeedForward`.
 
   Source: Sun et al. 2019, arXiv 1904.06690, section 3.3.
-  Choice: layer norms stand before the two sub-layers (pre-norm), which trains without warm-up; the paper has them
+  Choice: layer norms come before the two sub-layers (pre-norm), which trains without warm-up; in the paper they come
     after.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.context import bidirectional_context
+  >>> layer = BERT4RecLayer(num_heads=2, hidden=16)
+  >>> x, context = jnp.ones((1, 4, 8)), bidirectional_context(next_item_batch(jnp.array([[5, 3, 8, 0]])))
+  >>> y, params = layer.init_with_output(jax.random.key(0), x, context)
+  >>> y.shape
+  (1, 4, 8)
   """
 
   num_heads: int

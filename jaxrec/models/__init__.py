@@ -1,4 +1,14 @@
-"""Models: embeddings, an encoder and scoring vectors. `build` makes one from a config."""
+"""Recommendation models; `build` makes a sequential model from a config, `jaxrec.models.ctr.build` a click model.
+
+| name in a config | class | |
+|---|---|---|
+| hstu | `HSTU` | pointwise SiLU attention with time and position bias |
+| stu | `STUModel` | the production variant of the HSTU layer |
+| sasrec | `SASRec` | causal softmax transformer |
+| bert4rec | `BERT4Rec` | bidirectional softmax transformer, trained on masked items |
+| multi_domain_hstu | `MultiDomainHSTU` | HSTU with attention inside each domain |
+| dare, twin, ... | `ClickThroughRanker` | click-through ranking; names in `jaxrec.models.ctr.VARIANTS` |
+"""
 
 from __future__ import annotations
 
@@ -6,28 +16,36 @@ import dataclasses
 from collections.abc import Mapping
 
 from jaxrec.models.bert4rec import BERT4Rec
+from jaxrec.models.ctr import ClickHead, ClickThroughRanker
 from jaxrec.models.hstu import HSTU
-from jaxrec.models.multi_domain_hstu import MultiDomainHSTU
+from jaxrec.models.multi_domain_hstu import MultiDomainHSTU, MultiDomainHSTULayer
 from jaxrec.models.sasrec import SASRec
 from jaxrec.models.sequential import SequentialModel
+from jaxrec.models.stu import STUModel
 
 MODELS: dict[str, type[SequentialModel]] = {
-  "hstu": HSTU, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
+  "hstu": HSTU, "stu": STUModel, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
 }  # fmt: skip
 
-__all__ = ["BERT4Rec", "HSTU", "MODELS", "MultiDomainHSTU", "SASRec", "SequentialModel", "build"]
+__all__ = [
+  "BERT4Rec", "ClickHead", "ClickThroughRanker", "HSTU", "MODELS", "MultiDomainHSTU", "MultiDomainHSTULayer", "SASRec",
+  "STUModel", "SequentialModel", "build",
+]  # fmt: skip
 
 
 def build(config: Mapping, *, num_items: int, **overrides) -> SequentialModel:
-  """The model `config["name"]` with the other entries of `config` as its fields.
+  """Returns the model `config["name"]`, with the other entries of `config` as its fields.
 
   Args:
     config: "name" and fields of the model's class.
     num_items: V.
-    **overrides: further fields, e.g. `dtype`.
+    **overrides: more fields, e.g. `dtype`.
 
   Raises:
-    ValueError: for an unknown model or field, with the known ones.
+    ValueError: an unknown model or field; the message lists the known ones.
+
+  >>> build({"name": "sasrec", "width": 8, "max_positions": 4}, num_items=9).num_rows
+  10
   """
   options = {**config, **overrides}
   name = options.pop("name")

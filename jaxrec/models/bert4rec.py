@@ -1,4 +1,4 @@
-"""BERT4Rec: a bidirectional transformer trained to restore masked items.
+"""BERT4Rec: a bidirectional transformer trained to predict masked items.
 
 Source: Sun et al. 2019, arXiv 1904.06690.
 """
@@ -16,7 +16,16 @@ from jaxrec.models.sequential import SequentialModel
 class BERT4Rec(SequentialModel):
   """Reads sequences in which some items are the mask token `num_items + 1`; `num_special` must be at least 1.
 
-  Choice: the item table scores without the per-item output bias of the paper, as the other models here do.
+  Choice: scores have no output bias per item, unlike in the paper, so that all models here score alike.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from jaxrec.batches import next_item_batch
+  >>> model = BERT4Rec(num_items=9, width=8, max_positions=4, hidden=16)
+  >>> batch = next_item_batch(jnp.array([[5, 3, 10, 0]]))  # 10 is the mask token.
+  >>> query, params = model.init_with_output(jax.random.key(0), batch)
+  >>> query.shape
+  (1, 4, 8)
   """
 
   num_layers: int = 2

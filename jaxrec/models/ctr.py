@@ -1,25 +1,26 @@
 """Click-through ranking of candidates over long histories, in two stages: search for K events, then aggregate them.
 
-`ClickThroughRanker` is all the models; `VARIANTS` says what each name sets. Where they differ:
+`ClickThroughRanker` implements every model below; `VARIANTS` maps each name to the fields that it sets.
 
 | name | tables | score | search |
 |---|---|---|---|
-| dare | attention apart from representation | dot product | K best |
+| dare | one for attention, one for representation | dot product | K best |
 | twin | one for both | dot product | K best |
-| twin_projection | one, and linear maps for each role and side | dot product | K best |
-| twin_4e | four: each role and side | dot product | K best |
-| twin_without_tr | one; the head reads no target-aware representation | dot product | K best |
+| twin_projection | one, with linear maps for each role and side | dot product | K best |
+| twin_4e | four: one for each role and side | dot product | K best |
+| twin_without_tr | one; the head has no target-aware representation | dot product | K best |
 | twin_hard | one | dot product | the latest K of the candidate's category |
 | din | one, no ages | small network | K best |
 | eta | one | dot product | the K nearest by Hamming distance |
 | sdim | one | none | hash buckets |
 
-Source: DARE, arXiv 2410.02604; its public code for what the head reads, the auxiliary head and DIN's form; ETA, arXiv
-  2108.04468; SDIM, arXiv 2205.10249.
-Choice: DARE's public code is without its ETA and SDIM. Here ETA has the auxiliary head of the others, on the softmax
-  over the whole history; SDIM has no scores, and so no such head.
-Choice: one logit, the log-odds of a click, for two whose difference it is. Tables start from N(0, .01^2) as published;
-  other parameters as in Flax, the batch norm's scale at 1 and PReLU's slope at .1 (published: all N(0, .01^2)).
+Source: DARE, arXiv 2410.02604; its public code for the head's inputs, the auxiliary head and the form of DIN; ETA,
+  arXiv 2108.04468; SDIM, arXiv 2205.10249.
+Choice: DARE's public code omits ETA and SDIM. Here ETA has the same auxiliary head as the others, on the softmax over
+  the whole history; SDIM has no scores and therefore no auxiliary head.
+Choice: one logit, the log-odds of a click, replaces two whose difference it is. Tables start from N(0, .01^2) as
+  published; other parameters start as in Flax, the batch norm's scale at 1 and PReLU's slope at .1 (published: all
+  N(0, .01^2)).
 """
 
 from __future__ import annotations
@@ -31,16 +32,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import CandidateBatch
+from jaxrec.batches import AnyArray, CandidateBatch
 from jaxrec.layers.ctr import lsh
 from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
-
-AnyArray = Array | np.ndarray
 
 SEARCHES = ("top_k", "category", "hamming", "buckets")
 SCORES = ("dot", "network")
@@ -60,7 +58,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThroughRanker:
-  """The ranker `config["name"]`, with the other entries of `config` as its fields.
+  """Returns the ranker `config["name"]`, with the other entries of `config` as its fields.
 
   Args:
     config: "name" and fields of `ClickThroughRanker`.
@@ -68,7 +66,7 @@ def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThrou
     num_categories: C.
 
   Raises:
-    ValueError: for an unknown name or field, with the known ones, and for a field that the name itself sets.
+    ValueError: an unknown name or field, or a field that the name sets itself; the message lists the known ones.
 
   >>> build({"name": "twin", "width": 8}, num_items=9, num_categories=3).tables
   'shared'
@@ -85,13 +83,13 @@ def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThrou
 
 @flax.struct.dataclass
 class CandidateOutput:
-  """What a ranker says of a batch of candidates.
+  """The outputs of a ranker for a batch of candidates.
 
   logit: log-odds of a click.
-  auxiliary_logit: the same from the aggregation of the whole history, an extra objective in training; or None.
-  score: of each event, that of padding included; None where the model has no scores.
-  kept: the events that the search found.
-  features: what the head reads.
+  auxiliary_logit: log-odds computed from the whole history, an extra objective in training; None without that head.
+  score: score of each event, including padding; None if the model has no scores.
+  kept: the events that the search selected.
+  features: the inputs of the click head.
   """
 
   logit: Float[Array, " B"]
@@ -105,21 +103,30 @@ class ClickThroughRanker(nn.Module):
   """Log-odds that a candidate is clicked, given its user's history.
 
   num_items, num_categories: ids are 1..V and 1..C; 0 is padding.
-  width: of each field (item, category, age), or of the three.
-  attention_width: the same for attention; None: as `width`. Only where attention has its own tables.
-  max_age: events that are older have the age `max_age`.
+  width: embedding width of item, category and age: one number for all, or three.
+  attention_width: the same for attention, if it has its own tables; None: `width`.
+  max_age: older events have the age `max_age`.
   use_age: False: events have no age.
   tables, projection: see `DecoupledEmbedding`.
   score: "dot" or "network" (DIN).
   search: "top_k": the K best scores; "category": the latest K of the candidate's category; "hamming": the K nearest by
-    hashes (ETA); "buckets": those that share a hash with the candidate (SDIM).
+    hashes (ETA); "buckets": events that share a hash with the candidate (SDIM).
   top_k: K.
-  features: what the head reads; see `target_aware_features`.
-  auxiliary: whether there is an auxiliary head, on the whole history instead of what the search found.
+  features: inputs of the click head; see `target_aware_features`.
+  auxiliary: add an auxiliary head that reads the whole history instead of the selected events.
   hidden, auxiliary_hidden: widths of the hidden layers of the heads.
   num_bits, bits_per_bucket, hash_seed: hashes of "hamming" and "buckets".
   evaluation_norm: "running" or "batch"; see `BatchNorm`.
-  init_scale: standard deviation of the tables at the start.
+  init_scale: standard deviation of the initial tables.
+
+  >>> model = ClickThroughRanker(num_items=9, num_categories=3, width=4, top_k=2, hidden=(8,), auxiliary_hidden=(8,))
+  >>> two = jnp.array([1, 2])
+  >>> history, age = jnp.array([[0, 5, 3], [7, 1, 9]]), jnp.array([[0, 2, 1], [3, 2, 1]])
+  >>> batch = CandidateBatch(history_item=history, history_category=jnp.minimum(history, 3), history_age=age,
+  ...   item=two, category=two, label=jnp.array([1.0, 0.0]), user_id=two)
+  >>> output, variables = model.init_with_output(jax.random.key(0), batch)
+  >>> output.logit.shape, output.kept.sum(axis=1).tolist(), sorted(variables)
+  ((2,), [2, 2], ['batch_stats', 'params'])
   """
 
   num_items: int
@@ -160,11 +167,12 @@ class ClickThroughRanker(nn.Module):
       self.attention_unit = attention.AttentionUnit()
 
   def __call__(self, batch: CandidateBatch, deterministic: bool = True) -> CandidateOutput:
-    """Scores the candidates.
+    """Returns the outputs for each candidate.
 
     Args:
       batch: candidates with their histories.
-      deterministic: False in training: batch norm reads the batch and changes "batch_stats", which must be mutable.
+      deterministic: False in training: batch norm uses batch statistics and updates "batch_stats", which must be
+        mutable.
     """
     batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
     q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, M]
@@ -185,7 +193,7 @@ class ClickThroughRanker(nn.Module):
     return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
 
   def scores(self, q: Float[Array, "B M"], k: Float[Array, "B N M"]) -> Float[Array, "B N"]:
-    """The score of each event for its candidate, that of padding included."""
+    """Returns the score of each event, including padding, for its candidate."""
     if self.score == "network":
       return self.attention_unit(q, k)
     return attention.target_scores(q, k, self._attention_widths.age)
@@ -193,7 +201,7 @@ class ClickThroughRanker(nn.Module):
   def find(
     self, q: Float[Array, "B M"], k: Float[Array, "B N M"], score: Float[Array, "B N"], batch: CandidateBatch
   ) -> Bool[Array, "B N"]:
-    """Which events the search keeps; never padding."""
+    """Returns which events the search keeps; never padding."""
     may_keep = batch.history_item != 0
     if self.search == "category":
       may_keep &= batch.history_category == batch.category[:, None]
@@ -203,10 +211,12 @@ class ClickThroughRanker(nn.Module):
     return attention.top_k_mask(jax.lax.stop_gradient(score), may_keep, self.top_k)
 
   def search_queries(self, item: Int[AnyArray, " B"], category: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
-    """Vectors of candidates whose dot products with `search_keys` are the scores; see `jaxrec.serving.history_search`.
+    """Returns vectors of candidates whose dot products with `search_keys` are the scores.
+
+    `jaxrec.serving.history_search` uses them.
 
     Raises:
-      ValueError: a model whose scores are no dot products.
+      ValueError: the scores of this model are not dot products.
     """
     self._check_scores()
     item, category = jnp.asarray(item), jnp.asarray(category)
@@ -216,10 +226,10 @@ class ClickThroughRanker(nn.Module):
   def search_keys(
     self, item: Int[AnyArray, " N"], category: Int[AnyArray, " N"], age: Int[AnyArray, " N"]
   ) -> Float[Array, "N M"]:
-    """The vectors of a history that a search reads; they depend on no candidate and can be kept.
+    """Returns the vectors of a history that a search reads; they do not depend on the candidate and can be cached.
 
     Raises:
-      ValueError: a model whose scores are no dot products.
+      ValueError: the scores of this model are not dot products.
     """
     self._check_scores()
     return self.embedding.attention_vectors(*(jnp.asarray(x) for x in (item, category, age)))
@@ -245,7 +255,13 @@ class ClickThroughRanker(nn.Module):
 
 
 class ClickHead(nn.Module):
-  """Batch norm, then hidden layers with PReLU (one slope a layer), then the log-odds of a click."""
+  """Batch norm, hidden layers with PReLU (one slope per layer), and the log-odds of a click.
+
+  >>> head, x = ClickHead(hidden=(4,), evaluation_norm="running"), jnp.ones((3, 2))
+  >>> logit, variables = head.init_with_output(jax.random.key(0), x, deterministic=True)
+  >>> logit.shape
+  (3,)
+  """
 
   hidden: tuple[int, ...]
   evaluation_norm: str

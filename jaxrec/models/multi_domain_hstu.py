@@ -1,7 +1,7 @@
-"""HSTU over several domains whose attention stays inside a domain: TAPE and dynamic domain states carry the rest.
+"""HSTU with attention inside each domain; TAPE and dynamic domain states carry information between domains.
 
 Source: Loureiro et al. 2025, arXiv 2508.20945. See `jaxrec.layers.transitions` for TAPE, and
-`jaxrec.layers.domain_states` for what of the domain states is published and what is ours.
+`jaxrec.layers.domain_states` for which equations of the domain states are published and which are ours.
 """
 
 from __future__ import annotations
@@ -17,19 +17,29 @@ STATES = ("none", "every_layer", "top")
 
 
 class MultiDomainHSTULayer(HSTULayer):
-  """An `HSTULayer` that may read the states of other domains: `Y = (combine(LN(A V), read) * U) W_o + b_o + X`.
+  """An `HSTULayer` that may read states of other domains: `Y = (combine(LN(A V), states) * U) W_o + b_o + X`.
 
   num_domains: C.
-  read: "all", "target" (see `DomainStateAttention`), "key_value": softmax attention of the layer's own queries to the
-    keys and values of the latest event of each other domain; or "" for none.
+  read: "all" or "target" (see `DomainStateAttention`); "key_value": softmax attention of the layer's own queries to the
+    keys and values of the latest event of each other domain; "": no states.
   combination: "sum" or "gate".
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from jaxrec.batches import next_item_batch
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8, 0]]), domain_id=jnp.array([[1, 2, 1, 0]]))
+  >>> sizes = dict(num_heads=2, head_width=4, value_width=4, attention_length=4)
+  >>> layer, context = MultiDomainHSTULayer(**sizes, num_domains=2, read="all"), intra_domain_context(batch, 2)
+  >>> y, params = layer.init_with_output(jax.random.key(0), context.order(jnp.ones((1, 4, 8))), context)
+  >>> context.order.undo(y).shape
+  (1, 4, 8)
   """
 
   num_domains: int = 1
   read: str = ""
   combination: str = "sum"
 
-  def across_domains(self, normalized, q, k, v, context):
+  def combine_domains(self, normalized, q, k, v, context):
     if not self.read:
       return normalized
     if self.read == "key_value":
@@ -41,15 +51,24 @@ class MultiDomainHSTULayer(HSTULayer):
 
 
 class MultiDomainHSTU(HSTU):
-  """HSTU with attention inside each domain, TAPE at the input, and domain states between the domains.
+  """HSTU with attention inside each domain, TAPE at the input, and domain states between domains.
 
-  It predicts for the domain that `batch.target_domain` asks for, the same at training and at serving time. With one
-  domain it is a plain `HSTU`.
+  It predicts events of `batch.target_domain`, in training as in serving. With one domain it equals `HSTU`.
 
-  tape: transition-aware positional embeddings.
-  states: "every_layer", "top" (once, on what the last layer returns) or "none".
-  read: what is read of the states: "all", "target" or, in every layer only, "key_value".
-  combination: "sum" or "gate" of what attention and states have found.
+  tape: add transition-aware positional embeddings.
+  states: "every_layer", "top" (once, on the output of the last layer) or "none".
+  read: which states a token reads: "all", "target", or "key_value", which needs "every_layer".
+  combination: "sum" or "gate" of the outputs of attention and states.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from jaxrec.batches import next_item_batch
+  >>> model = MultiDomainHSTU(num_items=9, width=8, max_positions=4, attention_length=4, num_domains=2)
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8, 0]]), domain_id=jnp.array([[1, 2, 1, 0]]))
+  >>> params = model.init(jax.random.key(0), batch)
+  >>> query, items = model.apply(params, batch), model.apply(params, method="item_vectors")
+  >>> query.shape, (query @ items.T).shape  # Scores of padding and items 1..9.
+  ((1, 4, 8), (1, 4, 10))
   """
 
   tape: bool = True
@@ -62,7 +81,7 @@ class MultiDomainHSTU(HSTU):
       if value not in known:
         raise ValueError(f"{name}={value!r} is not one of {known}")
     if self.states == "top" and self.read == "key_value":
-      raise ValueError("read='key_value' reads what attention has: it needs states='every_layer'")
+      raise ValueError("read='key_value' reads the keys and values of attention: it needs states='every_layer'")
     if self.tape:
       self.transitions = TransitionAwarePositionalEmbedding(self.num_domains, self.width, self.dtype)
     if self.states == "top":
@@ -77,19 +96,19 @@ class MultiDomainHSTU(HSTU):
     return self.num_domains
 
   @property
-  def asks_for_domain(self):
+  def needs_target_domain(self):
     return self.target_domain or self.tape or self.states != "none"
 
-  def of_domains(self, batch):
-    added = super().of_domains(batch)
+  def domain_embedding(self, batch):
+    target = super().domain_embedding(batch)
     if not self.tape:
-      return added
+      return target
     r = self.transitions(batch.domain_id, batch.target_domain)  # [B, N, M]
-    return r if added is None else added + r
+    return r if target is None else target + r
 
-  def in_context(self, x, batch):
+  def build_context(self, x, batch):
     if self.num_bottlenecks:
-      raise ValueError(f"{self.num_bottlenecks=}: bottleneck tokens are for attention among all events")
+      raise ValueError(f"{self.num_bottlenecks=}: bottleneck tokens need attention among all events; use 'hstu'")
     context = intra_domain_context(batch, self.num_domains)
     return context.order(x), context
 

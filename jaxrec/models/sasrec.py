@@ -1,4 +1,4 @@
-"""SASRec, as the baseline of the HSTU paper runs it.
+"""SASRec, as configured in the baseline of the HSTU paper.
 
 Source: Kang and McAuley 2018, arXiv 1808.09781; released code and configurations of arXiv 2402.17152.
 """
@@ -12,7 +12,17 @@ from jaxrec.models.sequential import SequentialModel
 
 
 class SASRec(SequentialModel):
-  """Causal softmax transformer over items and absolute positions; reads no times."""
+  """Causal softmax transformer over items and absolute positions; does not read times.
+
+  >>> import jax
+  >>> from jaxrec.batches import next_item_batch
+  >>> model = SASRec(num_items=9, width=8, max_positions=4, hidden=16)
+  >>> batch = next_item_batch(jnp.array([[5, 3, 8, 0]]))
+  >>> params = model.init(jax.random.key(0), batch)
+  >>> query, items = model.apply(params, batch), model.apply(params, method="item_vectors")
+  >>> query.shape, (query @ items.T).shape  # Scores of padding and items 1..9.
+  ((1, 4, 8), (1, 4, 10))
+  """
 
   num_layers: int = 2
   num_heads: int = 1

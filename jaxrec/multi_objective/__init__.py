@@ -1,12 +1,15 @@
-"""Several objectives in one training step: K gradients from one forward pass, weighed by their inner products.
+"""Multi-objective training: K gradients from one forward pass, weighted by a rule, as an Optax transformation.
 
-`gradients` makes the gradients and their Gram matrix, `weighting` the weights, `transform` one optimizer of both.
-Objectives are in the order (recommendation, auxiliary objectives ...).
+`gradients` computes the gradients and their Gram matrix, `weighting` the weights, and `transform` wraps any optimizer.
+Objectives are ordered (recommendation, auxiliary objectives ...).
+
+Works on its own: imports nothing else of jaxrec. The manual is the README.md of this folder.
 """
 
 from __future__ import annotations
 
 from jaxrec.multi_objective.base import Weighting
+from jaxrec.multi_objective.conflicts import cagrad, pcgrad
 from jaxrec.multi_objective.gradients import (
   cosines,
   gram_matrix,
@@ -16,19 +19,12 @@ from jaxrec.multi_objective.gradients import (
   upper_bound_gradient,
 )
 from jaxrec.multi_objective.min_norm import min_norm_weights
+from jaxrec.multi_objective.pareto_mtl import pareto, preference_vectors
 from jaxrec.multi_objective.transform import MultiObjectiveState, multi_objective
-from jaxrec.multi_objective.weighting import build
+from jaxrec.multi_objective.weighting import WEIGHTINGS, build, fixed, mgda, uncertainty
 
 __all__ = [
-  "MultiObjectiveState",
-  "Weighting",
-  "build",
-  "cosines",
-  "gram_matrix",
-  "min_norm_weights",
-  "multi_objective",
-  "norms",
-  "pull_heads",
-  "task_gradients",
-  "upper_bound_gradient",
-]
+  "WEIGHTINGS", "MultiObjectiveState", "Weighting", "build", "cagrad", "cosines", "fixed", "gram_matrix", "mgda",
+  "min_norm_weights", "multi_objective", "norms", "pareto", "pcgrad", "preference_vectors", "pull_heads",
+  "task_gradients", "uncertainty", "upper_bound_gradient",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a weighting is, and what several of them share."""
+"""The interface of a weighting, and functions of the Gram matrix that several weightings share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
 class Weighting(NamedTuple):
-  """A rule that weighs K objectives, in the manner of an Optax transformation.
+  """A rule for the weights of K objectives: a pair of functions, like an Optax transformation.
 
   init: number of objectives K -> state (a pytree).
   update: (gram [K, K], losses [K], state, key) -> (weights [K], new state). `gram` holds the inner products of the
-    objectives' gradients as they are; the weights multiply these same gradients. A NaN or infinity in `gram` or
-    `losses` makes all weights NaN: nothing replaces them. Pure, for use inside `jit`.
+    unmodified gradients, and the weights multiply these same gradients. A NaN or infinity in `gram` or `losses` makes
+    all weights NaN; it is never replaced. Pure, for use inside `jit`.
   """
 
   init: Callable[[int], Any]
@@ -25,7 +25,12 @@ class Weighting(NamedTuple):
 
 
 def stateless(weigh: Callable[..., Float[Array, "K"]], check: Callable[[int], None] = lambda _: None) -> Weighting:
-  """Returns the weighting of a function (gram, losses, key) -> weights; `check` refuses numbers of objectives."""
+  """Returns the weighting that calls a function (gram, losses, key) -> weights.
+
+  Args:
+    weigh: the function.
+    check: called by `init` with the number of objectives; raises if it does not fit.
+  """
 
   def init(num_objectives):
     check(num_objectives)
@@ -40,7 +45,7 @@ def stateless(weigh: Callable[..., Float[Array, "K"]], check: Callable[[int], No
 def nan_unless_finite(
   weights: Float[Array, "K"], gram: Float[Array, "K K"], losses: Float[Array, "K"]
 ) -> Float[Array, "K"]:
-  """Returns the weights, or NaN for all where a comparison may have hidden that `gram` or `losses` is not finite.
+  """Returns the weights, or NaN for all of them if `gram` or `losses` is not finite, which a comparison can hide.
 
   >>> nan_unless_finite(jnp.ones(1), jnp.array([[jnp.inf]]), jnp.ones(1)).tolist()
   [nan]
@@ -58,7 +63,7 @@ def norms(gram: Float[Array, "K K"]) -> Float[Array, "K"]:
 
 
 def cosines(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
-  """Returns the cosines of the angles between gradients; 0 where one of the two is zero.
+  """Returns the cosines of the angles between gradients; 0 where either of the two is zero.
 
   >>> cosines(jnp.array([[4.0, 3.0], [3.0, 9.0]])).tolist()
   [[1.0, 0.5], [0.5, 1.0]]
@@ -69,10 +74,13 @@ def cosines(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
 
 
 def normalizers(gram: Float[Array, "K K"], losses: Float[Array, "K"], normalization: str) -> Float[Array, "K"]:
-  """Returns what each gradient is divided by before a min-norm problem is posed.
+  """Returns the number by which each gradient is divided before the min-norm problem.
 
-  normalization: "none": 1; "l2": its norm; "loss": its loss; "loss+": loss times norm. With the last two a loss that is
-    not positive gives NaN: dividing by it would turn the gradient round.
+  Args:
+    gram: inner products of the gradients.
+    losses: loss of each objective.
+    normalization: "none": 1; "l2": the gradient's norm; "loss": the loss; "loss+": loss times norm. With the last two a
+      loss that is not positive gives NaN, because dividing by it would reverse the gradient.
 
   Source: the code released with Sener & Koltun 2018 (arXiv 1810.04650).
   """
@@ -84,7 +92,7 @@ def normalizers(gram: Float[Array, "K K"], losses: Float[Array, "K"], normalizat
 def normalized(
   gram: Float[Array, "K K"], losses: Float[Array, "K"], normalization: str
 ) -> tuple[Float[Array, "K K"], Float[Array, "K"]]:
-  """Returns the Gram matrix of the normalized gradients and what they were divided by; zero gradients stay zero."""
+  """Returns the Gram matrix of the normalized gradients and their divisors; zero gradients stay zero."""
   divisor = normalizers(gram, losses, normalization)
   divisor = jnp.where(norms(gram) == 0, 1, divisor)
   return gram / divisor / divisor[:, None], divisor

@@ -1,4 +1,4 @@
-"""Rules against conflicting gradients, computed from their Gram matrix: PCGrad and CAGrad."""
+"""Weightings for conflicting gradients, computed from their Gram matrix: PCGrad and CAGrad."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from jaxrec.multi_objective.base import Weighting, norms, stateless
 from jaxrec.multi_objective.min_norm import simplex_minimum
 
 REDUCTIONS = ("sum", "mean")
-HALVINGS = 50  # of the interval of log ||g_w||, which starts at log 1e12 = 28 in width: to 3e-14
+HALVINGS = 50  # bisects log ||g_w|| from an interval of width log 1e12 = 28 down to 3e-14
 
 
 def pcgrad(reduction: str = "sum") -> Weighting:
-  """Returns projecting conflicting gradients: each gradient loses its component along those it conflicts with.
+  """Returns the PCGrad weighting: from each gradient, its projection onto every conflicting gradient is subtracted.
+
+  The order of the projections is random, drawn from the key for each gradient. Without conflicts all weights are 1 (or
+  1 / K).
 
   Args:
-    reduction: "sum": the update is the sum of the projected gradients, as in the paper's algorithm 1; "mean": that
+    reduction: "sum": the update is the sum of the projected gradients, as in the paper's algorithm 1; "mean": the sum
       divided by K.
-
-  The order in which others are projected out is drawn from the key, for each gradient its own. Without conflict all
-  weights are 1 (or 1 / K).
 
   Raises:
     ValueError: for an unknown reduction.
@@ -39,7 +39,7 @@ def pcgrad(reduction: str = "sum") -> Weighting:
 
 
 def pcgrad_mixes(gram: Float[Array, "K K"], key: PRNGKeyArray) -> Float[Array, "K K"]:
-  """Returns row i: the projected gradient i as a combination of the given ones. The key is consumed.
+  """Returns the coefficients of the projected gradients: row i is projected gradient i in terms of the given ones.
 
   >>> gram = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
   >>> pcgrad_mixes(gram, jax.random.key(0)).tolist()  # g1 + g2 / 4, and g2 + g1 / 1
@@ -61,14 +61,14 @@ def pcgrad_mixes(gram: Float[Array, "K K"], key: PRNGKeyArray) -> Float[Array, "
 
 
 def cagrad(c: float = 0.5, rescale: bool = False) -> Weighting:
-  """Returns conflict-averse gradient descent: the best worst-case descent within c ||g_0|| of the mean gradient g_0.
+  """Returns the CAGrad weighting: the best worst-case descent within a ball of c ||g_0|| around the mean gradient g_0.
 
   Args:
     c: radius as a multiple of the mean gradient's norm, 0 <= c < 1; 0 is the mean gradient.
     rescale: divide the weights by 1 + c^2, as the released code does by default.
 
   Raises:
-    ValueError: c is out of its range.
+    ValueError: c is out of range.
 
   Source: Liu et al. 2021 (arXiv 2110.14048), algorithm 1: d = g_0 + c ||g_0|| g_w / ||g_w||.
   """

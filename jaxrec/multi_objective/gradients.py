@@ -1,4 +1,4 @@
-"""Gradients of K objectives that share a trunk, from one forward pass, and their inner products."""
+"""Gradients of K objectives with a shared trunk from one forward pass, and their inner products."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def task_gradients(
   """Returns the losses, each head's aux (None without one), and K gradients like `params`, from one forward pass.
 
   Args:
-    trunk: params -> activations, a pytree. Run once.
-    heads: K functions (activations, params) -> scalar loss or (loss, aux). Each is pulled back by itself, so what one
-      objective does not use costs nothing for it in the heads.
-    params: pytree of floating arrays.
-    batched: pull the K cotangents back through the trunk at once, with `jax.vmap`: what the backward pass recomputes
-      is shared, at K times the memory for cotangents. False: one after the other, each through those parts of the trunk
-      only on which the activations that its head uses depend.
+    trunk: params -> activations, a pytree. It runs once.
+    heads: K functions (activations, params) -> scalar loss or (loss, aux). Each has its own backward pass, so an
+      objective pays nothing in the heads for what it does not use.
+    params: pytree of floating-point arrays.
+    batched: True: one backward pass of the trunk for all K cotangents, with `jax.vmap`; what it recomputes is shared,
+      at K times the memory for cotangents. False: K backward passes in sequence, each only through the parts of the
+      trunk that its head depends on.
+
+  Raises:
+    ValueError: a head that does not return a scalar.
 
   >>> losses, _, grads = task_gradients(lambda p: 2 * p, [lambda z, p: z**2, lambda z, p: z + p], jnp.array(3.0))
   >>> losses.tolist(), [grad.item() for grad in grads]  # (2 p)^2 and 3 p at p = 3
@@ -48,15 +51,15 @@ def upper_bound_gradient(
   params: Any,
   weigh: Callable[[Float[Array, "K K"], Float[Array, "K"]], tuple[Float[Array, "K"], Any]],
 ) -> tuple[Float[Array, "K"], tuple, Any, Float[Array, "K"], Any]:
-  """Returns losses, each head's aux, one combined gradient like `params`, the weights, and what else `weigh` returned.
+  """Returns losses, each head's aux, one combined gradient like `params`, the weights, and the second value of `weigh`.
 
-  The upper bound of MGDA: the Gram matrix is that of the gradients with respect to the activations, so that the trunk
-  is pulled back once for all K objectives. What the heads do with `params` directly has its weighted gradient too.
+  The upper bound of MGDA: weights come from the gradients with respect to the shared activations, so that one backward
+  pass of the trunk serves all K objectives. The combined gradient includes the heads' direct use of `params`.
 
   Args:
     trunk: params -> activations, a pytree.
-    heads: as in `task_gradients`.
-    params: pytree of floating arrays.
+    heads: K functions (activations, params) -> scalar loss or (loss, aux).
+    params: pytree of floating-point arrays.
     weigh: (gram, losses) -> (weights, anything), e.g. `lambda g, l: weighting.update(g, l, state, key)`.
 
   Source: Sener & Koltun 2018 (arXiv 1810.04650), section 3.3, MGDA-UB.
@@ -74,16 +77,21 @@ def upper_bound_gradient(
 def pull_heads(
   trunk: Callable[[Any], Any], heads: Sequence[Head], params: Any
 ) -> tuple[Float[Array, "K"], tuple, tuple, Callable[[Any], Any]]:
-  """Returns the losses, each head's aux, K cotangents, and the function that pulls one of them back to `params`.
+  """Returns the losses, each head's aux, K cotangents, and the function that pulls a cotangent back to `params`.
 
-  A cotangent is a pair: the gradient with respect to the trunk's floating activations (a list), and the one with
-  respect to what the head does with `params` directly. Cotangents may be added and scaled before they are pulled back.
+  A cotangent is a pair: the gradient with respect to the trunk's floating-point activations (a list), and the gradient
+  with respect to the head's direct use of `params`. Cotangents may be added and scaled before they are pulled back.
+
+  Args:
+    trunk: params -> activations, a pytree.
+    heads: K functions (activations, params) -> scalar loss or (loss, aux).
+    params: pytree of floating-point arrays.
   """
   return _pull_heads(trunk, heads, params)[:4]
 
 
 def _pull_heads(trunk, heads, params):
-  """As `pull_heads`, and for each head which activations it uses: `pull` takes that as a second argument."""
+  """Returns the results of `pull_heads`, and for each head which activations it uses, a second argument of `pull`."""
   activations, pull_trunk, rebuild = _forward(trunk, params)
 
   def head_of_floats(head):
@@ -98,7 +106,7 @@ def _pull_heads(trunk, heads, params):
     uses.append(_is_used(head_of_floats(head), activations, params))
     loss, pull_head, extra = jax.vjp(head_of_floats(head), activations, params, has_aux=True)
     if jnp.shape(loss) != ():
-      raise ValueError(f"head {len(losses)} must return a scalar loss, it has the shape {jnp.shape(loss)}")
+      raise ValueError(f"head {len(losses)} must return a scalar loss, but its shape is {jnp.shape(loss)}")
     losses.append(loss)
     cotangents.append(pull_head(jnp.ones_like(loss)))
     aux.append(extra)
@@ -111,14 +119,14 @@ def _pull_heads(trunk, heads, params):
 
 
 def _is_used(head, activations, params) -> list[bool]:
-  """Whether anything in the head reads an activation; the others' cotangents are zero whatever the values."""
+  """Returns which activations the head reads; the cotangents of the others are always zero."""
   jaxpr = jax.make_jaxpr(head)(activations, params).jaxpr
   read = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | {id(atom) for atom in jaxpr.outvars}
   return [id(variable) in read for variable in jaxpr.invars[: len(activations)]]
 
 
 def _forward(trunk, params):
-  """Runs the trunk; returns its floating leaves, their pullback, and the function from such leaves to its output."""
+  """Runs the trunk; returns its floating-point leaves, their pullback, and the function from them to its output."""
   structure, is_float = None, None
 
   def floats_and_rest(params):
@@ -131,7 +139,7 @@ def _forward(trunk, params):
   floats, push, rest = jax.linearize(floats_and_rest, params, has_aux=True)
 
   def pull(cotangents, use=None):
-    """Transposes what leads to the used activations only: for `jax.vjp` a zero is a number like any other."""
+    """Transposes only the path to the used activations; `jax.vjp` does not skip cotangents that are zero."""
     which = [i for i in range(len(floats)) if use is None or use[i]]
 
     def push_used(tangent):
@@ -155,10 +163,10 @@ def gram_matrix(
 
   Args:
     grads: K pytrees of one structure.
-    axis_name: mesh axes over which each gradient is cut into shards, inside `shard_map`: the products of the shards are
-      added up. Gradients that every device holds whole need None, and those of a part of the batch have to be added up
-      before: inner products of sums are not sums of inner products.
-    select: which leaves enter: a function from a gradient to the pytree of those, or a pytree of bools like a gradient.
+    axis_name: mesh axes over which each gradient is sharded, inside `shard_map`: inner products of the shards are
+      summed. None for replicated gradients. Gradients of parts of a batch must be summed before: inner products of sums
+      are not sums of inner products.
+    select: the leaves to include: a function from a gradient to a pytree of them, or a pytree of bools like a gradient.
 
   >>> grads = [{"table": jnp.ones(2), "w": jnp.array([3.0])}, {"table": jnp.ones(2), "w": jnp.array([-1.0])}]
   >>> gram_matrix(grads).tolist()
@@ -187,12 +195,12 @@ def _selected(grad, select):
 
 
 def _inner(a, b, dtype):
-  """Contracts all axes in place: flattening would gather an array that is spread over devices."""
+  """Returns the inner product of two arrays; `tensordot`, because flattening would gather a sharded array."""
   return jnp.tensordot(a.astype(dtype), b.astype(dtype), axes=a.ndim, precision="highest")
 
 
 def weighted_sum(weights: Float[Array, "K"], trees: Sequence[Any]) -> Any:
-  """Returns sum_k weights[k] * trees[k], added up in the weights' dtype or a wider one, in the trees' dtypes.
+  """Returns sum_k weights[k] * trees[k], summed in the weights' dtype or a wider one, in the dtypes of the trees.
 
   >>> weighted_sum(jnp.array([1.0, 0.5]), [jnp.array([2.0]), jnp.array([4.0])]).tolist()
   [4.0]

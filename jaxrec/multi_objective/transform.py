@@ -15,12 +15,12 @@ from jaxrec.multi_objective.gradients import gram_matrix, weighted_sum
 
 
 class MultiObjectiveState(NamedTuple):
-  """State of `multi_objective`; the first four describe the last step and are zero before it.
+  """State of `multi_objective`; the first four fields describe the last step and are zero before it.
 
-  weights: [K] float32, what the gradients were multiplied by; NaN where something was not finite.
-  cosines: [K, K] float32, between the gradients.
-  norms: [K] float32, of the gradients; 0 shows an objective at a stationary point of its own.
-  combined_norm: float32, of the gradient that the inner optimizer was given.
+  weights: [K] float32, weights of the gradients; NaN if anything was not finite.
+  cosines: [K, K] float32, cosines between the gradients.
+  norms: [K] float32, norms of the gradients; 0 at a stationary point of that objective.
+  combined_norm: float32, norm of the gradient passed to the inner optimizer.
   num_nonfinite: int32, steps so far whose Gram matrix, losses or weights were not finite.
   count: int32, steps so far.
   weighting: state of the weighting.
@@ -46,29 +46,29 @@ def multi_objective(
   axis_name: str | Sequence[str] | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns a transformation whose `update` takes K gradients, weighs them, and gives their sum to `inner`.
+  """Returns a transformation whose `update` takes K gradients and passes their weighted sum to `inner`.
 
   `update(grads, state, params, *, losses, gram=None, to_params_gradient=None, reuse_weights=False, **extra)`:
-    grads: tuple of K pytrees of one structure: gradients of whole losses (added up over parts of the batch and over the
-      devices that share it), like `params` unless `to_params_gradient` is given.
-    losses: [K], of the same batch.
-    gram: [K, K] inner products of the gradients, if at hand; else they are computed, over `select` and `axis_name`.
-    to_params_gradient: maps the combined pytree to a gradient like `params`, so that what the objectives share is
-      pulled back once instead of K times.
-    reuse_weights: grads is one gradient, of the sum of the losses with the weights of `state`. They stay, and so does
-      what is known of the K gradients: for steps between those that solve for the weights.
-    extra: passed on to `inner`.
+    grads: tuple of K pytrees of one structure: gradients of whole losses (summed over microbatches and over the devices
+      that share the batch), like `params` unless `to_params_gradient` is given.
+    losses: [K] losses of the same batch.
+    gram: [K, K] inner products of the gradients, if known; None computes them, with `select` and `axis_name`.
+    to_params_gradient: maps the combined pytree to a gradient like `params`, for a part of the backward pass that then
+      runs once instead of K times.
+    reuse_weights: grads is a single gradient, of the sum of the losses weighted by `state.weights`. Weights, cosines
+      and norms in the state stay unchanged: for steps between those that solve for the weights.
+    extra: passed to `inner`.
 
-  A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state:
-  it is never replaced. Clipping belongs into `inner`: it then acts on the combined gradient.
+  A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state;
+  it is never replaced. Put clipping into `inner`, where it acts on the combined gradient.
 
   Args:
-    weighting: one of `jaxrec.multi_objective.weighting`.
+    weighting: a rule for the weights, such as `mgda()`; see `WEIGHTINGS`.
     inner: optimizer of the combined gradient.
     num_objectives: K.
-    select: leaves that enter the inner products; see `gram_matrix`.
+    select: leaves to include in the inner products; see `gram_matrix`.
     axis_name: mesh axes of sharded gradients; see `gram_matrix`.
-    seed: of weightings that draw; the key of a step is `fold_in(key(seed), count)`.
+    seed: seed of random weightings; the key of a step is `fold_in(key(seed), count)`.
 
   Raises:
     ValueError: from `init` if the weighting is for another number of objectives; from `update` if there are not K
@@ -118,10 +118,10 @@ def multi_objective(
 
 
 def _check(grads: Any, losses: Any, num_objectives: int) -> None:
-  """Refuses anything but a tuple or list of K gradients and a vector of K losses."""
+  """Raises ValueError unless there are a tuple or list of K gradients and a vector of K losses."""
   if not isinstance(grads, (tuple, list)):
-    raise ValueError(f"grads must be a tuple of {num_objectives} gradients, it is a {type(grads).__name__}")
+    raise ValueError(f"grads must be a tuple of {num_objectives} gradients, not a {type(grads).__name__}")
   if len(grads) != num_objectives:
-    raise ValueError(f"there are {len(grads)} gradients for {num_objectives=}; give multi_objective the number")
+    raise ValueError(f"got {len(grads)} gradients for {num_objectives=}; pass num_objectives to multi_objective")
   if jnp.shape(losses) != (num_objectives,):
-    raise ValueError(f"losses must have the shape ({num_objectives},), they have {jnp.shape(losses)}")
+    raise ValueError(f"losses must have shape ({num_objectives},), not {jnp.shape(losses)}")

@@ -1,4 +1,4 @@
-"""Rules that weigh objectives: fixed, uncertainty, MGDA, Pareto, PCGrad, CAGrad. `build` makes one from a config."""
+"""Weightings of objectives: fixed, uncertainty, MGDA, Pareto MTL, PCGrad, CAGrad; `build` makes one from a config."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ import jax.numpy as jnp
 from jaxrec.multi_objective.base import Weighting, check_normalization, nan_unless_finite, normalized, norms, stateless
 from jaxrec.multi_objective.conflicts import cagrad, pcgrad
 from jaxrec.multi_objective.min_norm import min_norm_weights
-from jaxrec.multi_objective.pareto import pareto
+from jaxrec.multi_objective.pareto_mtl import pareto
 
 __all__ = ["WEIGHTINGS", "Weighting", "build", "cagrad", "fixed", "mgda", "pareto", "pcgrad", "uncertainty"]
 
 
 def fixed(weights: Sequence[float]) -> Weighting:
-  """Returns the weighting that always answers `weights`, one number for each objective.
+  """Returns the weighting with constant weights.
+
+  Args:
+    weights: one number per objective.
 
   Raises:
-    ValueError: from `init`, if there are not as many objectives.
+    ValueError: from `init`, for another number of objectives.
+
+  >>> fixed([1, 0.5]).update(jnp.eye(2), jnp.ones(2), (), None)[0].tolist()
+  [1.0, 0.5]
   """
   weights = tuple(float(weight) for weight in weights)
 
   def check(num_objectives):
     if num_objectives != len(weights):
-      raise ValueError(f"{weights=} are for {len(weights)} objectives, there are {num_objectives}")
+      raise ValueError(f"{weights=} are for {len(weights)} objectives, but there are {num_objectives}")
 
   return stateless(lambda gram, losses, key: jnp.array(weights, gram.dtype), check)
 
@@ -33,15 +39,18 @@ def fixed(weights: Sequence[float]) -> Weighting:
 def uncertainty(learning_rate: float) -> Weighting:
   """Returns the weighting by learned variances: weight exp(-s_k), with s_k the logarithm of a variance.
 
-  The state is s `[K]` float32, at first 0 (all weights 1). Each update, after giving its weights, moves s down the
-  gradient 1 - exp(-s_k) L_k of sum_k exp(-s_k) L_k + s_k, whose minimum is at the weights 1 / L_k.
+  The state is s `[K]` float32, initially 0 (all weights 1). Each update returns its weights and then moves s down the
+  gradient 1 - exp(-s_k) L_k of sum_k exp(-s_k) L_k + s_k, whose minimum has the weights 1 / L_k.
 
   Args:
-    learning_rate: step of that descent; s moves by at most about `learning_rate * (1 + exp(-s_k) L_k)` at a time.
+    learning_rate: step size of that descent; s moves by at most about `learning_rate * (1 + exp(-s_k) L_k)` per step.
+
+  Raises:
+    ValueError: a negative learning rate.
 
   Source: Kendall et al. 2018 (arXiv 1705.07115), eq. 7, with s = log sigma^2.
   Choice: twice the published objective, so that training starts at the plain sum of the losses. Plain gradient descent
-  on s: the losses' optimizer need not know of it.
+  on s, independent of the optimizer of the losses.
   """
   if learning_rate < 0:
     raise ValueError(f"{learning_rate=} must not be negative")
@@ -55,24 +64,25 @@ def uncertainty(learning_rate: float) -> Weighting:
 
 
 def mgda(normalization: str = "none", rescale: bool = False) -> Weighting:
-  """Returns the multiple-gradient descent algorithm: min-norm weights of the (normalized) gradients.
+  """Returns the multiple-gradient descent algorithm (MGDA): min-norm weights of the (normalized) gradients.
+
+  Objectives whose gradient is exactly zero get weight 0, and the others share all of it; `norms` in the state shows
+  them.
 
   Args:
-    normalization: what gradients are divided by first: "none", "l2" (their norm), "loss" or "loss+" (loss times norm).
-      Without it the smallest gradient gets most of the weight. Losses must be positive for the last two, else all
-      weights are NaN.
+    normalization: divisor of each gradient in the min-norm problem: "none", "l2" (its norm), "loss" or "loss+" (loss
+      times norm). With "none" the smallest gradient gets most of the weight. The last two need positive losses, else
+      all weights are NaN.
     rescale: divide the weights by the same numbers, so that the update is the min-norm vector itself and descends on
       every objective.
-
-  Objectives whose gradient is exactly zero have weight 0 and the others share all of it; `norms` shows them.
 
   Raises:
     ValueError: for an unknown normalization.
 
   Source: Sener & Koltun 2018 (arXiv 1810.04650), eq. 3 and algorithm 2; normalizations from the code released with it.
-  Choice: a zero gradient is left out, where the published rule gives it all the weight and stops for good.
-  Choice: `rescale=False` as in the released code, which solves for normalized gradients and weighs the raw ones. With a
-  normalization that vector need not descend on every objective.
+  Choice: a zero gradient is excluded; the published rule gives it all the weight and stops forever.
+  Choice: `rescale=False` as in the released code, which solves for normalized gradients and applies the weights to the
+  raw ones. With a normalization this update need not descend on every objective.
   """
   check_normalization(normalization)
 
@@ -95,10 +105,13 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def build(config: Mapping) -> Weighting:
-  """The weighting that `config` describes: "name" is one of `WEIGHTINGS`, other entries are its arguments.
+  """Returns the weighting that a config describes.
+
+  Args:
+    config: "name" is a key of `WEIGHTINGS`; the other entries are arguments of that function.
 
   Raises:
-    ValueError: for an unknown name, an unknown or a missing argument.
+    ValueError: an unknown name, an unknown or a missing argument.
 
   >>> build({"name": "mgda", "normalization": "l2"}).init(2)
   ()

@@ -1,8 +1,8 @@
-"""AutoCDSR: recommendation, and how much attention leaves the own domain, as objectives with a gradient each.
+"""AutoCDSR: recommendation and cross-domain attention, two objectives with a gradient each.
 
     L_rec = the item objective        L_cd = mean over layers, heads and events of the cross-domain attention share
 
-The weights of their gradients are found anew in each step: see `jaxrec.multi_objective`.
+The weights of their gradients are computed in each step: see `jaxrec.multi_objective`.
 
 Source: "Revisiting Self-attention for Cross-domain Sequential Recommendation", arXiv 2505.21811.
 """
@@ -31,13 +31,13 @@ OWN = ("query", "target")
 def cross_domain_attention(
   masses: list[Float[Array, "B S H G"]], batch: SequenceBatch, own: str = "query"
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Returns the mean share of attention that leaves the own domain, and the number of queries.
+  """Returns the mean share of attention paid to other domains, and the number of queries.
 
   Args:
-    masses: of each layer; see `jaxrec.layers.attention.attend`.
+    masses: attention mass by domain of each layer; see `jaxrec.layers.attention.attend`.
     batch: the queries.
-    own: which domain that is: "query": of the event that asks, as published, or of its target where the event's domain
-      is hidden from the model (a masked event); "target": always of the event to be predicted.
+    own: the query's own domain: "query", that of the query event, as published, or of its target where the event's
+      domain is hidden from the model (a masked event); "target", always that of the event to be predicted.
 
   Source: a_cd of AutoCDSR, arXiv 2505.21811, and for bottleneck tokens the attention paid to these.
   Choice: a mean over queries, heads and layers, so that it lies in 0..1 whatever the lengths (the paper's is a sum).
@@ -53,7 +53,7 @@ def cross_domain_attention(
 
 
 def query_domain(batch: SequenceBatch) -> Int[Array, "B N"]:
-  """The domain of each event, or of its target where the model doesn't see it (a masked event)."""
+  """Returns the domain of each event, or that of its target where the model doesn't see it (a masked event)."""
   return jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
 
 
@@ -62,9 +62,9 @@ class CrossDomainObjective:
   """Recommendation and cross-domain attention: two losses from one forward pass.
 
   recommendation: the first objective; the item objective of the same model without AutoCDSR.
-  own: the domain that attention should not leave, "query" or "target"; see `cross_domain_attention`.
-    Choice: "target" is not published. A model that predicts the next event asks at the last one, whose domain may be
-    another one than that of what it predicts.
+  own: the domain that attention should stay in, "query" or "target"; see `cross_domain_attention`.
+    Choice: "target" is not published. A model that predicts the next event queries from the last one, whose domain may
+    differ from the domain of what it predicts.
   """
 
   recommendation: ItemObjective
@@ -178,7 +178,7 @@ class CrossDomainObjective:
 
 
 def shared_parameters(grad: Any) -> Any:
-  """What enters the Gram matrix: all but the item table, whose rows only one of the objectives scores.
+  """Returns the part of a gradient that enters the Gram matrix: all but the item table, which one objective scores.
 
   Source: the released code of arXiv 2505.21811 leaves the item table out as well.
   """

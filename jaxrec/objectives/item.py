@@ -22,15 +22,15 @@ TABLE = "items"  # The item table among the parameters of a model.
 
 @dataclasses.dataclass(frozen=True)
 class ItemObjective:
-  """Predict the target item at each position with a positive weight: next-item and masked-item training alike.
+  """Predict the target item at each position with a positive weight, in next-item and masked-item training.
 
   loss: "sampled_softmax", "full_softmax", "bce" or "gbce".
   num_negatives: R, drawn with replacement.
   sampler: "uniform", "log_uniform" or "in_batch".
-  sharing: who shares a draw of R negatives. "position": nobody, as published. "row": the positions of a row of the
-    batch. "batch": all. Choice: sharing changes neither the expected gradient of a position nor R, only the
-    correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
-  log_q: subtract the log-probability of the draw from the scores of negatives and positive.
+  sharing: what shares R negatives. "position": each position has its own, as published. "row": the positions of a row
+    of the batch. "batch": all positions. Choice: sharing changes neither the expected gradient of a position nor R,
+    only the correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
+  log_q: subtract the log-probability of sampling from the scores of negatives and positive.
   temperature: divides the scores.
   gbce_t: calibration of gBCE in 0..1.
   chunk_size: items scored at a time by "full_softmax".
@@ -102,7 +102,7 @@ class ItemObjective:
     return single_gradient(loss_of, params)
 
   def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
-    """Returns the items that the loss scores: "target" and, but for "full_softmax", which scores all, "negative".
+    """Returns the items that the loss scores: "target" and "negative"; "full_softmax" scores all and has no negatives.
 
     Args:
       model: its `num_items` bounds the negatives.

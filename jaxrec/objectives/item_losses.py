@@ -1,5 +1,5 @@
-"""Losses of query vectors against item vectors: sampled and full softmax, BCE, gBCE. Pure functions; means are the
-caller's.
+"""Losses of query vectors against item vectors: sampled and full softmax, BCE, gBCE. Pure functions of each position;
+the caller averages them.
 
 Letters: `B` rows, `N` positions, `M` width, `R` negatives, `V` items.
 """
@@ -18,7 +18,7 @@ _EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as
 
 
 def weighted_mean(value: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
-  """`sum(weight * value) / sum(weight)`, and 0 where all weights are 0.
+  """Returns `sum(weight * value) / sum(weight)`, and 0 where all weights are 0.
 
   >>> float(weighted_mean(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0])))
   2.0
@@ -35,10 +35,10 @@ def sampled_logits(
   negative_id: Int[Array, "... R"],
   temperature: float,
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
-  """Scores over `temperature` of the positive and of the negatives; negatives equal to the positive get -50,000.
+  """Returns the scores of positive and negatives, over `temperature`; negatives equal to the positive get -50,000.
 
-  negative: `[B, N, R, M]` (a sample for each position), `[B, R, M]` (for each row) or `[R, M]` (for the batch).
-  Sharing a sample turns the scores into one matrix product.
+  negative: `[B, N, R, M]` (negatives of each position), `[B, R, M]` (of each row) or `[R, M]` (of the batch). Shared
+    negatives turn the scores into one matrix product.
   """
   positive_logit = jnp.einsum("bnm,bnm->bn", query, positive) / temperature
   equation = {2: "bnm,rm->bnr", 3: "bnm,brm->bnr", 4: "bnm,bnrm->bnr"}[negative.ndim]
@@ -50,7 +50,7 @@ def sampled_logits(
 
 
 def sampled_softmax(positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"]) -> Float[Array, "B N"]:
-  """`-log softmax([positive, negatives])[0]` at each position.
+  """Returns `-log softmax([positive, negatives])[0]` at each position.
 
   Source: released code of Zhai et al. 2024, arXiv 2402.17152 (`SampledSoftmaxLoss`).
 
@@ -68,11 +68,10 @@ def full_softmax(
   temperature: float = 1.0,
   chunk_size: int = 4096,
 ) -> Float[Array, "..."]:
-  """`-log softmax` of the positive over items 1..V at each position, never holding more than `chunk_size` scores a
-  position.
+  """Returns `-log softmax` of the positive over items 1..V at each position, `chunk_size` scores at a time.
 
-  The backward pass computes the scores a second time, chunk by chunk, from the log-sum-exp of each position. It is a
-  gradient rule of reverse mode: `jax.jvp` does not pass.
+  The backward pass recomputes the scores chunk by chunk from the log-sum-exp of each position. The gradient rule is for
+  reverse mode only: `jax.jvp` is not supported.
   """
   flat = query.reshape(-1, query.shape[-1])  # [T, M]
   is_candidate = jnp.ones(item_vectors.shape[0] - 1, bool)
@@ -88,7 +87,7 @@ def log_sum_exp(
   temperature: float = 1.0,
   chunk_size: int = 4096,
 ) -> Float[Array, " T"]:
-  """`log sum_v exp(query · vector_v / temperature)` over the candidates, `chunk_size` at a time; -inf without any.
+  """Returns `log sum_v exp(query · vector_v / temperature)` over the candidates; -inf where there are none.
 
   >>> vectors = jnp.array([[9.0], [1.0], [1.0]])
   >>> total = log_sum_exp(jnp.ones((1, 1)), vectors, jnp.array([False, True, True]))
@@ -123,7 +122,7 @@ def _log_sum_exp_forward(temperature, query, chunks, is_candidate):
 def _log_sum_exp_backward(temperature, residuals, d_log_sum):
   query, chunks, is_candidate, log_sum = residuals
   d_score = d_log_sum / temperature
-  log_sum = jnp.where(log_sum == -jnp.inf, 0, log_sum)  # Without a candidate all scores are -inf, and none has a part.
+  log_sum = jnp.where(log_sum == -jnp.inf, 0, log_sum)  # Without candidates all scores are -inf and have no gradient.
 
   def add_chunk(d_query, chunk):
     scores = _chunk_scores(temperature, query, *chunk)
@@ -137,7 +136,7 @@ _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 
 def _chunk_scores(temperature, query, vectors, is_candidate):
-  """Scores `[T, chunk]` of a chunk of items; -inf for what is no candidate."""
+  """Returns the scores `[T, chunk]` of a chunk of items; -inf for items that are not candidates."""
   return jnp.where(is_candidate, query @ vectors.T / temperature, -jnp.inf)
 
 

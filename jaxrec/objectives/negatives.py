@@ -1,4 +1,4 @@
-"""Draws of negative items for sampled losses, and the log-probability with which each item is drawn."""
+"""Negative sampling for sampled losses, and the log-probability of each draw."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SAMPLERS = ("uniform", "log_uniform", "in_batch")
 
 
 def sample_items(key: PRNGKeyArray, sampler: str, shape: tuple[int, ...], num_items: int) -> Int[Array, "..."]:
-  """Ids 1..V drawn with replacement. The key is consumed.
+  """Returns ids 1..V drawn with replacement. The key is consumed.
 
   uniform: each item with probability 1/V.
-  log_uniform: item i with probability `ln((i+1)/i) / ln(V+1)`, so ids must be in the order of falling popularity.
+  log_uniform: item i with probability `ln((i+1)/i) / ln(V+1)`, so ids must be ordered by descending popularity.
 
   Raises:
     ValueError: for another sampler.
@@ -29,7 +29,7 @@ def sample_items(key: PRNGKeyArray, sampler: str, shape: tuple[int, ...], num_it
 def sample_in_batch(
   key: PRNGKeyArray, shape: tuple[int, ...], target_item: Int[Array, "B N"], target_weight: Float[Array, "B N"]
 ) -> Int[Array, "..."]:
-  """Ids drawn with replacement from the distinct targets of the batch. The key is consumed.
+  """Returns ids drawn with replacement from the distinct targets of the batch. The key is consumed.
 
   Choice: duplicates are removed first, so each distinct target is equally likely.
   """
@@ -42,7 +42,7 @@ def sample_in_batch(
 
 
 def log_probability(sampler: str, item_id: Int[Array, "..."], num_items: int) -> Float[Array, "..."]:
-  """The logarithm of the probability with which one draw of `sample_items` returns `item_id`."""
+  """Returns the log-probability that one draw of `sample_items` is `item_id`."""
   if sampler == "uniform":
     return jnp.full(item_id.shape, -jnp.log(num_items * 1.0))
   if sampler == "log_uniform":

@@ -1,4 +1,4 @@
-"""Joining the processes of one run, and leaving them."""
+"""Joining the processes of one run, waiting for them, and aborting."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ def initialize(
   distributed: bool = False,
   heartbeat_timeout_seconds: int = 100,
 ) -> bool:
-  """Joins the other processes of this run and returns whether there are any to join; a second call does nothing.
+  """Joins the other processes of this run; returns whether there are any. A second call does nothing.
 
-  To be called before anything touches a device. On TPU pods, under Slurm, Open MPI and Kubernetes `distributed=True` is
-  enough: JAX asks the cluster for the rest. On plain hosts give all three arguments. CPUs talk over
-  gloo, JAX's default.
+  Call it before anything touches a device. On TPU pods and under Slurm, Open MPI and Kubernetes, `distributed=True` is
+  enough: JAX reads addresses and process ids from the cluster. On plain hosts pass the first three arguments. CPUs
+  communicate over gloo, JAX's default.
 
   Args:
-    coordinator_address: host:port of process 0; None takes $JAX_COORDINATOR_ADDRESS, or asks the cluster.
-    num_processes: processes in all.
-    process_id: number of this one, from 0.
-    distributed: whether this is one process of several; without it and without any address there is nothing to join.
-    heartbeat_timeout_seconds: how long a process may be silent before the others take it for dead and end themselves.
+    coordinator_address: host:port of process 0; None takes $JAX_COORDINATOR_ADDRESS, or the cluster's.
+    num_processes: total number of processes.
+    process_id: id of this process, from 0.
+    distributed: True for one of several processes whose cluster is known to JAX. Without it and without an address, the
+      process runs alone.
+    heartbeat_timeout_seconds: if a process sends no heartbeat for this long, the others exit.
 
   Raises:
-    ValueError: arguments that contradict each other, or of which some are missing.
+    ValueError: arguments that contradict each other, or some of them missing.
 
   >>> initialize()
   False
@@ -53,7 +54,7 @@ def initialize(
 
 
 def wait_for_all_hosts(name: str) -> None:
-  """Returns once every host has come to the point of this name; at once on a single host."""
+  """Blocks until every host has reached the barrier of this name; returns immediately on a single host."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
@@ -61,10 +62,13 @@ def wait_for_all_hosts(name: str) -> None:
 
 
 def abort(error: str) -> None:
-  """Ends this process with exit code 1 and a message, at once where there are others.
+  """Exits with code 1 and a message; immediately if there are other processes.
 
-  An orderly exit would wait for the others, which wait for this process in the middle of a step. Ended at once, it is
-  missed: JAX then ends them too, after `heartbeat_timeout_seconds` at most.
+  A regular exit would wait for the others, which wait for this process in the middle of a step. After an immediate exit
+  its heartbeats stop, and JAX ends the others too, after at most `heartbeat_timeout_seconds`.
+
+  Args:
+    error: message for standard error.
   """
   if jax.distributed.is_initialized():
     print(error, file=sys.stderr, flush=True)
@@ -81,10 +85,10 @@ def _check(address, num_processes, process_id, distributed):
     raise ValueError(f"{named} need coordinator_address, host:port of process 0")
   if address and missing and not distributed:
     raise ValueError(
-      f"coordinator_address={address!r} needs {' and '.join(missing)} too; or distributed=True where a cluster manager"
-      " (Slurm, Open MPI, Kubernetes, a TPU pod) tells JAX"
+      f"coordinator_address={address!r} needs {' and '.join(missing)} too; or distributed=True, if a cluster manager"
+      " (Slurm, Open MPI, Kubernetes, a TPU pod) provides them"
     )
   if address and ":" not in address:
     raise ValueError(f"coordinator_address={address!r} must be host:port")
   if not missing and not 0 <= process_id < num_processes:
-    raise ValueError(f"{process_id=} must lie between 0 and {num_processes=} - 1")
+    raise ValueError(f"{process_id=} must be between 0 and {num_processes=} - 1")

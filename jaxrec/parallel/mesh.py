@@ -1,7 +1,7 @@
-"""A mesh of all devices of all hosts with the axes "data", "fsdp" and "model", and arrays laid out on it.
+"""A mesh of all devices of all hosts with the axes "data", "fsdp" and "model", and functions that shard arrays on it.
 
-The rows of a batch are spread over "data" and "fsdp" together. Parameters are cut along "fsdp" (in whole rows or
-columns, to need less memory) and "model" (heads, hidden units, items); see `jaxrec.parallel.rules`.
+The rows of a batch are sharded over "data" and "fsdp" together. Parameters are sharded over "fsdp" (rows or columns, to
+save memory) and "model" (heads, hidden units, items); see `jaxrec.parallel.rules`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROW_AXES = ("data", "fsdp")
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-  """Returns the mesh of all devices of all hosts, ordered so that neighbours on TPUs are neighbours in the mesh.
+  """Returns the mesh of all devices of all hosts, with physical neighbours on TPUs as neighbours in the mesh.
 
-  Several TPU slices lie along "data": the network between them is the slowest.
+  Several TPU slices are ordered along "data", because the network between them is the slowest.
 
   Args:
-    axes: size of some of "data", "fsdp" and "model"; -1 for one of them takes the devices that the others leave. Axes
-      that are not given have size 1. None: all devices along "data".
-    devices: to be used; None takes `jax.devices()`.
+    axes: sizes of "data", "fsdp" and "model"; one of them may be -1, for all remaining devices. Axes that are not given
+      have size 1. None: all devices along "data".
+    devices: devices to use; None takes `jax.devices()`.
 
   Raises:
     ValueError: an unknown axis, or sizes that don't multiply to the number of devices.
@@ -46,16 +46,16 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
 
 
 def _mesh_shape(axes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
-  """Sizes of all axes, the -1 filled in.
+  """Returns the sizes of all axes, with -1 replaced.
 
   >>> _mesh_shape({"data": -1, "model": 2}, 8)
   (4, 1, 2)
   """
   if unknown := sorted(axes.keys() - set(AXES)):
-    raise ValueError(f"{unknown=} are no axes of the mesh; there are {AXES}")
+    raise ValueError(f"{unknown=} are not axes of the mesh, which has {AXES}")
   sizes = {name: int(axes.get(name, 1)) for name in AXES}
   if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-    raise ValueError(f"mesh axes {sizes}: sizes must be at least 1, and one of them may be -1 for the rest")
+    raise ValueError(f"mesh axes {sizes}: sizes must be at least 1; one of them may be -1, for the rest")
   known = math.prod(size for size in sizes.values() if size != -1)
   if num_devices % known:
     raise ValueError(f"mesh axes {sizes}: {known} does not divide the {num_devices} devices")
@@ -66,7 +66,7 @@ def _mesh_shape(axes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
 
 
 def _hybrid(shape, devices, slices):
-  """Devices of several slices, `shape[0]` of them cut into slices."""
+  """Returns the devices of several slices as an array of this shape, with the slices along the first axis."""
   from jax.experimental import mesh_utils
 
   if shape[0] % slices:
@@ -76,7 +76,12 @@ def _hybrid(shape, devices, slices):
 
 
 def with_mesh(function: Callable, mesh: Mesh | None) -> Callable:
-  """Returns the function such that what it traces knows the mesh: kernels then run on the rows of each device."""
+  """Returns the function, traced with the mesh in context, so that kernels run on the rows of each device.
+
+  Args:
+    function: a function of positional arguments, to be jitted.
+    mesh: see `make_mesh`; None or a mesh of one device returns the function unmodified.
+  """
   if mesh is None or mesh.size == 1:
     return function
 
@@ -89,18 +94,18 @@ def with_mesh(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns how arrays lie whose first axis are the rows of a batch."""
+  """Returns the sharding of per-example arrays: their first axis over "data" and "fsdp"."""
   return NamedSharding(mesh, PartitionSpec(tuple(name for name in mesh.axis_names if name in ROW_AXES)))
 
 
 def num_row_parts(mesh: Mesh) -> int:
-  """Returns the number of parts into which rows are cut; devices along "model" share one."""
+  """Returns the number of shards of the rows of a batch; devices along "model" hold the same shard."""
   return math.prod(mesh.shape[name] for name in mesh.axis_names if name in ROW_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
 class HostShard:
-  """This host makes part `index` of `count` equal parts of the rows of each batch."""
+  """The rows that this host makes of each batch: part `index` of `count` equal parts."""
 
   index: int
   count: int
@@ -108,21 +113,21 @@ class HostShard:
 
 @functools.lru_cache(maxsize=8)
 def host_shard(mesh: Mesh) -> HostShard:
-  """Returns which rows this host has to make; hosts whose devices keep the same rows (along "model") make the same.
+  """Returns which rows this host makes; hosts whose devices hold the same rows (along "model") make the same rows.
 
   Raises:
-    ValueError: the mesh cuts hosts such that two of them share some rows but not all.
+    ValueError: two hosts would share some of their rows but not all.
   """
   hosts = np.vectorize(lambda device: device.process_index)(mesh.devices)
   return HostShard(*_host_shard(hosts.reshape(num_row_parts(mesh), -1), jax.process_index()))  # [parts, model]
 
 
 def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
-  """Index and count of the shard of `host`, by the hosts of the D devices that keep each of P parts of the rows.
+  """Returns index and count of the shard of `host`, from the hosts of the D devices that hold each of P row shards.
 
   >>> _host_shard(np.array([[0], [0], [1], [1]]), host=1)  # two devices each
   (1, 2)
-  >>> _host_shard(np.array([[0, 1]]), host=1)  # both keep all rows
+  >>> _host_shard(np.array([[0, 1]]), host=1)  # both hold all rows
   (0, 1)
   >>> _host_shard(np.array([[0, 1], [2, 3]]), host=3)
   (1, 2)
@@ -131,8 +136,8 @@ def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
   shards = sorted(set(parts_of.values()))
   if len({len(shard) for shard in shards}) > 1 or sum(map(len, shards)) != len(hosts):
     raise ValueError(
-      f"hosts share rows unevenly: parts of the rows by host are {parts_of}; choose config.parallel.model such that it"
-      " divides the devices of a host, or is a multiple of them"
+      f"hosts share rows unevenly: row shards by host are {parts_of}; choose config.parallel.model such that it divides"
+      " the number of devices per host, or is a multiple of it"
     )
   if host not in parts_of:
     raise ValueError(f"{host=} has no device in the mesh")
@@ -140,7 +145,7 @@ def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-  """Returns the global batch whose rows lie on the devices of the mesh.
+  """Returns the global batch, its rows sharded over the mesh, from the rows of each host.
 
   Args:
     batch: pytree of numpy arrays: this host's rows of the global batch, see `host_shard`.
@@ -148,7 +153,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
   """
   sharding = row_sharding(mesh)
   if jax.process_count() == 1:
-    return jax.device_put(batch, sharding)  # One call for all fields: the other way takes ten times as long.
+    return jax.device_put(batch, sharding)  # One call for all fields: ten times faster than the code below.
   count = host_shard(mesh).count
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * count, *x.shape[1:])), batch
@@ -156,17 +161,27 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def shard_replicated_batch(batch: Any, mesh: Mesh) -> Any:
-  """As `shard_batch`, of a batch that every host holds in full; each host takes its rows of it."""
+  """Returns the global batch, its rows sharded over the mesh, from the whole batch on every host.
+
+  Args:
+    batch: pytree of numpy arrays, the same on every host.
+    mesh: see `make_mesh`; `num_row_parts` must divide the number of rows.
+  """
   return jax.tree.map(lambda x: _from_whole(x, row_sharding(mesh)), batch)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Returns the pytree with each array copied to all devices; every host must give the same values."""
+  """Returns the pytree with each array replicated on all devices; values must be the same on every host."""
   return jax.tree.map(lambda x: _from_whole(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def put_global(tree: Any, shardings: Any) -> Any:
-  """Returns the pytree with each array laid out as the pytree `shardings` says; every host must give all values."""
+  """Returns the pytree as global arrays.
+
+  Args:
+    tree: pytree of whole arrays, the same on every host.
+    shardings: pytree of their shardings; see `jaxrec.parallel.parameter_shardings`.
+  """
   return jax.tree.map(lambda x, sharding: _from_whole(np.asarray(x), sharding), tree, shardings)
 
 

@@ -1,7 +1,7 @@
-"""Where parameters lie on a mesh, by their names: no module knows of it.
+"""Shardings of parameters by their names; modules carry no sharding annotations.
 
-A table of rules gives each axis of a parameter a logical name, another one gives logical names mesh axes. What is made
-of a parameter and called like it (moments of the optimizer, a moving average) lies as it does.
+One table of rules maps regular expressions of parameter names to logical axis names, another maps logical names to mesh
+axes. Arrays that are named like a parameter (moments of the optimizer, a moving average) are sharded like it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 from absl import logging
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-# (regular expression searched in "params/layers_0/uvqk/kernel", logical names of the axes); the first that is found.
+# (regular expression searched in "params/layers_0/uvqk/kernel", logical names of the axes); the first match applies.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 PARAMETER_AXES: Rules = (
@@ -41,21 +41,21 @@ def parameter_shardings(
 ) -> Any:
   """Returns a `NamedSharding` for each array of a pytree: parameters, or a whole training state.
 
-  An array that no rule names lies on every device as a whole. So does, along an axis, one whose size the mesh axis does
-  not divide, which is logged.
+  An array that no rule matches is replicated. An axis whose size is not divisible by the mesh axis is not sharded,
+  which is logged.
 
   Args:
     shapes: pytree of arrays or of their shapes (`jax.eval_shape`).
     mesh: see `jaxrec.parallel.make_mesh`.
-    rules: logical names of the axes of parameters; see `PARAMETER_AXES`, which a longer table may begin or end with.
+    rules: logical names of the axes of parameters; extend `PARAMETER_AXES`, or replace it.
     mesh_axes: mesh axis (or several, or None) of each logical name.
 
   Raises:
-    ValueError: a rule with an unknown logical name, a name with an unknown mesh axis, or a mesh axis that an array
-      would be cut along twice.
+    ValueError: a rule with an unknown logical name, a logical name with an unknown mesh axis, or an array that would be
+      sharded over the same mesh axis twice.
 
-  Choice: u, v, q and k of an HSTU layer are one matrix, so its columns along "model" don't follow the heads: compilers
-    move activations between devices. The values are the same.
+  Choice: u, v, q and k of an HSTU layer are one matrix, whose column shards along "model" don't coincide with heads, so
+    that compilers move activations between devices. The values are the same.
   """
   _check_tables(mesh, rules, mesh_axes)
   compiled = [(re.compile(pattern), names) for pattern, names in rules]
@@ -69,30 +69,30 @@ def parameter_shardings(
 
 
 def log_shardings(shapes: Any, shardings: Any) -> None:
-  """Logs how many arrays are cut into parts, and the bytes of the whole pytree and of the share of one device."""
+  """Logs how many arrays are sharded, and the bytes of the whole pytree and of each device's shards."""
   leaves, placed = jax.tree.leaves(shapes), jax.tree.leaves(shardings)
   share = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, placed, strict=True))
   logging.info(
-    "state: %d of %d arrays are cut into parts; %.1f MiB in all, %.1f MiB on a device",
+    "state: %d of %d arrays are sharded; %.1f MiB in total, %.1f MiB per device",
     sum(not s.is_fully_replicated for s in placed), len(leaves),
     sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) / 2**20, share / 2**20,
   )  # fmt: skip
 
 
 def _spec(name, shape, names, mesh, mesh_axes):
-  """The mesh axes of one array; those of size 1 are left out."""
+  """Returns the PartitionSpec of one array, without mesh axes of size 1."""
   if names is None or len(names) != len(shape):
     if names is not None and math.prod(shape) > 1:
-      logging.warning("%s %s lies on every device as a whole: its rule has %d axes", name, shape, len(names))
+      logging.warning("%s %s is replicated: its rule has %d axes", name, shape, len(names))
     return PartitionSpec()
   axes = [_mesh_axes_of(mesh_axes.get(logical), mesh) for logical in names]
   flat = [axis for along in axes for axis in along]
   if len(set(flat)) < len(flat):
-    raise ValueError(f"{name}: axes {names} of shape {shape} would be cut along mesh axes {flat}, one of them twice")
+    raise ValueError(f"{name}: axes {names} of shape {shape} would be sharded over {flat}, one mesh axis twice")
   for i, along in enumerate(axes):
     parts = math.prod(mesh.shape[axis] for axis in along)
     if shape[i] % parts:
-      logging.info("%s %s is not cut along %s: %d parts do not divide it", name, shape, names[i], parts)
+      logging.info("%s %s is not sharded along %s: %d shards do not divide it", name, shape, names[i], parts)
       axes[i] = ()
   while axes and not axes[-1]:
     axes.pop()
@@ -108,7 +108,7 @@ def _check_tables(mesh, rules, mesh_axes):
   for logical, given in mesh_axes.items():
     for axis in (given,) if isinstance(given, str) else given or ():
       if axis not in mesh.axis_names:
-        raise ValueError(f"mesh_axes[{logical!r}] names {axis!r}, which is no axis of the mesh {mesh.axis_names}")
+        raise ValueError(f"mesh_axes[{logical!r}] names {axis!r}, which is not an axis of the mesh {mesh.axis_names}")
   for pattern, names in rules:
     if unknown := [name for name in names if name is not None and name not in mesh_axes]:
       raise ValueError(f"the rule {pattern!r} has logical names {unknown}; mesh_axes has {sorted(mesh_axes)}")

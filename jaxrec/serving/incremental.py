@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import SequenceBatch
-from jaxrec.layers.cache import CACHE, CachePlace
+from jaxrec.layers.cache import CACHE, CacheSlot
 from jaxrec.models import SequentialModel
 
 AnyArray = Array | np.ndarray
@@ -111,7 +111,7 @@ class IncrementalModel:
     Raises:
       ValueError: a domain outside 1..C where it matters.
     """
-    if self.model.asks_for_domain:
+    if self.model.needs_target_domain:
       self._check_domains(np.asarray(domain), np.asarray(state.item) != 0)
     asked = (jnp.asarray(x, jnp.int32) for x in (domain, time))
     return _query(self.model, self.request_time == "target", self.params, state, *asked)
@@ -134,15 +134,15 @@ def _observe(model, knows_time, params, state, item, domain, time):
   _, cache = _run(model, params, state, domain, time if knows_time else state.seen_at)
   is_event = item != 0
   is_fixed = is_event & (state.item != 0)
-  place = _place(model, state)
+  slot = _slot(model, state)
   row = jnp.arange(item.shape[0])
   cache = jax.tree.map(lambda new, old: jnp.where(_like(is_fixed, new), new, old), cache, state.cache)
   keep = lambda new, old: jnp.where(is_event, new, old)  # noqa: E731
   return ServingState(
     cache=cache,
-    position=jnp.where(_like(is_fixed, state.position), place.added(state.position, _position(state)), state.position),
-    time=jnp.where(_like(is_fixed, state.time), place.added(state.time, state.seen_at), state.time),
-    count=state.count.at[row, place.group].add(is_fixed),
+    position=jnp.where(_like(is_fixed, state.position), slot.write(state.position, _position(state)), state.position),
+    time=jnp.where(_like(is_fixed, state.time), slot.write(state.time, state.seen_at), state.time),
+    count=state.count.at[row, slot.group].add(is_fixed),
     num_events=state.num_events.at[row, jnp.maximum(domain - 1, 0)].add(is_event),
     item=keep(item, state.item),
     domain=keep(domain, state.domain),
@@ -152,7 +152,7 @@ def _observe(model, knows_time, params, state, item, domain, time):
 
 def _run(model, params, state, next_domain, target_time):
   """Query vectors of the open events, and the cache with them in it."""
-  place = _place(model, state)
+  slot = _slot(model, state)
   position = _position(state)
   one = lambda x: x[:, None]  # noqa: E731
   is_real = (state.item != 0).astype(jnp.int32)
@@ -161,20 +161,20 @@ def _run(model, params, state, next_domain, target_time):
     position=one(position), target_item=one(state.item), target_domain=one(next_domain), target_time=one(target_time),
     target_weight=jnp.ones_like(one(position), jnp.float32),
   )  # fmt: skip
-  key_position = place.of_group(place.added(state.position, position))
-  key_time = place.of_group(place.added(state.time, state.seen_at))
+  key_position = slot.read_group(slot.write(state.position, position))
+  key_time = slot.read_group(slot.write(state.time, state.seen_at))
   queries, variables = model.apply(
-    {"params": params, CACHE: state.cache}, batch, place, key_position, key_time, state.num_events > 0,
+    {"params": params, CACHE: state.cache}, batch, slot, key_position, key_time, state.num_events > 0,
     method="next_event", mutable=[CACHE],
   )  # fmt: skip
   return queries[:, 0], variables[CACHE]
 
 
-def _place(model, state):
+def _slot(model, state):
   groups, capacity = state.time.shape[1:]
   group = jnp.maximum(state.domain - 1, 0) if groups > 1 else jnp.zeros_like(state.domain)
   index = jnp.take_along_axis(state.count, group[:, None], axis=1)[:, 0]
-  return CachePlace(group, jnp.where(state.item != 0, index, capacity), groups, capacity)
+  return CacheSlot(group, jnp.where(state.item != 0, index, capacity), groups, capacity)
 
 
 def _position(state):

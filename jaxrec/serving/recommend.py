@@ -70,7 +70,7 @@ def recommend(
     ValueError: an unknown user or domain, a user without events, or without a test event where one is to be held out;
       no domain for a model that asks for one.
   """
-  if domain is None and not hold_out and getattr(model, "asks_for_domain", False):
+  if domain is None and not hold_out and getattr(model, "needs_target_domain", False):
     raise ValueError(f"the model predicts for the domain that is asked for; name one of {', '.join(data.domain_names)}")
   number = None if domain is None else domain_number(data, domain)
   asked = _at_the_time_of_asking(data, users, number, hold_out)

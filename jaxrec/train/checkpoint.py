@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest and the best, each with the parameters, the optimizer and the position in the data.
+"""Checkpoints of a run: the latest and the best, each with parameters, optimizer state and the position in the data.
 
 Orbax writes them in the background into a temporary folder that is renamed when complete, so that a run that is killed
 at any moment leaves whole checkpoints only.
@@ -37,8 +37,8 @@ class Checkpoints:
 
     Args:
       state: may be donated as soon as this returns.
-      position: what else the loop must know to go on, such as the state of the data iterator after the batch of this
-        step; any JSON.
+      position: what else the loop needs to resume, such as the state of the data iterator after the batch of this step;
+        any JSON.
       best_step: step of the best validation so far.
     """
     self._keep.best_step = best_step
@@ -52,7 +52,7 @@ class Checkpoints:
     """Returns (state, position) of the latest checkpoint; None where there is none yet.
 
     Args:
-      like: a state of the same model and optimizer; tells shapes, dtypes and devices.
+      like: a state of the same model and optimizer, which gives shapes, dtypes and shardings.
 
     Raises:
       ValueError: the checkpoint is of another model or optimizer; lists what differs.

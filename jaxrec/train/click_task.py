@@ -19,7 +19,7 @@ from jaxrec.data import load
 from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, TrainingCandidates, held_out_candidates
 from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
 from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
-from jaxrec.layers.ctr.batch_norm import OF_BATCH
+from jaxrec.layers.ctr.batch_norm import CURRENT_BATCH_STATS
 from jaxrec.models import ctr
 from jaxrec.objectives.click import ClickObjective
 from jaxrec.train.config import (
@@ -44,22 +44,22 @@ METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
 class ClickDataSettings(SourceSettings):
   """Which events are candidates, and their histories; see `CandidateOptions`."""
 
-  history_length: int = setting(CandidateOptions.history_length)
-  min_events: int = setting(CandidateOptions.min_events)
-  min_history: int = setting(CandidateOptions.min_history)
-  first_target: int = setting(CandidateOptions.first_target)
-  target_stride: int = setting(CandidateOptions.target_stride)
-  targets_per_user: int = setting(CandidateOptions.targets_per_user)
-  negatives: int = setting(CandidateOptions.negatives)
-  category: str = setting(CandidateOptions.category)
+  history_length: int = setting(CandidateOptions.history_length, "Latest events before a candidate.", at_least=1)
+  min_events: int = setting(CandidateOptions.min_events, "Users with fewer are left out.", at_least=1)
+  min_history: int = setting(CandidateOptions.min_history, "Events that must precede a target.", at_least=1)
+  first_target: int = setting(CandidateOptions.first_target, "Latest training target, from the user's end.", at_least=3)
+  target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
+  targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)
+  negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=0)
+  category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClickOptimizerSettings(OptimizerSettings):
   """Adam at a constant rate, as published."""
 
-  learning_rate: float = setting(1e-2, at_least=0)
-  b2: float = setting(0.999, at_least=0, below=1)
+  learning_rate: float = setting(1e-2, "Peak of the schedule.", at_least=0)
+  b2: float = setting(0.999, "Decay of the second moment.", at_least=0, below=1)
   l2: float = setting(1e-6, "Penalty on all weights but tables and biases; part of the loss.", at_least=0)
 
 
@@ -68,8 +68,8 @@ class ClickTrainSettings(TrainSettings):
   """Training by steps instead of epochs."""
 
   batch_size: int = setting(2048, "Candidates in a step, all hosts together.", at_least=1)
-  num_epochs: int = setting(2, at_least=1)
-  evaluate_every_steps: int = setting(150, at_least=1)
+  num_epochs: int = setting(2, "Passes over the training candidates, at most.", at_least=1)
+  evaluate_every_steps: int = setting(150, "Steps between validations.", at_least=1)
   statistics_batches: int = setting(
     10, "Latest batches whose mean statistics batch norm is evaluated with; 0: the running ones.", at_least=0
   )
@@ -80,7 +80,7 @@ class ClickEvalSettings:
   """Evaluation of candidates."""
 
   metric: str = setting("AUC", "Chooses the parameters.")
-  batch_size: int = setting(2048, at_least=1)
+  batch_size: int = setting(2048, "Candidates evaluated at a time.", at_least=1)
 
 
 GROUPS = {
@@ -225,9 +225,9 @@ class ClickTask(BaseTask):
     return click_metrics(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
   def _statistics(self, params, model_state, batch):
-    variables, mutable = {"params": params, **model_state}, ["batch_stats", OF_BATCH]
+    variables, mutable = {"params": params, **model_state}, ["batch_stats", CURRENT_BATCH_STATS]
     _, updated = self.model.apply(variables, batch, deterministic=False, mutable=mutable)
-    return updated.get(OF_BATCH)
+    return updated.get(CURRENT_BATCH_STATS)
 
   def _logits(self, params, model_state, batch):
     return self.model.apply({"params": params, **model_state}, batch, deterministic=True).logit

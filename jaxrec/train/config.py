@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.objectives.autocdsr import OWN
@@ -44,14 +45,18 @@ class SequenceSettings(SourceSettings):
     "all", "without_held_out: only users none of whose events is held out from this phase.",
     choices=("all", "without_held_out"),
   )  # fmt: skip
-  task: str = setting("next_item", choices=("next_item", "masked_item"))
+  task: str = setting("next_item", "What the model is trained to predict.", choices=TASKS)
   max_length: int = setting(200, "Events of a history; older ones are cropped.", at_least=1)
   row_length: int = setting(0, "Positions of a row; 0: max_length.", at_least=0)
   rows_per_batch: int = setting(0, "0: as many as hold train.batch_size users.", at_least=0)
   packing: bool = setting(True, "Whether several histories share a row.")
-  request_time: str = setting("target", "Time of the request: that of the target, or of the last_event.")
-  mask_probability: float = setting(0.15, "masked_item only.")
-  mask_last_probability: float = setting(0.0, "masked_item only.")
+  request_time: str = setting(
+    "target", "Time of the request: that of the target, or of the last_event.", choices=REQUEST_TIMES
+  )
+  mask_probability: float = setting(0.15, "masked_item only: share of masked events.", at_least=0, below=1)
+  mask_last_probability: float = setting(
+    0.0, "masked_item only: probability that only the last event is masked.", at_least=0, below=1
+  )
   reveal_domain: bool = setting(False, "masked_item only: whether a masked event keeps its domain.")
 
 
@@ -71,12 +76,12 @@ class MultiObjectiveSettings:
 class OptimizerSettings:
   """AdamW, its schedule and clipping."""
 
-  learning_rate: float = setting(1e-3, at_least=0)
-  b1: float = setting(0.9, at_least=0, below=1)
-  b2: float = setting(0.98, at_least=0, below=1)
-  weight_decay: float = setting(0.0, at_least=0)
-  schedule: str = setting("constant", choices=SCHEDULES)
-  warmup_steps: int = setting(0, at_least=0)
+  learning_rate: float = setting(1e-3, "Peak of the schedule.", at_least=0)
+  b1: float = setting(0.9, "Decay of the first moment.", at_least=0, below=1)
+  b2: float = setting(0.98, "Decay of the second moment.", at_least=0, below=1)
+  weight_decay: float = setting(0.0, "Decoupled, on all parameters.", at_least=0)
+  schedule: str = setting("constant", "Of the learning rate, over train.num_epochs.", choices=SCHEDULES)
+  warmup_steps: int = setting(0, "Steps of a linear warm-up from 0.", at_least=0)
   clip_norm: float = setting(0.0, "Largest norm of the whole gradient; 0: no clipping.", at_least=0)
 
 
@@ -85,12 +90,12 @@ class TrainSettings:
   """Settings that the loop reads."""
 
   batch_size: int = setting(128, "Users (or examples) in a step, all hosts together.", at_least=1)
-  num_epochs: int = setting(101, at_least=1)
+  num_epochs: int = setting(101, "Passes over the training data, at most.", at_least=1)
   accumulate: int = setting(1, "Microbatches of a step, to need less memory; results stay the same.", at_least=1)
-  evaluate_every_epochs: int = setting(1, at_least=1)
+  evaluate_every_epochs: int = setting(1, "Epochs between validations.", at_least=1)
   patience: int = setting(0, "Validations without a new best before stopping; 0: never stop early.", at_least=0)
   checkpoint_every_steps: int = setting(0, "In addition to each validation; 0: none.", at_least=0)
-  log_every_steps: int = setting(20, at_least=1)
+  log_every_steps: int = setting(20, "Steps whose means make one record of metrics.jsonl.", at_least=1)
   retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
 
 
@@ -116,7 +121,7 @@ class TableSettings:
   num_items: int = setting(0, "Room for items that the data does not have yet; 0: none.", at_least=0)
   optimizer: str = setting("adamw", "Of a sharded table; reads config.optimizer.", choices=("adamw", "adagrad", "sgd"))
   second_moment: str = setting("row", "Of adamw: one for each row or each element.", choices=("row", "element"))
-  moment_dtype: str = setting("float32", choices=DTYPES)
+  moment_dtype: str = setting("float32", "Of adamw's moments.", choices=DTYPES)
   dtype: str = setting("float32", "Of the rows.", choices=DTYPES)
   rounding: str = setting("nearest", "How updates are rounded to bfloat16 rows.", choices=ROUNDINGS)
   capacity: int = setting(
@@ -128,19 +133,19 @@ class TableSettings:
 class ParallelSettings:
   """Devices along each axis of the mesh; -1 for one of them: all that are left."""
 
-  data: int = setting(-1)
-  fsdp: int = setting(1)
-  model: int = setting(1)
+  data: int = setting(-1, "Rows of a batch.")
+  fsdp: int = setting(1, "Rows of a batch, and parameters.")
+  model: int = setting(1, "Columns of parameters.")
 
 
 @dataclasses.dataclass(frozen=True)
 class RankingEvalSettings:
   """Evaluation by full ranking."""
 
-  ks: tuple = setting((1, 10, 50, 200))
+  ks: tuple = setting((1, 10, 50, 200), "List lengths of HR and NDCG.")
   metric: str = setting("NDCG@10", "Chooses the epoch.")
-  exclude_seen: bool = setting(True)
-  batch_size: int = setting(256, at_least=1)
+  exclude_seen: bool = setting(True, "Whether the user's earlier items are removed from the candidates.")
+  batch_size: int = setting(256, "Users evaluated at a time.", at_least=1)
   protocol: str = setting(
     "full", "Candidates: all items, or full_per_domain: those of the target's domain; or both.", choices=REPORTED
   )

@@ -16,7 +16,7 @@ def plot(workdir: str, metric: str = "NDCG@10") -> str | None:
 
   Args:
     workdir: of the run.
-    metric: which validation metric to draw; domains are drawn beside the overall one.
+    metric: validation metric to draw, overall and for each domain.
   """
   if jax.process_index() != 0:
     return None

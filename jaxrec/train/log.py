@@ -64,7 +64,7 @@ class RunLog:
     self._speed = Speed(self._phase, self._plan, first_step)
 
   def before_step(self) -> None:
-    """To be called when the batch is there."""
+    """Call it when the batch has arrived."""
     self._trace.before_step()
 
   def after_step(self, step: int, batch: Any, scalars: dict[str, Array]) -> None:

@@ -1,4 +1,4 @@
-"""What the loop keeps an eye on: losses (read a step late), the best validation, and signals that ask to stop."""
+"""What the loop monitors: losses (read a step late), the best validation, and signals to stop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class TableError(RuntimeError):
-  """Rows of a step found no room in the exchange of a table, or ids have no row: part of the batch was not trained."""
+  """A step exceeded the exchange buffer of a table, or ids have no row: part of the batch was not trained on."""
 
 
-class Interrupted(Exception):  # Not an error: the run can go on.
-  """A signal asked the run to stop, and its checkpoint is saved."""
+class Interrupted(Exception):  # Not an error: the run can be resumed.
+  """A signal requested a stop, and the checkpoint is saved."""
 
   def __init__(self, signal_number: int, message: str):
     super().__init__(message)
@@ -41,7 +41,7 @@ class LossMonitor:
 
     Args:
       every_steps: length of a log interval.
-      users_of_step: step to the users in its batch, for the error message.
+      users_of_step: step -> the users in its batch, for the error message.
       write: gets (last step of the interval, mean scalars).
     """
     self._every_steps, self._users_of_step, self._write = every_steps, users_of_step, write
@@ -66,7 +66,7 @@ class LossMonitor:
     return {"sums": self._sums, "count": self._count}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on with the interval of a checkpoint."""
+    """Continues the interval of a checkpoint."""
     self._sums, self._count = dict(state["sums"]), state["count"]
 
   def _read(self, step, scalars):
@@ -96,9 +96,9 @@ class LossMonitor:
 def _check_tables(step, values):
   if values.get("tables/overflow"):
     raise TableError(
-      f"step {step}: {values['tables/overflow']:.0f} distinct rows found no room in the exchange of the item table, and"
-      " were read as zeros; the last checkpoint is from before this step. Set config.tables.capacity to more rows than"
-      " a device asks of another one"
+      f"step {step}: {values['tables/overflow']:.0f} distinct rows exceeded the exchange buffer of the item table and"
+      " were read as zeros; the last checkpoint is from before this step. Raise config.tables.capacity above the rows"
+      " that a device requests from another one"
     )
   if values.get("tables/out_of_range"):
     raise TableError(f"step {step}: {values['tables/out_of_range']:.0f} ids are beyond the item table: check the data")
@@ -150,13 +150,13 @@ class EarlyStopping:
     return {"epoch": self.best_epoch, "step": self.best_step, "values": self.best_values, "waited": self._waited}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on from a checkpoint."""
+    """Continues from a checkpoint."""
     self.best_epoch, self.best_step = state["epoch"], state["step"]
     self.best_values, self._waited = dict(state["values"]), state["waited"]
 
 
 class StopSignal:
-  """Turns SIGTERM and Ctrl-C into a request that the loop reads between two steps; a second Ctrl-C stops at once.
+  """Turns SIGTERM and Ctrl-C into a request that the loop reads between steps; a second Ctrl-C stops at once.
 
   With several hosts the request may reach one of them only; `requested` then agrees on a step for all of them.
   """

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a progress bar, speeds, and a trace if asked for."""
+"""Progress bar, speeds, and an optional profiler trace."""
 
 from __future__ import annotations
 

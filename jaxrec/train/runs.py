@@ -31,24 +31,28 @@ class LoadedRun:
   params: Params
 
 
-def load_run(workdir: str, which: str = "best", phase: str | None = None) -> LoadedRun:
+def load_run(workdir: str, which: str = "best", phase: str | None = None, task: str | None = None) -> LoadedRun:
   """Returns a run of `jaxrec.train.loop`.
 
   Args:
     workdir: of the run; holds config.json.
     which: "best" on validation, or "latest".
     phase: "select" or "final"; None takes the final one if it has begun.
+    task: the task that the run must be of, such as "sequential"; None: any.
 
   Raises:
     FileNotFoundError: no run or no checkpoint there.
-    ValueError: the checkpoint is of another model.
+    ValueError: the checkpoint is of another model, or the run of another task.
   """
-  task = build_task(load_config(workdir))
+  config = load_config(workdir)
+  if task is not None and config.task != task:
+    raise ValueError(f"{workdir} holds a run of task {config.task!r}; this needs one of task {task!r}")
+  loaded = build_task(config)
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
-  like = task.init_state(None, _ANY_NUMBER_OF_STEPS)
-  state, step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, task.item_table)
-  return LoadedRun(task, state, step, task.item_table.whole_params(getattr(task, "model", None), state))
+  like = loaded.init_state(None, _ANY_NUMBER_OF_STEPS)
+  state, step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, loaded.item_table)
+  return LoadedRun(loaded, state, step, loaded.item_table.whole_params(getattr(loaded, "model", None), state))
 
 
 def load_config(workdir: str) -> ConfigDict:

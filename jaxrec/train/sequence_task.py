@@ -24,7 +24,7 @@ from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.objectives.objective import Objective
 from jaxrec.train import config as config_lib
 from jaxrec.train.item_table import make_item_table
-from jaxrec.train.state import TrainState, create_state
+from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
@@ -82,31 +82,28 @@ class SequenceTask(BaseTask):
     """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
     self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
     shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
-    state = self._state_without_rows(total_steps, shardings_of)
-    return state.replace(tables=self.item_table.init(jax.random.key(self.config.seed)))
+    seed = self.config.seed
+    state = create_state(**self._ingredients(total_steps), seed=seed, shardings_of=shardings_of)
+    return state.replace(tables=self.item_table.init(jax.random.key(seed)))
 
   def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""
     self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
-    shapes = jax.eval_shape(lambda: self._state_without_rows(total_steps, None))
+    shapes = state_shapes(**self._ingredients(total_steps))
     shardings = parallel.parameter_shardings(shapes, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return state.replace(tables=self.item_table.abstract_rows())
 
-  def _state_without_rows(self, total_steps, shardings_of):
-    settings = self.config.data
-    tiny = TrainingOptions(
-      max_length=settings.max_length, row_length=row_length(self.config), rows_per_batch=1, packing=False
-    )
-    return create_state(
-      self.model,
-      self._optimizer(total_steps),
-      TrainingBatches(self.data, tiny)[0],
-      self.config.seed,
-      keep_average=self.config.train.average > 0,
-      init_arguments=functools.partial(self.item_table.init_arguments, self.model),
-      shardings_of=shardings_of,
-    )
+  def _ingredients(self, total_steps):
+    """Returns the arguments that `create_state` and `state_shapes` share."""
+    length = {"max_length": self.config.data.max_length, "row_length": row_length(self.config)}
+    return {
+      "model": self.model,
+      "optimizer": self._optimizer(total_steps),
+      "batch": TrainingBatches(self.data, TrainingOptions(**length, rows_per_batch=1, packing=False))[0],
+      "keep_average": self.config.train.average > 0,
+      "init_arguments": functools.partial(self.item_table.init_arguments, self.model),
+    }
 
   def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
     """See `Task`; `init_state` comes first."""

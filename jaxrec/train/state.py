@@ -63,6 +63,27 @@ def create_state(
     shardings_of: shapes of the state to its shardings, over the devices of all hosts: no device then ever holds more
       than its share. None: the default device.
   """
+  init, arguments = _initializer(model, optimizer, batch, seed, keep_average, init_arguments)
+  shardings = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
+  # It runs once, so a CPU should compile it quickly; the values are the same.
+  options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+  return jax.jit(init, out_shardings=shardings, compiler_options=options)(*arguments)
+
+
+def state_shapes(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  batch: Any,
+  keep_average: bool = False,
+  init_arguments: Callable[[Any], dict[str, Any]] = lambda batch: {},
+) -> TrainState:
+  """Returns shapes and dtypes of `create_state`, whose arguments these are, without making the arrays."""
+  init, arguments = _initializer(model, optimizer, batch, 0, keep_average, init_arguments)
+  return jax.eval_shape(init, *arguments)
+
+
+def _initializer(model, optimizer, batch, seed, keep_average, init_arguments):
+  """Returns the function that makes a state, and its arguments: a key and one row of the batch."""
 
   def init(key_data, rows):
     key = jax.random.wrap_key_data(key_data)
@@ -73,8 +94,7 @@ def create_state(
 
   with jax.ensure_compile_time_eval():  # NumPy arrays, which several hosts may give to one program.
     arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
-  shardings = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
-  return jax.jit(init, out_shardings=shardings)(*arguments)
+  return init, arguments
 
 
 def num_parameters(params: Params) -> int:

@@ -1,4 +1,4 @@
-"""Where numbers of a run go: JSON lines, the same whether or not the run was interrupted, and TensorBoard events.
+"""Writers of a run's numbers: JSON lines, the same whether or not the run was interrupted, and TensorBoard events.
 
 `metrics.jsonl` holds what is determined by config and data; `timing.jsonl` holds wall-clock times. Only the first host
 writes.
@@ -23,7 +23,7 @@ class MetricsWriter:
     Args:
       workdir: existing folder.
       phase: "select" or "final"; records of other phases are left alone.
-      restored_step: last step that is done; 0 where the phase starts anew.
+      restored_step: last step that is done; 0 at the start of the phase.
     """
     self._phase, self._files, self._board = phase, {}, None
     if jax.process_index() == 0:

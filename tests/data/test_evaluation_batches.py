@@ -103,7 +103,7 @@ def test_rows_are_as_long_as_their_users_need():
   )
   batches = evaluation_batches(data, 2, 2, max_length=200)
   shapes = [(b.batch.item_id.shape[1], b.seen_items.shape[1]) for b in batches]
-  assert shapes == [(64, 64), (64, 64), (128, 128), (200, 512), (200, 512)]
+  assert shapes == [(64, 64), (64, 64), (200, 256), (200, 1024)]
   assert sorted(by_user(batches)) == list(range(7))
   np.testing.assert_array_equal(batches.users, [0, 6, 1, 2, 3, 4, 5])
 

@@ -1,4 +1,4 @@
-"""Tables on one device: what a lookup returns, what a step changes, and what it does not."""
+"""Tables on one device: what a lookup returns, which rows a step updates, and which it leaves."""
 
 import dense_tables
 import jax
@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrec.embedding import RowAdamW, RowSGD, Table, Tables
+from jaxrec.embedding import RowAdamW, RowSGD, Table, Tables, place_tables
 from jaxrec.embedding.layout import Layout
-from jaxrec.embedding.table import place_tables
 from jaxrec.multi_objective import gram_matrix, min_norm_weights
 
 ONES = jax.nn.initializers.ones
@@ -17,7 +16,7 @@ TWO_LOSSES = (lambda v: jnp.sum(v**2), lambda v: jnp.sum(jnp.sin(v) * jnp.arange
 
 
 def one_step(tables, state, ids):
-  """A step whose gradient is 1 for each id."""
+  """Makes a step whose gradient is 1 for each id."""
 
   @jax.jit
   def step(state, ids):
@@ -29,7 +28,7 @@ def one_step(tables, state, ids):
 
 
 def look_up(tables, state, ids):
-  """Vectors of ids, and the plan."""
+  """Returns the vectors of ids, and the plan."""
 
   @jax.jit
   def find(state, ids):
@@ -49,7 +48,7 @@ def test_steps_equal_those_of_dense_tables(placement):
   assert all(count["overflow"] == count["out_of_range"] == 0 for count in counts)
 
 
-def test_ids_that_stand_for_nothing_read_zeros_and_change_nothing():
+def test_padding_reads_zeros_and_is_never_updated():
   tables = Tables({"item": Table(10, 4, placement="sharded")})
   state = tables.init(jax.random.key(0))
   after, _ = one_step(tables, state, {"item": np.array([[0, -1]])})
@@ -69,6 +68,17 @@ def test_vectors_are_the_rows_of_ids(placement):
   np.testing.assert_array_equal(vectors["user"], saved["user", "rows"][[3, 2]])
 
 
+def test_ids_may_be_any_pytree():
+  tables = Tables({"item": Table(5, 2, placement="sharded"), "user": Table(4, 2, placement="sharded")})
+  state = tables.init(jax.random.key(0))
+  saved = dense_tables.logical(tables, state)
+  vectors, plan = look_up(tables, state, {"user": np.array([3]), "item": (np.array([4]), [np.array([[1, 9]])])})
+  np.testing.assert_array_equal(vectors["item"][0], saved["item", "rows"][[4]])
+  np.testing.assert_array_equal(vectors["item"][1][0], [[saved["item", "rows"][1], [0, 0]]])
+  np.testing.assert_array_equal(vectors["user"], saved["user", "rows"][[3]])
+  assert int(plan.counts["out_of_range"]) == 1
+
+
 @pytest.mark.parametrize("placement", ["sharded", "replicated"])
 def test_ids_out_of_range_are_counted_and_read_zeros(placement):
   tables = Tables({"item": Table(5, 2, placement=placement, initializer=ONES)})
@@ -78,7 +88,7 @@ def test_ids_out_of_range_are_counted_and_read_zeros(placement):
   assert (int(plan.counts["out_of_range"]), int(plan.counts["rows"])) == (2, 1)
 
 
-def test_rows_beyond_the_capacity_are_counted_and_the_others_are_right():
+def test_overflow_is_counted_and_the_other_rows_are_right():
   table = Table(9, 2, optimizer=RowSGD(1.0), placement="sharded", initializer=ONES)
   tables = Tables({"item": table}, capacity=2)
   state, plan = one_step(tables, tables.init(jax.random.key(0)), {"item": np.array([7, 3, 3, 5, 8])})
@@ -89,9 +99,11 @@ def test_rows_beyond_the_capacity_are_counted_and_the_others_are_right():
 def test_ids_of_more_than_31_bits_are_numbered():
   tables = {"item": Table(2**32 - 4, 1, placement="sharded")}
   layout = Layout(tables, place_tables(tables, num_shards=4), num_shards=4, axes=("rows",), column_axis=None)
-  number, wrong = layout.number("item", jnp.array([2**31 + 5, 2**32 - 5, 2**32 - 4, 2**32 - 1], jnp.uint32))
-  a_device = 2**30 - 1
-  assert number.tolist() == [a_device + 2**29 + 1, 3 * a_device + 2**30 - 2, 2**32 - 1, 2**32 - 1] and int(wrong) == 1
+  ids = jnp.array([2**31 + 5, 2**32 - 5, 2**32 - 4, 2**32 - 1], jnp.uint32)
+  per_device = 2**30 - 1
+  expected = [per_device + 2**29 + 1, 3 * per_device + 2**30 - 2, 2**32 - 1, 2**32 - 1]
+  assert layout.global_rows("item", ids).tolist() == expected
+  assert layout.is_padding("item", ids).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_ids_that_cannot_be_looked_up_are_refused(ids, message):
     tables.lookup(tables.init(jax.random.key(0)), ids)
 
 
-def test_the_state_is_changed_in_place():
+def test_the_state_is_updated_in_place():
   tables = Tables({"item": Table(50_000, 4, optimizer=RowAdamW(), placement="sharded")})
   state = tables.init(jax.random.key(0))
   step = jax.jit(lambda state, ids: one_step(tables, state, {"item": ids})[0], donate_argnums=0)
@@ -121,7 +133,7 @@ def test_the_state_is_changed_in_place():
 
 
 def gradients_of_two(tables, state, ids):
-  """What `collect` gives for two losses of the same lookup."""
+  """Collects the gradients of two losses of the same lookup."""
 
   @jax.jit
   def collected(state, ids):
@@ -133,17 +145,17 @@ def gradients_of_two(tables, state, ids):
 
 
 def dense_of_two(tables, state, ids):
-  """The same as gradients of the whole table."""
+  """Returns the dense gradients of the same losses."""
   table = dense_tables.logical(tables, state)["item", "rows"]
   return [jax.grad(lambda table, f=f: f(table[ids]))(jnp.asarray(table)) for f in TWO_LOSSES]
 
 
 def values(gradients):
-  """Of the rows, without their numbers."""
+  """Drops row indices and occurrences."""
   return {name: gradient.value for name, gradient in gradients.items()}
 
 
-def test_norms_and_inner_products_of_row_gradients_are_those_of_dense_ones():
+def test_norms_and_inner_products_of_row_gradients_equal_those_of_dense_gradients():
   tables = Tables({"item": Table(9, 4, placement="sharded", initializer=jax.nn.initializers.normal())})
   state, ids = tables.init(jax.random.key(0)), np.array([3, 3, 8, 2, 3])
   ours, dense = gradients_of_two(tables, state, {"item": ids}), dense_of_two(tables, state, ids)
@@ -155,7 +167,7 @@ def test_norms_and_inner_products_of_row_gradients_are_those_of_dense_ones():
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replicated"])
-def test_gradients_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(placement):
+def test_gradients_of_microbatches_add_up_to_those_of_the_batch(placement):
   tables = Tables({"item": Table(9, 4, placement=placement, initializer=jax.nn.initializers.normal())})
   state, ids = tables.init(jax.random.key(0)), np.array([3, 3, 8, 2, 3, 0])
   parts = [gradients_of_two(tables, state, {"item": part})[0] for part in (ids[:2], ids[2:])]
@@ -165,7 +177,7 @@ def test_gradients_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(placemen
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_the_optimizer_of_a_row_counts_the_steps_of_all():
+def test_bias_correction_counts_the_steps_of_the_whole_table():
   tables = Tables({"item": Table(4, 1, optimizer=RowAdamW(1.0, b1=0.5, b2=0.5), placement="sharded", initializer=ONES)})
   state = tables.init(jax.random.key(0))
   for _ in range(2):

@@ -1,4 +1,4 @@
-"""Tables on several devices, simulated and in several processes, and the programs that compilers make of a step."""
+"""Tables on several devices, simulated and in several processes, and the compiled programs of a step."""
 
 import json
 import os
@@ -20,14 +20,14 @@ PROGRAMS = REPOSITORY / "tests" / "programs"
 
 
 def start(program, *arguments, flags="", **variables):
-  """Starts a program of this folder."""
+  """Starts a program of `tests/programs`."""
   environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": flags, **variables}
   command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def output_of(processes, seconds):
-  """What the first of some processes printed, all of which must end well; none is left behind."""
+  """Returns the output of the first process; all of them must succeed, and none is left running."""
   try:
     outputs = [process.communicate(timeout=seconds) for process in processes]
   finally:
@@ -40,7 +40,7 @@ def output_of(processes, seconds):
 
 @pytest.fixture(scope="module")
 def results():
-  """What `table_devices.py` prints."""
+  """Returns the results of `table_devices.py`."""
   flags = "--xla_force_host_platform_device_count=8"
   return json.loads(output_of([start("table_devices.py", flags=flags)], seconds=400))
 
@@ -52,8 +52,8 @@ def test_steps_on_any_mesh_equal_those_of_dense_tables(results):
 
 
 def test_initial_rows_depend_on_neither_devices_nor_placement(results):
-  one, eight, copied = results["initial"]
-  assert one == eight == copied and np.unique(one).size == 37 * 3
+  one, eight, replicated = results["initial"]
+  assert one == eight == replicated and np.unique(one).size == 37 * 3
 
 
 def test_stochastic_rounding_depends_on_neither_devices_nor_placement(results):
@@ -63,7 +63,7 @@ def test_stochastic_rounding_depends_on_neither_devices_nor_placement(results):
 
 
 def test_overflow_is_counted_and_other_rows_are_right(results):
-  """Rows 1, 9 and 17 are asked of device 1, which has room for two of each of 8 askers; row 2 is asked for twice."""
+  """Each of 8 devices requests rows 1, 9 and 17 from device 1 with a capacity of two; row 2 has two ids."""
   assert results["overflow"] == {
     "counts": {"overflow": 8, "out_of_range": 0, "rows": 24}, "rows": {"1": 8, "9": 8, "2": 16}
   }  # fmt: skip
@@ -85,7 +85,7 @@ def test_several_processes_equal_dense_tables(num_processes):
 
 
 def scatters(lowered):
-  """Rows of the operand, and whether indices are sorted and unique, of each scatter of a StableHLO program."""
+  """Returns, for each scatter of a StableHLO program, the operand's rows and whether indices are sorted and unique."""
   found = re.findall(
     r'"stablehlo.scatter".*?indices_are_sorted = (\w+).*?unique_indices = (\w+).*?\}\) : \(tensor<(\d+)x',
     lowered, flags=re.DOTALL,
@@ -94,7 +94,7 @@ def scatters(lowered):
 
 
 def compiled_scatters(compiled):
-  """The same of a compiled program."""
+  """Returns the same for a compiled program."""
   lines = re.findall(r"= \w+\[(\d+)[^ ]* scatter\((.*)", compiled)
   return [
     (int(rows), all(f"{x}=true" in text for x in ("indices_are_sorted", "unique_indices"))) for rows, text in lines
@@ -102,13 +102,13 @@ def compiled_scatters(compiled):
 
 
 def assert_scatters_are_safe(program):
-  """Of the rows of a table and their slot: both are scattered to once, and by sorted, unique indices."""
+  """Checks that the rows and their slot are scattered to once each, by sorted, unique indices."""
   for found in (scatters(program["lowered"]), compiled_scatters(program["compiled"])):
     assert [is_safe for rows, is_safe in found if rows == program["rows"]] == [True, True]
 
 
 def program_of(update):
-  """The programs of a step on one device."""
+  """Returns the lowered and the compiled program of a step on one device."""
   state = jax.ShapeDtypeStruct((1237, 4), jnp.float32), jax.ShapeDtypeStruct((1237,), jnp.float32)
   lowered = jax.jit(update, donate_argnums=(0, 1)).lower(*state, np.zeros(6, np.int32))
   return {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text(), "rows": 1237}
@@ -132,7 +132,7 @@ def test_the_check_of_scatters_sees_duplicates():
     assert_scatters_are_safe(program)
 
 
-def test_nothing_as_large_as_a_table_is_sent(results):
+def test_nothing_as_large_as_a_table_is_communicated(results):
   program = results["program"]
   sent = re.findall(r"= (.*?) (?:all-|reduce-scatter|collective-)[\w-]*\(", program["compiled"])
   shapes = [

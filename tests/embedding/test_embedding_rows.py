@@ -1,4 +1,4 @@
-"""Rows of tables: how they are rounded, when they are admitted, how ids are hashed to them, and where they are put."""
+"""Rows of tables: rounding, admission, hashed ids and placement."""
 
 import functools
 
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.embedding import RowAdagrad, RowSGD, Table, Tables, fold_id, two_rows
+from jaxrec.embedding import RowAdagrad, RowSGD, Table, Tables, fold_id, place_tables, two_rows
+from jaxrec.embedding.placement import MAX_STACK_ROWS
 from jaxrec.embedding.rounding import join, split
-from jaxrec.embedding.table import MAX_STACK_ROWS, place_tables
 
 ONES = jax.nn.initializers.ones
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def train(tables, state, ids, num_steps):
-  """The state after steps whose gradient is 1 for each id."""
+  """Returns the state after steps whose gradient is 1 for each id."""
 
   def step(_, state):
     rows, plan = tables.lookup(state, {"item": ids})
@@ -27,8 +27,8 @@ def train(tables, state, ids, num_steps):
 
 
 @pytest.mark.parametrize(("rounding", "expected", "slack"), [("nearest", 1, 0), ("stochastic", 0.9375, 0.003)])
-def test_small_updates_are_lost_to_the_nearest_and_right_on_average(rounding, expected, slack):
-  """64 updates of 1 / 1024, a quarter of what bfloat16 can tell below 1."""
+def test_small_updates_are_lost_by_nearest_and_unbiased_by_stochastic_rounding(rounding, expected, slack):
+  """64 updates of 1 / 1024, a quarter of the spacing of bfloat16 below 1."""
   table = Table(2, 512, jnp.bfloat16, RowSGD(1 / 1024), rounding, ONES, placement="sharded")
   tables = Tables({"item": table})
   state = train(tables, tables.init(jax.random.key(0)), np.array([1]), 64)
@@ -36,13 +36,13 @@ def test_small_updates_are_lost_to_the_nearest_and_right_on_average(rounding, ex
   assert abs(float(row.mean()) - expected) <= slack
 
 
-def test_rows_with_their_rest_equal_a_float32_table_whose_reads_are_rounded():
-  """Bit by bit: gradients are taken at the rounded rows, updates are made to the whole ones."""
+def test_rows_with_a_remainder_equal_a_float32_table_whose_reads_are_rounded():
+  """Bit by bit: gradients are taken at the rounded rows, updates are made in float32."""
 
   def initializer(key, shape):
     return jax.random.normal(key, shape).astype(jnp.bfloat16).astype(jnp.float32)
 
-  kinds = {"rest": (jnp.bfloat16, "float32"), "whole": (jnp.float32, "nearest")}
+  kinds = {"remainder": (jnp.bfloat16, "float32"), "float32": (jnp.float32, "nearest")}
   every = {
     kind: Tables({"item": Table(9, 4, dtype, RowAdagrad(0.1), rounding, initializer, placement="sharded")})
     for kind, (dtype, rounding) in kinds.items()
@@ -59,14 +59,14 @@ def test_rows_with_their_rest_equal_a_float32_table_whose_reads_are_rounded():
   for seed in range(5):
     ids = np.random.default_rng(seed).integers(0, 9, 12)
     states = {kind: step(every[kind], state, ids) for kind, state in states.items()}
-  (rest,), (whole,) = (states[kind].stacks.values() for kind in ("rest", "whole"))
-  assert np.any(rest["remainder"])
-  np.testing.assert_array_equal(join(rest["rows"], rest["remainder"]), whole["rows"])
-  np.testing.assert_array_equal(rest["sum_of_squares"], whole["sum_of_squares"])
+  (half,), (full,) = (states[kind].stacks.values() for kind in ("remainder", "float32"))
+  assert np.any(half["remainder"])
+  np.testing.assert_array_equal(join(half["rows"], half["remainder"]), full["rows"])
+  np.testing.assert_array_equal(half["sum_of_squares"], full["sum_of_squares"])
 
 
 @pytest.mark.parametrize("placement", ["sharded", "replicated"])
-def test_a_row_reads_zeros_and_stands_still_until_it_is_admitted(placement):
+def test_a_row_reads_zeros_and_is_not_updated_until_it_is_admitted(placement):
   table = Table(4, 1, optimizer=RowSGD(0.5), initializer=ONES, admit_after=3, placement=placement)
   tables = Tables({"item": table})
   state = tables.init(jax.random.key(0))
@@ -82,14 +82,14 @@ def test_a_row_reads_zeros_and_stands_still_until_it_is_admitted(placement):
   assert stack["requests"].tolist() == [0, 0, 6, 0]
 
 
-def test_hashed_ids_spread_evenly_and_rarely_share_both_rows():
+def test_hashed_ids_are_uniform_and_rarely_share_both_rows():
   words = fold_id(np.arange(1, 20_001) * 2**33 + 1)
   rows = np.asarray(two_rows(words, 1001))
-  for column in rows.T:  # 20 a row on average, of a Poisson distribution.
+  for column in rows.T:  # Poisson, 20 ids per row on average.
     counts = np.bincount(column, minlength=1001)
     assert counts[0] == 0 and 2 <= counts[1:].min() and counts[1:].max() <= 45
     assert abs(counts[1:].var() - 20) < 4
-  shared = 20_000 - len(np.unique(rows, axis=0))  # 20,000^2 / 2 pairs, of which one in 1000^2 shares both.
+  shared = 20_000 - len(np.unique(rows, axis=0))  # 20,000^2 / 2 pairs, of which 1 in 1000^2 shares both.
   assert 130 < shared < 270
   assert np.mean(rows[:, 0] == rows[:, 1]) < 0.003
 
@@ -107,19 +107,19 @@ def test_ids_of_64_bits_keep_all_of_their_bits():
   assert fold_id(ids).tolist() == [[2**32 - 1, 2**32 - 1], [0, 2**31], [2**32 - 1, 2**31 - 1], [5, 0], [5, 1]]
 
 
-def test_small_tables_are_copied_and_large_ones_spread():
+def test_small_tables_are_replicated_and_large_ones_sharded():
   every = {"item": Table(10**7, 64), "user": Table(10**6, 64), "domain": Table(9, 64), "tag": Table(9, 64)}
-  places = place_tables(every, num_shards=8)
-  assert [p.placement for p in places.values()] == ["sharded", "sharded", "replicated", "replicated"]
-  assert places["item"].stack == places["user"].stack and places["user"].first_row == 10**7 // 8
-  assert places["item"].bytes_per_device == 10**7 // 8 * (64 * 4 + 4)
+  placements = place_tables(every, num_shards=8)
+  assert [p.placement for p in placements.values()] == ["sharded", "sharded", "replicated", "replicated"]
+  assert placements["item"].stack == placements["user"].stack and placements["user"].first_row == 10**7 // 8
+  assert placements["item"].bytes_per_device == 10**7 // 8 * (64 * 4 + 4)
 
 
-def test_the_plan_says_what_a_device_holds():
+def test_the_description_has_the_bytes_per_device():
   text = Tables({"item": Table(10**7, 64), "domain": Table(9, 64)}).describe().splitlines()
-  assert text[0].split() == ["table", "rows", "width", "dtype", "size", "placement", "a", "device"]
+  assert text[0].split() == ["table", "rows", "width", "dtype", "size", "placement", "per", "device"]
   assert text[1].startswith("item    10,000,000  64     float32  2.421 GiB  sharded by 1 (stack0_64)")
-  assert text[2].split()[-3:] == ["replicated", "2.285", "KiB"] and text[3].split() == ["all", "2.421", "GiB"]
+  assert text[2].split()[-3:] == ["replicated", "2.285", "KiB"] and text[3].split() == ["total", "2.421", "GiB"]
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_tables_that_cannot_be_placed_are_refused(tables, options, message):
   "wrong",
   [
     {"num_rows": 0}, {"dtype": jnp.float16}, {"rounding": "up", "dtype": jnp.bfloat16}, {"rounding": "stochastic"},
-    {"placement": "here"}, {"admit_after": -1},
+    {"placement": "host"}, {"admit_after": -1},
   ],
   ids=str,
 )  # fmt: skip
-def test_settings_that_make_no_table_are_refused(wrong):
+def test_invalid_tables_are_refused(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     Table(**{"num_rows": 5, "width": 2, **wrong})

@@ -94,9 +94,9 @@ def test_without_single_domain_models_all_users_are_one_stratum(runs, call, tmp_
   [
     ("--runs={0}/alone", "only_domain='target', but --runs are of several domains and --single of one of them"),
     ("--runs={0}/base --single={0}/base", "only_domain='', but --runs are of several domains"),
-    ("--runs={0}/base --single={0}/alone,{0}/alone", "--single holds several runs of the same domain"),
+    ("--runs={0}/base --single={0}/alone,{0}/alone", "--single has several runs of the same domain"),
     ("--runs={0}/nowhere", "must be the --workdir of a training run"),
-    ("--runs={0}/base --sweep={0}/base", "holds no complete run; give the --out of an experiments.sweep"),
+    ("--runs={0}/base --sweep={0}/base", "has no complete run; pass the --out of an experiments.sweep"),
   ],
 )
 def test_what_cannot_be_analysed_ends_with_a_sentence(runs, call, tmp_path, arguments, message):

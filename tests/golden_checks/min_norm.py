@@ -11,7 +11,7 @@ from golden_checks.golden_file import Check, GoldenFile
 from jaxrec.multi_objective import gram_matrix, min_norm_weights, task_gradients
 from jaxrec.multi_objective.base import normalizers
 from jaxrec.multi_objective.gradients import weighted_sum
-from jaxrec.multi_objective.pareto import pareto, pareto_weights
+from jaxrec.multi_objective.pareto_mtl import pareto, pareto_weights
 
 _NOT_COMPUTED = {
   "out/init_*": "the reference's first guess; our solver starts elsewhere",

@@ -1,4 +1,4 @@
-"""Bottleneck tokens: who reads whom, written out by brute force, and what that means for models."""
+"""Bottleneck tokens: which token attends to which, by brute force, and the effect on models."""
 
 import functools
 
@@ -22,7 +22,8 @@ SIZES = {"width": 8, "num_layers": 2, "max_positions": 12, "num_domains": NUM_DO
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 12}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
-MODELS = {"hstu": HSTU, "sasrec": SASREC, "bert4rec": BERT4REC}
+STU = {**HSTU, "name": "stu"}
+MODELS = {"hstu": HSTU, "stu": STU, "sasrec": SASREC, "bert4rec": BERT4REC}
 
 
 def context_of(batch, causal):
@@ -38,33 +39,33 @@ def unsorted_mask(context):
 
 def tokens_by_hand(row):
   """(sequence, domain, index) of the events, and (sequence, index of the last event) of the bottlenecks."""
-  items, places = [], []
+  items, points = [], []
   for number, sequence in enumerate(ROWS[row], 1):
     domains = [item % NUM_DOMAINS + 1 for item in sequence]
     items += [(number, domain, index) for index, domain in enumerate(domains)]
-    places += [(number, index) for index in range(len(sequence)) if (index + 1) % STRIDE == 0]
-  return items, places
+    points += [(number, index) for index in range(len(sequence)) if (index + 1) % STRIDE == 0]
+  return items, points
 
 
 def may_attend_by_hand(row, causal):
-  items, places = tokens_by_hand(row)
+  items, points = tokens_by_hand(row)
   num_keys = LENGTH + LENGTH // STRIDE * NUM_TOKENS
   num_queries = LENGTH + LENGTH // STRIDE * NUM_TOKENS * NUM_DOMAINS
   dense = np.zeros((num_queries, num_keys), bool)
 
   def read_bottlenecks(query, sequence, index):
-    for place, (other, last) in enumerate(places):
+    for point, (other, last) in enumerate(points):
       if other == sequence and (last <= index or not causal):
-        dense[query, LENGTH + place * NUM_TOKENS : LENGTH + (place + 1) * NUM_TOKENS] = True
+        dense[query, LENGTH + point * NUM_TOKENS : LENGTH + (point + 1) * NUM_TOKENS] = True
 
   for query, (sequence, domain, index) in enumerate(items):
     for key, (other, other_domain, other_index) in enumerate(items):
       dense[query, key] = (other, other_domain) == (sequence, domain) and (other_index <= index or not causal)
     read_bottlenecks(query, sequence, index)
-  for place, (sequence, last) in enumerate(places):
+  for point, (sequence, last) in enumerate(points):
     for token in range(NUM_TOKENS):
       for domain in range(1, NUM_DOMAINS + 1):
-        query = LENGTH + (place * NUM_TOKENS + token) * NUM_DOMAINS + domain - 1
+        query = LENGTH + (point * NUM_TOKENS + token) * NUM_DOMAINS + domain - 1
         for key, (other, other_domain, index) in enumerate(items):
           dense[query, key] = (other, other_domain) == (sequence, domain) and (index <= last or not causal)
         read_bottlenecks(query, sequence, last)
@@ -87,14 +88,14 @@ def test_a_hidden_domain_reads_its_whole_sequence():
   assert dense[:, 1].nonzero()[0].tolist() == [1]
 
 
-def test_a_bottleneck_takes_the_mean_over_the_domains_that_have_an_event_before_it():
-  share = np.asarray(context_of(BATCH, causal=True).bottlenecks.share)
-  # Row 0: 3 1 4 1 5 9 2 are of domains 1 2 2 2 3 1 3; the places are behind two, four and six events.
-  np.testing.assert_allclose(share[0, ::NUM_TOKENS][:3], [[1 / 2, 1 / 2, 0], [1 / 2, 1 / 2, 0], [1 / 3] * 3])
-  assert (share[2] == 0).all()
+def test_a_bottleneck_averages_over_the_domains_with_an_earlier_event():
+  weight = np.asarray(context_of(BATCH, causal=True).bottlenecks.domain_weight)
+  # Row 0: 3 1 4 1 5 9 2 are of domains 1 2 2 2 3 1 3; the insertion points are after two, four and six events.
+  np.testing.assert_allclose(weight[0, ::NUM_TOKENS][:3], [[1 / 2, 1 / 2, 0], [1 / 2, 1 / 2, 0], [1 / 3] * 3])
+  assert (weight[2] == 0).all()
 
 
-def test_bottleneck_tokens_lie_behind_the_events():
+def test_bottleneck_tokens_follow_the_events():
   items = jax.random.normal(jax.random.key(0), (3, LENGTH, 4)) * (BATCH.item_id != 0)[..., None]
   x, context = with_bottlenecks(items, jnp.ones((NUM_TOKENS, 4)), BATCH, NUM_DOMAINS, STRIDE, causal=True)
   np.testing.assert_array_equal(x[:, :LENGTH], items)
@@ -117,15 +118,15 @@ def queries_of(config, batch, **overrides):
 
 
 def changed_at(column, item):
-  """The batch with another item, of the same domain, at one place of the first row."""
+  """The batch with another item, of the same domain, at one column of the first row."""
   return BATCH.replace(item_id=BATCH.item_id.at[0, column].set(item))
 
 
-@pytest.mark.parametrize("name", ["hstu", "sasrec"])
-def test_other_domains_are_heard_through_bottlenecks_only(name):
+@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec"])
+def test_domains_exchange_information_only_through_bottlenecks(name):
   before, after = queries_of(MODELS[name], BATCH)[0], queries_of(MODELS[name], changed_at(0, 6))[0]
   differs = (before != after).any(axis=-1)
-  # Event 0 and event 5 are of domain 1; the others hear of event 0 behind the first place, which is event 1.
+  # Events 0 and 5 are of domain 1; the others receive event 0 through the first insertion point, after event 1.
   assert differs.tolist() == [True] * 7 + [False] * 5
   first_layer = (
     queries_of(MODELS[name], BATCH, num_layers=1)[0],
@@ -154,7 +155,7 @@ def test_masses_come_layer_by_layer_and_asking_for_them_changes_nothing_else(nam
   tokens = LENGTH + (LENGTH // STRIDE * NUM_TOKENS if bottlenecks else 0)
   assert [mass.shape for mass in masses] == [(3, tokens, 2, groups)] * 2
   masses = [mass[:, :LENGTH] for mass in masses]
-  if name != "hstu":
+  if name in ("sasrec", "bert4rec"):
     np.testing.assert_allclose(
       masses[0].sum(axis=-1)[0], np.repeat([[1.0, 1.0]] * 10 + [[0.0, 0.0]] * 2, 1, axis=0), rtol=1e-5
     )

@@ -1,6 +1,9 @@
-"""Layers by hand, and inside Flax NNX."""
+"""Layers by hand, inside Flax NNX, and by their public names."""
 
+import importlib
+import inspect
 import math
+import pkgutil
 
 import flax.linen as nn
 import jax
@@ -10,6 +13,8 @@ import pytest
 from flax import nnx
 from sequences import batch_of
 
+import jaxrec.layers
+import jaxrec.models
 from jaxrec.layers.context import bidirectional_context, causal_context
 from jaxrec.layers.hstu import HSTULayer, gate, split_uvqk
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding, dropout, embed_sequence
@@ -68,7 +73,7 @@ class Dropped(nn.Module):
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_dropout_keeps_the_mean_and_drops_its_share(rate):
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
   out = np.asarray(Dropped(rate).apply({}, jnp.ones(40_000), rngs={"dropout": jax.random.key(0)}))
   assert set(np.unique(out).round(4)) == {0, np.float32(1 / (1 - rate)).round(4)}
   assert abs((out == 0).mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / out.size)
@@ -106,10 +111,10 @@ def test_an_hstu_layer_is_its_three_equations():
 
   row = np.asarray(x)[0]
   u, v, q, k = np.split(silu(np.asarray(layer_norm(x))[0] @ w["uvqk"]["kernel"]), 4, axis=-1)
-  time, asked = np.asarray(BATCH.timestamp)[0], np.asarray(BATCH.target_time)[0]
+  time, target_time = np.asarray(BATCH.timestamp)[0], np.asarray(BATCH.target_time)[0]
   attended = np.zeros((6, 2), np.float32)
   for i, j in [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (4, 3), (4, 4)]:
-    bucket = int(math.log(max(abs(asked[i] - time[j]), 1)) / 0.301)
+    bucket = int(math.log(max(abs(target_time[i] - time[j]), 1)) / 0.301)
     score = q[i] @ k[j] + w["time_table"][bucket] + w["position_table"][i - j + 3]
     attended[i] += silu(score) / 4 * v[j]
   gated = u * np.asarray(layer_norm(jnp.asarray(attended)))
@@ -117,7 +122,7 @@ def test_an_hstu_layer_is_its_three_equations():
   np.testing.assert_allclose(out[0, :5], expected[:5], atol=1e-5)
 
 
-def test_queries_ask_at_the_time_of_the_event_to_predict():
+def test_the_time_of_a_query_is_that_of_the_event_to_predict():
   context = causal_context(BATCH)
   np.testing.assert_array_equal(context.query_time, BATCH.target_time)
   np.testing.assert_array_equal(context.key_time, BATCH.timestamp)
@@ -152,3 +157,27 @@ def test_a_linen_layer_works_inside_flax_nnx(name):
   np.testing.assert_allclose(out, LAYERS[name].apply({"params": params}, x, context), atol=1e-6)
   gradients = nnx.grad(lambda module: (module(x, context) ** 2).sum())(bridged)
   assert all(np.isfinite(value).all() for value in jax.tree.leaves(gradients))
+
+
+def public_modules(package):
+  """The Linen modules defined in a package whose names have no underscore."""
+  sources = [
+    importlib.import_module(info.name) for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+  ]
+  classes = [value for source in sources for value in vars(source).values() if inspect.isclass(value)]
+  ours = {c for c in classes if issubclass(c, nn.Module) and c.__module__.startswith(package.__name__)}
+  return {c for c in ours if not c.__name__.startswith("_")}
+
+
+@pytest.mark.parametrize("package", [jaxrec.layers, jaxrec.models], ids=lambda package: package.__name__)
+def test_every_public_layer_and_model_has_a_public_name_and_an_example(package):
+  modules = public_modules(package)
+  assert len(modules) > 5
+  assert {c.__name__ for c in modules} <= set(package.__all__)
+  assert all(getattr(package, name) for name in package.__all__)
+  assert {c.__name__ for c in modules if ">>>" not in c.__doc__} <= {"SequentialModel"}  # The abstract base class.
+
+
+def test_an_unknown_layer_is_refused_with_the_known_ones():
+  with pytest.raises(AttributeError, match=r"has no attribute 'GRULayer'; it has \['AttentionContext'"):
+    jaxrec.layers.GRULayer  # noqa: B018

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.batches import next_item_batch
+from jaxrec.layers.context import causal_context
 from jaxrec.layers.stu import (
   STU,
+  STULayer,
   STUPositionalEncoder,
   STUWeights,
   stu_layer,
@@ -77,7 +80,7 @@ def test_positional_encoding_scales_the_token_and_adds_both_tables():
   assert encoded[0, :, 0].tolist() == [2 * 3 + 20 + 100, 2 * 3 + 10 + 0]
 
 
-def test_the_encoder_has_one_time_row_more_than_its_last_bucket():
+def test_the_time_table_has_one_more_row_than_the_last_bucket():
   arguments = jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), jnp.int32), jnp.array([3])
   tables = STUPositionalEncoder(num_positions=7, num_time_buckets=5).init(jax.random.key(0), *arguments)["params"]
   assert {name: table.shape for name, table in tables.items()} == {"position_table": (7, 4), "time_table": (6, 4)}
@@ -99,7 +102,7 @@ def apply_by_hand(weights, **options):
   return stu_layer(x, weights, mask, num_heads=1, head_width=1, normalizer=2.0, **options)[0, :, 0]
 
 
-def test_with_zero_scores_and_a_closed_gate_a_token_passes_through():
+def test_with_zero_scores_and_a_closed_gate_a_token_is_unchanged():
   np.testing.assert_allclose(apply_by_hand(hand_weights()), [5, 7])
 
 
@@ -150,7 +153,7 @@ def test_contextual_tokens_see_the_whole_history(params, tokens):
   assert not np.allclose(run(tokens, contextual_length=2)[0, 0], run(changed, contextual_length=2)[0, 0])
 
 
-def test_padding_is_zero_whatever_stands_there_and_changes_nothing(params, tokens):
+def test_padding_is_zero_for_any_input_and_changes_nothing(params, tokens):
   run = functools.partial(encode, params, num_layers=2)
   polluted = tokens.at[1, 5:].set(jnp.nan)
   np.testing.assert_array_equal(run(polluted), run(tokens))
@@ -184,6 +187,13 @@ def test_bfloat16_stays_near_float32(params, tokens):
   exact, rough = encode(params, tokens), encode(params, tokens, dtype=jnp.bfloat16)
   assert rough.dtype == jnp.bfloat16
   np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.1)
+
+
+def test_a_layer_in_a_context_equals_the_layer_under_the_mask_of_the_context(tokens):
+  layer = STULayer(num_heads=2, head_width=4, value_width=3, normalizer=8.0)
+  context = causal_context(next_item_batch(jnp.array([[5, 3, 8, 1, 2, 6, 0, 0], [4, 4, 0, 0, 0, 0, 0, 0]])))
+  params = jax.jit(layer.init)(jax.random.key(1), tokens, context)
+  np.testing.assert_array_equal(layer.apply(params, tokens, context), layer.apply(params, tokens, context.mask))
 
 
 def test_implementations_agree(params, tokens):

@@ -1,4 +1,4 @@
-"""Scores, search and aggregation for one candidate, DIN's network, hashes, and batch norm."""
+"""Target attention: scores, search, aggregation, the network of DIN, hashes, and batch norm."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ SCORES = jnp.array([[0.5, 3.0, -1.0, 2.0], [7.0, 1.0, 0.0, 0.25], [1.0, 1.0, 1.0
 REAL = jnp.array([[True, True, True, True], [False, False, True, True], [False, False, False, False]])
 
 
-def test_item_with_category_and_age_are_scaled_by_their_own_widths():
-  # 4 numbers of item and category: 8 / 2; 1 of age: 3 * 5.
+def test_item_with_category_and_age_are_each_scaled_by_their_width():
+  # Item and category have width 4: 8 / 2; age has width 1: 3 * 5.
   target, event = jnp.array([[2.0, 2.0, 2.0, 2.0, 3.0]]), jnp.array([[[1.0, 1.0, 1.0, 1.0, 5.0]]])
   assert attention.target_scores(target, event, age_width=1).tolist() == [[19.0]]
 
@@ -23,8 +23,8 @@ def test_a_search_keeps_the_largest_scores_of_real_events():
   assert attention.top_k_mask(SCORES[:1], REAL[:1], 2).tolist() == [[False, True, False, True]]
 
 
-def test_a_search_never_keeps_padding_even_where_fewer_events_than_wanted_are_real():
-  """The published search fills up with padding, whose scores (7 and 1 here) then win the softmax."""
+def test_a_search_never_keeps_padding_even_with_fewer_than_k_real_events():
+  """The published search fills up with padding, whose scores (7 and 1 here) then dominate the softmax."""
   kept = attention.top_k_mask(SCORES, REAL, 3)
   assert kept[1:].tolist() == REAL[1:].tolist()
   weights = attention.masked_softmax(SCORES, kept)
@@ -35,7 +35,7 @@ def test_a_history_shorter_than_k_is_kept_whole():
   assert attention.top_k_mask(SCORES[:1], REAL[:1], 20).all()
 
 
-def test_without_a_real_event_nothing_is_read_and_gradients_are_zero():
+def test_without_a_real_event_weights_and_gradients_are_zero():
   def read(scores):
     return attention.masked_softmax(scores, REAL).sum(axis=1)
 
@@ -103,7 +103,7 @@ def normalized(evaluation, deterministic, statistics=None):
   return norm.apply(variables, X, deterministic, mutable=["batch_stats"])
 
 
-def test_training_normalizes_by_the_batch_and_remembers_a_tenth_of_it():
+def test_training_normalizes_by_the_batch_and_updates_running_statistics_by_a_tenth():
   out, state = normalized("running", deterministic=False)
   root = np.sqrt(8 / 3)
   np.testing.assert_allclose(out, [[0.5 - 4 / root, 0.5], [0.5, 0.5], [0.5 + 4 / root, 0.5]], atol=1e-4)
@@ -117,7 +117,7 @@ def test_evaluation_by_running_statistics_reads_no_other_row():
   np.testing.assert_array_equal(state["batch_stats"]["mean"], [1.0, 0.0])
 
 
-def test_evaluation_by_the_batch_equals_training_and_remembers_nothing():
+def test_evaluation_by_the_batch_equals_training_and_updates_nothing():
   out, state = normalized("batch", deterministic=True)
   np.testing.assert_array_equal(out, normalized("running", deterministic=False)[0])
   np.testing.assert_array_equal(state["batch_stats"]["mean"], [1.0, 0.0])

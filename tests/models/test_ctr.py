@@ -1,4 +1,4 @@
-"""The click-through rankers: one contract for every variant, and the loss."""
+"""Click-through rankers: one contract for every variant, and the loss."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ TABLES = ITEMS_AND_CATEGORIES + 7 * 3
 
 
 def head_size(inputs, *hidden):
-  """A norm, layers with a PReLU slope each, the output."""
+  """A norm, layers with one PReLU slope each, the output."""
   sizes = [inputs, *hidden]
   layers = sum(a * b + b + 1 for a, b in zip(sizes, sizes[1:], strict=False))
   return 2 * inputs + layers + sizes[-1] + 1
@@ -80,7 +80,7 @@ def test_the_number_of_parameters_is_the_one_of_the_equations(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_lies_on_padding_changes_nothing(name):
+def test_values_on_padding_change_nothing(name):
   padding = BATCH.history_item == 0
   changed = BATCH.replace(
     history_category=np.where(padding, 2, BATCH.history_category), history_age=np.where(padding, 5, BATCH.history_age)
@@ -103,7 +103,7 @@ def test_only_real_events_are_kept_and_at_most_k_of_them(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_each_row_is_scored_by_itself_with_running_statistics(name):
+def test_with_running_statistics_no_row_depends_on_another(name):
   others = candidate_batch([[3, 1, 4, 1, 5, 9], [4], [8, 9], [6, 1]], [5, 1, 3, 7])
   before, after = output(name, BATCH).logit, output(name, others).logit
   np.testing.assert_allclose(after[::2], before[::2], atol=1e-6)
@@ -127,7 +127,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
 
   for path, value in jax.tree_util.tree_leaves_with_path(quick_jit(jax.grad(loss))(variables["params"])):
     assert np.isfinite(value).all(), path
-    # Softmax doesn't see what is added to all scores.
+    # Softmax ignores a constant added to all scores.
     assert np.abs(value).max() > 0 or "attention_unit" in jax.tree_util.keystr(path), path
 
 
@@ -165,7 +165,7 @@ def test_a_hard_search_keeps_the_latest_events_of_the_candidate_category_and_no_
   np.testing.assert_allclose(output("twin_hard", batch).score, output("twin", batch).score, atol=1e-6)
 
 
-def test_a_search_by_hashes_keeps_what_is_like_the_candidate():
+def test_a_search_by_hashes_keeps_events_similar_to_the_candidate():
   batch = candidate_batch([[1, 2, 3, 4, 5, 6]] * 2, [2, 4])
   kept = np.asarray(output("eta", batch, use_age=False, num_bits=64, top_k=1).kept)
   assert batch.history_item[kept].tolist() == [2, 4]
@@ -214,7 +214,7 @@ def test_a_wrong_option_is_refused_by_name(name, option, text):
 
 
 @pytest.mark.parametrize("name", ["din", "sdim"])
-def test_a_model_whose_scores_are_no_dot_products_has_no_search_vectors(name):
+def test_a_model_whose_scores_are_not_dot_products_has_no_search_vectors(name):
   with pytest.raises(ValueError, match="has no scores that are dot products"):
     model_of(name).apply(variables_of(name), BATCH.item, BATCH.category, method="search_queries")
 
@@ -228,8 +228,8 @@ def test_the_loss_is_the_sum_of_both_heads_and_the_penalty():
   np.testing.assert_allclose(loss, math.log(2) + math.log(4 / 3) + 8, rtol=1e-6)
 
 
-def test_a_click_that_seemed_impossible_still_has_a_gradient():
-  """Where the published loss, the logarithm of a softmax plus 1e-8, is flat."""
+def test_a_click_of_tiny_probability_still_has_a_gradient():
+  """The published loss, the logarithm of a softmax plus 1e-8, is flat there."""
 
   def published(logit):
     return -jnp.log(jax.nn.sigmoid(logit) + 1e-8).mean()

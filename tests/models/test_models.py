@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
+from experiments.configs import ml1m_hstu
 from jaxrec.layers.attention import MASS, masses_by_layer
-from jaxrec.models import MODELS, build
+from jaxrec.models import MODELS, STUModel, build
 
 SIZES = {"width": 8, "num_layers": 1, "max_positions": 9}
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 7}
 MULTI = {**HSTU, "name": "multi_domain_hstu", "num_domains": 3}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
+STU = {**HSTU, "name": "stu"}
 
-# What both HSTU layers hold: LN(x) W_uvqk, W_o and b_o, time and position tables.
+# Parameters of an HSTU layer: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
+STU_LAYER = 2 * 8 + UVQK + UVQK // 8 + 2 * 10 + 3 * 10 * 8  # Norm of x, W and b, norm of the output, W_out.
 TAPE = 3 * 8 + 8 * 8 + 8  # Domains, W and b.
-STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections as wide as attention; what is asked and domains, 0..3 each.
-TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same as wide as the model.
+STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections of the width of attention; target domains and domains, 0..3 each.
+TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same at the width of the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
 
@@ -33,7 +36,9 @@ CONTRACT = {
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
-  "hstu_told_the_domain": (
+  "stu": (STU, EMBEDDINGS + 2 * STU_LAYER),
+  "stu_group_norm": ({**STU, "group_norm": True, "scale": 0.3}, EMBEDDINGS + 2 * (STU_LAYER - 2 * 10 + 2 * 2)),
+  "hstu_target_domain": (
     {**HSTU, "target_domain": True, "num_domains": 3},
     EMBEDDINGS + 3 * 8 + 2 * (UVQK + OUTPUT + TABLES),
   ),
@@ -61,7 +66,7 @@ CONTRACT = {
     EMBEDDINGS + 8 + (12 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
   ),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
-  # One more item (the mask), two norms a layer, and the head: a norm, a dense layer, a norm.
+  # One more item (the mask), two norms per layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
 }
 BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled"}
@@ -82,7 +87,7 @@ def shapes_of(name, **overrides):
 
 @functools.cache
 def params_of(name):
-  """Parameters far from their small initial values, so that every part of a model has a say."""
+  """Parameters far from their small initial values, so that every part of a model matters."""
   leaves, tree = jax.tree.flatten(shapes_of(name))
   rng = np.random.default_rng(1)
   return jax.tree.unflatten(tree, [jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype) for x in leaves])
@@ -140,7 +145,7 @@ def test_a_packed_row_gives_the_same_as_padded_separate_rows(name):
   np.testing.assert_allclose(packed[2:5], alone[1, :3], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["hstu", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec", "bert4rec"])
 def test_the_length_of_the_padding_does_not_change_results(name):
   longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 70))), BATCH)  # Also more than one tile of attention.
   np.testing.assert_allclose(queries(name, longer)[:, :7], queries(name, BATCH), atol=1e-5)
@@ -180,7 +185,7 @@ def test_the_number_of_parameters_is_the_one_of_the_equations(name):
   assert all(x.dtype == jnp.float32 for x in params)
 
 
-@pytest.mark.parametrize("name", ["hstu", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec", "bert4rec"])
 @pytest.mark.parametrize("where", ["dropout", "input_dropout"])
 def test_dropout_changes_the_output_by_its_key_and_only_in_training(name, where):
   apply = compiled(name, **{where: 0.5})
@@ -198,7 +203,7 @@ def test_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize("name", CONTRACT)
-def test_gradients_are_finite_beside_rows_of_padding_and_reach_every_parameter(name):
+def test_gradients_are_finite_with_rows_of_padding_and_reach_every_parameter(name):
   def loss(params):
     out = model_of(name).apply({"params": params}, BATCH)
     return (out * jnp.sin(jnp.arange(out.size).reshape(out.shape))).sum()
@@ -206,7 +211,7 @@ def test_gradients_are_finite_beside_rows_of_padding_and_reach_every_parameter(n
   gradients = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILATION)(params_of(name))
   for path, value in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.isfinite(value).all(), path
-    # Softmax doesn't see what is added to all scores of a query, so the bias of the keys has no gradient.
+    # Softmax ignores a constant added to all scores of a query, so the bias of the keys has no gradient.
     assert np.abs(value).max() > 0 or [part.key for part in path[-2:]] == ["key", "bias"], path
 
 
@@ -230,7 +235,7 @@ def test_output_norms_are_unit_length_layer_norm_or_none():
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
   with pytest.raises(
-    ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'multi_domain_hstu', 'sasrec'\]"
+    ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'multi_domain_hstu', 'sasrec', 'stu'\]"
   ):
     build({"name": "gru4rec"}, num_items=3)
 
@@ -247,6 +252,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
     ("hstu", {"linear_activation": "relu"}, "linear_activation='relu' is not one of"),
     ("hstu", {"activation": "relu"}, "activation='relu' is not one of"),
     ("hstu", {"attention_width": 4, "num_bottlenecks": 1}, "bottleneck tokens have one table only"),
+    ("stu", {"attention_width": 4}, "self.attention_width=4: STU projects queries, keys and values together"),
     ("sasrec", {"num_heads": 3}, "width=8 must be divisible by self.num_heads=3"),
     ("sasrec", {"feed_forward_activation": "silu"}, "activation='silu' is not one of"),
   ],
@@ -254,3 +260,18 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 def test_a_wrong_option_is_refused_by_name(name, option, text):
   with pytest.raises(ValueError, match=text):
     shapes_of(name, **option)
+
+
+def test_an_option_of_a_config_trains_stu_in_place_of_hstu():
+  config = {**ml1m_hstu.get_config().model, "name": "stu"}  # --config.model.name=stu
+  assert isinstance(build(config, num_items=NUM_ITEMS), STUModel)
+
+
+def test_parameters_keep_the_names_of_saved_checkpoints():
+  names = {"items", "embedding", "layers_0"}
+  assert set(shapes_of("hstu")) == names
+  assert set(shapes_of("hstu_target_domain")) == {*names, "asked"}
+  assert set(shapes_of("hstu_decoupled")) == {*names, "attention_items", "attention_embedding"}
+  assert set(shapes_of("multi_domain_top")) == {*names, "transitions", "top_states"}
+  states = shapes_of("multi_domain")["layers_0"]["domain_states"]
+  assert set(states) == {"query", "key", "value", "asked_table", "domain_table"}

@@ -1,4 +1,4 @@
-"""TAPE, domain states, and the model that joins them to attention inside each domain."""
+"""TAPE, domain states, and the model that combines them with attention inside each domain."""
 
 import functools
 import json
@@ -116,7 +116,7 @@ def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_do
   assert np.abs(expected).max() > 0.1
 
 
-def test_the_state_of_the_target_is_that_of_the_domain_asked_for():
+def test_read_target_returns_the_state_of_the_target_domain():
   sequence, domain = jnp.ones((1, 4), jnp.int32), jnp.array([[1, 2, 1, 3]])
   batch = batch_of([[]], length=4).replace(
     sequence_id=sequence, domain_id=domain, target_domain=jnp.array([[2, 1, 2, 3]])
@@ -143,28 +143,28 @@ def test_nothing_to_read_gives_zero_and_zero_gradients():
   np.testing.assert_array_equal(pull(jnp.ones_like(out).at[1].set(0))[0], 0)
 
 
-@pytest.mark.parametrize("only_asked", [False, True])
+@pytest.mark.parametrize("only_target", [False, True])
 @pytest.mark.parametrize("num_domains", [2, 5])
-def test_states_read_in_blocks_are_those_of_the_dense_form_with_their_gradients(num_domains, only_asked):
-  """Rows of several blocks and of a part of one; with two domains some events are many blocks back."""
+def test_states_read_in_blocks_equal_the_dense_form_with_gradients(num_domains, only_target):
+  """Rows of several blocks, the last one incomplete; with two domains some events are many blocks back."""
   shape = (2, 2 * BLOCK + 13)
   sequence, domain = random_rows(5, num_domains, shape)
   rare = jnp.where(sequence != 0, jnp.minimum(domain, 2), 0).at[:, : BLOCK + 9].min(1)
   sequence, domain = (jnp.minimum(sequence, 1), rare) if num_domains == 2 else (sequence, domain)
-  asked = jnp.where(domain > 0, domain % num_domains + 1, 0)
-  batch = batch_of([[]] * 2, length=shape[1]).replace(sequence_id=sequence, domain_id=domain, target_domain=asked)
+  target = jnp.where(domain > 0, domain % num_domains + 1, 0)
+  batch = batch_of([[]] * 2, length=shape[1]).replace(sequence_id=sequence, domain_id=domain, target_domain=target)
   context = intra_domain_context(batch, num_domains)
   q, k, v, direction = jax.random.normal(jax.random.key(0), (4, *shape, 2, 3))
   latest = np.asarray(latest_events(sequence, domain, num_domains))
   may_read = np.zeros((2, shape[1], shape[1]), bool)
   for b, i, d in np.argwhere(latest >= 0):
-    if d + 1 != domain[b, i] and (not only_asked or d + 1 == asked[b, i]):
+    if d + 1 != domain[b, i] and (not only_target or d + 1 == target[b, i]):
       may_read[b, i, latest[b, i, d]] = True
   assert may_read.any() and not may_read.all(axis=2).any()
 
   def in_blocks(q, k, v):
     return context.order.undo(
-      read_states(DomainStateAttention(num_domains), *(context.order(x) for x in (q, k, v)), context, only_asked)
+      read_states(DomainStateAttention(num_domains), *(context.order(x) for x in (q, k, v)), context, only_target)
     )
 
   def dense(q, k, v):
@@ -177,7 +177,7 @@ def test_states_read_in_blocks_are_those_of_the_dense_form_with_their_gradients(
 
 
 @pytest.mark.parametrize("kind", ["sum", "gate"])
-def test_a_combination_with_nothing_is_the_own_representation(kind):
+def test_a_combination_with_zero_is_the_own_representation(kind):
   layer, own = Combination(kind), jnp.arange(6.0).reshape(1, 2, 3)
   variables = layer.init(jax.random.key(0), own, own)
   np.testing.assert_array_equal(layer.apply(variables, own, jnp.zeros_like(own)), own)
@@ -199,7 +199,7 @@ def test_with_one_domain_the_model_is_a_plain_hstu(options):
 
 
 def pick(params, like):
-  """The parameters that another model has as well."""
+  """The parameters that the other model has too."""
   return {k: pick(params[k], v) if isinstance(v, dict) else params[k] for k, v in like.items()}
 
 
@@ -217,7 +217,7 @@ def test_events_of_other_domains_in_a_gap_reach_a_domain_through_its_states_only
 
 
 @pytest.mark.parametrize("config", [MULTI, {**MULTI, "read": "key_value"}, {**MULTI, "states": "top"}], ids=str)
-def test_of_the_future_only_the_domain_asked_for_is_known(config):
+def test_of_the_future_only_the_target_domain_is_known(config):
   changed = jnp.arange(8) >= 4
   other = BATCH.replace(
     item_id=jnp.where(changed & (BATCH.item_id != 0), BATCH.item_id % NUM_ITEMS + 1, BATCH.item_id),
@@ -227,25 +227,27 @@ def test_of_the_future_only_the_domain_asked_for_is_known(config):
   )
   before, after = queries(config, BATCH), queries(config, other)
   np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-6)
-  asked = BATCH.replace(target_domain=jnp.where(jnp.arange(8) == 3, BATCH.target_domain % 3 + 1, BATCH.target_domain))
-  changed = np.abs(queries(config, asked) - before).max(axis=-1)
+  retargeted = BATCH.replace(
+    target_domain=jnp.where(jnp.arange(8) == 3, BATCH.target_domain % 3 + 1, BATCH.target_domain)
+  )
+  changed = np.abs(queries(config, retargeted) - before).max(axis=-1)
   assert (changed[:, :3] < 1e-6).all() and (changed[:, 3] > 1e-3).all()
 
 
-def test_what_is_asked_is_not_read_by_attention_inside_a_domain():
-  asked = BATCH.replace(target_domain=BATCH.target_domain % 3 + 1)
-  np.testing.assert_array_equal(queries(INTRA, asked), queries(INTRA, BATCH))
+def test_attention_inside_a_domain_does_not_read_the_target_domain():
+  retargeted = BATCH.replace(target_domain=BATCH.target_domain % 3 + 1)
+  np.testing.assert_array_equal(queries(INTRA, retargeted), queries(INTRA, BATCH))
 
 
-def test_a_target_domain_embedding_tells_any_model_what_is_asked():
-  asked = BATCH.replace(target_domain=jnp.where(BATCH.target_domain > 0, BATCH.target_domain % 3 + 1, 0))
+def test_a_target_domain_embedding_gives_any_model_the_target_domain():
+  retargeted = BATCH.replace(target_domain=jnp.where(BATCH.target_domain > 0, BATCH.target_domain % 3 + 1, 0))
   for config in (
     {**HSTU, "target_domain": True},
     {"name": "sasrec", "width": 8, "max_positions": 9, "target_domain": True},
   ):
-    changed = np.abs(queries(config, asked) - queries(config, BATCH)).max(axis=-1)
+    changed = np.abs(queries(config, retargeted) - queries(config, BATCH)).max(axis=-1)
     assert (changed[np.asarray(BATCH.sequence_id) != 0] > 1e-4).all()
-  np.testing.assert_array_equal(queries(HSTU, asked), queries(HSTU, BATCH))
+  np.testing.assert_array_equal(queries(HSTU, retargeted), queries(HSTU, BATCH))
 
 
 def test_users_without_a_domain_and_64_domains_are_fine():
@@ -261,7 +263,7 @@ def test_users_without_a_domain_and_64_domains_are_fine():
     ({"read": "none"}, "read='none' is not one of"),
     ({"combination": "product"}, "combination='product' is not one of"),
     ({"states": "top", "read": "key_value"}, "it needs states='every_layer'"),
-    ({"num_bottlenecks": 1}, "bottleneck tokens are for attention among all events"),
+    ({"num_bottlenecks": 1}, "bottleneck tokens need attention among all events"),
   ],
 )
 def test_a_wrong_option_is_refused_by_name(option, text):

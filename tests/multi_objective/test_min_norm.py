@@ -1,4 +1,4 @@
-"""The min-norm solver against an independent one, against the optimality conditions, and where problems degenerate."""
+"""The min-norm solver against an independent solver, the optimality conditions, and degenerate problems."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ KINDS = ["random", "acute", "low rank", "nearly parallel", "duplicates", "scales
 
 
 def independent_weights(vectors):
-  """Nearest point by nonnegative least squares: one more row asks for sum 1 (Lawson & Hanson 1974, chapter 23)."""
+  """Solves by nonnegative least squares: one more row imposes sum 1 (Lawson & Hanson 1974, chapter 23)."""
   scale = np.sqrt((vectors**2).sum(1).max())
   system = np.vstack([vectors.T, np.full(len(vectors), scale)])
   solution = nnls(system, np.append(np.zeros(vectors.shape[1]), scale))[0]
@@ -53,7 +53,7 @@ def squared_norm(weights, vectors):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_norm_is_that_of_an_independent_solver(size, kind):
+def test_the_norm_equals_that_of_an_independent_solver(size, kind):
   vectors = gradients(kind, size)
   gram = vectors @ vectors.swapaxes(1, 2)
   expected = squared_norm(np.stack([independent_weights(v) for v in vectors]), vectors)
@@ -67,7 +67,7 @@ def test_the_norm_is_that_of_an_independent_solver(size, kind):
 
 @pytest.mark.parametrize("kind", ["random", "acute", "scales"])
 @pytest.mark.parametrize("size", SIZES)
-def test_unique_weights_are_those_of_an_independent_solver(size, kind):
+def test_unique_weights_equal_those_of_an_independent_solver(size, kind):
   vectors = gradients(kind, size)
   expected = np.stack([independent_weights(v) for v in vectors])
   np.testing.assert_allclose(solve(vectors @ vectors.swapaxes(1, 2), np.float64), expected, atol=1e-6)
@@ -93,13 +93,13 @@ def test_identical_gradients_share_equally(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e20, 3e38])
 def test_weights_do_not_depend_on_the_scale(size, scale):
-  gram = jnp.diag(1 / jnp.arange(1.0, size + 1))  # orthogonal: by inverse squared norms
+  gram = jnp.diag(1 / jnp.arange(1.0, size + 1))  # orthogonal: inverse squared norms
   expected = np.arange(1, size + 1) / np.arange(1, size + 1).sum()
   np.testing.assert_allclose(WEIGHTS(gram * scale), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_zero_gradient_has_all_the_weight_unless_it_is_left_out(size):
+def test_a_zero_gradient_gets_all_the_weight_unless_it_is_excluded(size):
   gram = jnp.diag(jnp.arange(1.0, size + 1)).at[1, 1].set(0)
   np.testing.assert_allclose(WEIGHTS(gram), np.arange(size) == 1, atol=1e-6)
   rest = np.where(np.arange(size) == 1, 0, 1 / np.arange(1, size + 1))
@@ -115,7 +115,7 @@ def test_all_gradients_zero_is_not_a_division_by_zero(size):
 
 @pytest.mark.parametrize("size", [1, *SIZES])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_makes_every_weight_nan(size, bad):
+def test_non_finite_inputs_make_every_weight_nan(size, bad):
   for where in ((0, 0), (size - 1, 0)):
     assert np.isnan(WEIGHTS(jnp.eye(size).at[where].set(bad))).all()
 

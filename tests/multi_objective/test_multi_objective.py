@@ -1,4 +1,4 @@
-"""K gradients from one forward pass, and the optimizer that weighs them."""
+"""K gradients from one forward pass, and the optimizer of their weighted sum."""
 
 import json
 import os
@@ -14,13 +14,18 @@ from conftest import PYTHON_PATH, REPOSITORY
 from programs import multi_objective_devices
 
 from jaxrec.multi_objective import (
+  cagrad,
+  fixed,
   gram_matrix,
+  mgda,
   multi_objective,
+  pareto,
+  pcgrad,
   pull_heads,
   task_gradients,
+  uncertainty,
   upper_bound_gradient,
 )
-from jaxrec.multi_objective.weighting import cagrad, fixed, mgda, pareto, pcgrad, uncertainty
 
 PARAMS, BATCH = multi_objective_devices.problem()
 
@@ -49,7 +54,7 @@ def assert_trees_close(one, other, **tolerance):
 
 
 def separate(params, trunk=trunk, heads=HEADS):
-  """Losses and gradients, each with its own forward pass."""
+  """Returns losses and gradients, each from its own forward pass."""
 
   def loss(params, head):
     result = head(trunk(params), params)
@@ -60,7 +65,7 @@ def separate(params, trunk=trunk, heads=HEADS):
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_gradients_are_those_of_each_loss(batched):
+def test_gradients_equal_those_of_each_loss(batched):
   losses, aux, grads = jax.jit(lambda p: task_gradients(trunk, HEADS, p, batched=batched))(PARAMS)
   expected, expected_grads = separate(PARAMS)
   np.testing.assert_allclose(losses, expected, rtol=1e-6)
@@ -105,7 +110,7 @@ def test_three_objectives_cost_less_than_three_passes():
   assert flops(lambda p: upper_bound_gradient(deep, heads, p, lambda g, x: (x, None))) < 3.5 * forward  # 1 + 2
 
 
-def test_a_head_of_several_activations_is_pulled_back_once():
+def test_a_head_with_several_activations_is_pulled_back_once():
   traced = []
 
   @jax.custom_vjp
@@ -125,7 +130,7 @@ def test_a_head_of_several_activations_is_pulled_back_once():
   heads = [lambda z, p: z[0].sum() + z[1].sum(), lambda z, p: z[2].sum()]
   _, _, grads = task_gradients(two, heads, PARAMS, batched=False)
   np.testing.assert_allclose(grads[0]["w"], 2 + 8 * PARAMS["w"], rtol=1e-5)
-  assert len(traced) == 1  # and not at all for the second head, which uses nothing of it
+  assert len(traced) == 1  # not for the second head, which does not use it
 
 
 def test_gradients_go_through_custom_rules():
@@ -142,7 +147,7 @@ def test_gradients_go_through_custom_rules():
   assert_trees_close(task_gradients(curved, heads, PARAMS)[2], separate(PARAMS, curved, heads)[1], rtol=1e-5)
 
 
-def test_the_upper_bound_weighs_gradients_of_activations_and_is_exact_for_its_weights():
+def test_the_upper_bound_weights_come_from_activations_and_its_gradient_is_exact():
   def weigh(gram, losses):
     return mgda().update(gram, losses, (), jax.random.key(0))
 
@@ -159,7 +164,7 @@ def test_the_upper_bound_weighs_gradients_of_activations_and_is_exact_for_its_we
 
 
 def test_a_head_that_does_not_return_a_scalar_is_refused():
-  with pytest.raises(ValueError, match=r"head 1 must return a scalar loss, it has the shape \(16, 4\)"):
+  with pytest.raises(ValueError, match=r"head 1 must return a scalar loss, but its shape is \(16, 4\)"):
     task_gradients(trunk, [first, lambda z, p: z["hidden"]], PARAMS)
 
 
@@ -204,7 +209,7 @@ def test_the_update_is_the_inner_optimizers_for_the_weighted_sum(name):
   assert (state.count, state.num_nonfinite) == (1, 0)
 
 
-def test_what_is_not_finite_shows_in_the_update_and_is_counted():
+def test_non_finite_gradients_show_in_the_update_and_are_counted():
   optimizer, losses, grads = optimizer_step(fixed([1, 0, 0]))
   broken = (grads[0], grads[1], {**grads[2], "v": grads[2]["v"].at[0].set(jnp.nan)})
   updates, state = optimizer.update(broken, optimizer.init(PARAMS), PARAMS, losses=losses)
@@ -235,7 +240,7 @@ def test_a_given_gram_matrix_is_used_and_extra_arguments_reach_the_inner_optimiz
   np.testing.assert_allclose(updates, [17.5])
 
 
-def test_gradients_added_up_over_parts_give_the_step_of_the_whole_batch():
+def test_gradients_summed_over_microbatches_give_the_step_of_the_batch():
   parts = [jax.tree.map(lambda x, i=i: x[i::4], BATCH) for i in range(4)]
   losses, grads = zip(*(multi_objective_devices.gradients(PARAMS, part) for part in parts), strict=True)
   mean_losses, mean_grads = jax.tree.map(lambda *x: sum(x) / 4, *zip(losses, grads, strict=True))
@@ -269,11 +274,11 @@ def on_eight_devices():
 
 
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
-def test_rows_spread_over_eight_devices_give_the_step_of_one(on_eight_devices, how):
+def test_rows_sharded_over_eight_devices_give_the_step_of_one(on_eight_devices, how):
   np.testing.assert_allclose(on_eight_devices[how], on_eight_devices["one"], rtol=1e-4, atol=1e-6)
 
 
-def test_the_gram_matrix_of_gradients_in_shards_is_that_of_the_whole(on_eight_devices):
+def test_the_gram_matrix_of_sharded_gradients_is_that_of_the_whole(on_eight_devices):
   np.testing.assert_allclose(on_eight_devices["gram of shards"], on_eight_devices["gram"], rtol=1e-5)
 
 
@@ -281,9 +286,9 @@ def test_the_gram_matrix_of_gradients_in_shards_is_that_of_the_whole(on_eight_de
 @pytest.mark.parametrize(
   ("grads", "losses", "text"),
   [
-    ((jnp.ones(1),), jnp.ones(2), "there are 1 gradients for num_objectives=2; give multi_objective the number"),
-    (jnp.ones(1), jnp.ones(2), "grads must be a tuple of 2 gradients, it is a ArrayImpl"),
-    ((jnp.ones(1), jnp.ones(1)), jnp.ones(3), r"losses must have the shape \(2,\), they have \(3,\)"),
+    ((jnp.ones(1),), jnp.ones(2), "got 1 gradients for num_objectives=2; pass num_objectives to multi_objective"),
+    (jnp.ones(1), jnp.ones(2), "grads must be a tuple of 2 gradients, not a ArrayImpl"),
+    ((jnp.ones(1), jnp.ones(1)), jnp.ones(3), r"losses must have shape \(2,\), not \(3,\)"),
   ],
 )
 def test_a_wrong_number_of_gradients_or_losses_is_refused(grads, losses, text):
@@ -293,5 +298,5 @@ def test_a_wrong_number_of_gradients_or_losses_is_refused(grads, losses, text):
 
 
 def test_a_weighting_for_another_number_of_objectives_is_refused():
-  with pytest.raises(ValueError, match="are for 2 objectives, there are 3"):
+  with pytest.raises(ValueError, match="are for 2 objectives, but there are 3"):
     multi_objective(fixed([1, 2]), optax.sgd(1.0), num_objectives=3).init(jnp.ones(1))

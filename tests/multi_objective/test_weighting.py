@@ -1,4 +1,4 @@
-"""Rules that weigh objectives, against values worked by hand and closed forms."""
+"""Weightings of objectives, against values worked by hand and closed forms."""
 
 import functools
 
@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import REPOSITORY
 from scipy.optimize import minimize
 
+import jaxrec.multi_objective
 from jaxrec.multi_objective.conflicts import cagrad, pcgrad
-from jaxrec.multi_objective.pareto import pareto, pareto_weights, preference_vectors
+from jaxrec.multi_objective.pareto_mtl import pareto, pareto_weights, preference_vectors
 from jaxrec.multi_objective.weighting import WEIGHTINGS, build, fixed, mgda, uncertainty
 
 KEY = jax.random.key(0)
@@ -35,9 +37,9 @@ def pair(cosine, first=1.0, second=1.0):
   return [[first**2, first * second * cosine], [first * second * cosine, second**2]]
 
 
-def test_fixed_weights_are_given_back():
+def test_fixed_weights_are_returned():
   assert weights_of(fixed([1, 0.25]), pair(0), [1, 1]).tolist() == [1, 0.25]
-  with pytest.raises(ValueError, match=r"weights=\(1.0, 2.0\) are for 2 objectives, there are 3"):
+  with pytest.raises(ValueError, match=r"weights=\(1.0, 2.0\) are for 2 objectives, but there are 3"):
     fixed([1, 2]).init(3)
 
 
@@ -55,7 +57,7 @@ def test_uncertainty_starts_at_one_and_goes_to_inverse_losses():
   ("normalization", "divisor"), [("none", [1, 1]), ("l2", [2, 3]), ("loss", [5, 0.5]), ("loss+", [10, 1.5])]
 )
 def test_mgda_solves_for_normalized_gradients(normalization, divisor):
-  length = np.array([2, 3]) / divisor  # of orthogonal gradients: weights by inverse squares
+  length = np.array([2, 3]) / divisor  # orthogonal gradients: weights by inverse squared norms
   expected = length**-2.0 / (length**-2.0).sum()
   gram, losses = pair(0, 2, 3), [5, 0.5]
   np.testing.assert_allclose(weights_of(mgda(normalization), gram, losses), expected, atol=1e-6)
@@ -63,7 +65,7 @@ def test_mgda_solves_for_normalized_gradients(normalization, divisor):
   np.testing.assert_allclose(rescaled, expected / divisor, atol=1e-6)
 
 
-def test_mgda_trains_on_where_one_gradient_is_zero():
+def test_mgda_keeps_training_when_one_gradient_is_zero():
   gram = jnp.diag(jnp.array([0.0, 4.0, 4.0]))
   for normalization in ("none", "l2", "loss", "loss+"):
     np.testing.assert_allclose(weights_of(mgda(normalization), gram, [0.1, 1, 1]), [0, 0.5, 0.5], atol=1e-6)
@@ -83,7 +85,7 @@ def test_the_default_pareto_weights_follow_the_closed_form():
 
 
 @pytest.mark.parametrize("rho", [-0.9, 0, 0.7])
-def test_inside_of_the_region_pareto_is_min_norm_half_and_half(rho):
+def test_inside_the_region_pareto_is_min_norm_half_and_half(rho):
   np.testing.assert_allclose(weights_of(pareto(anchor=None), pair(rho, 5, 0.1), [0.4, 1.0]), [0.5, 0.5], atol=1e-6)
   np.testing.assert_allclose(weights_of(pareto(), pair(rho, 5, 0.1), [0.4, 1.0]), [1, 1], atol=1e-6)
 
@@ -103,9 +105,9 @@ def shortest_by_search(vectors):
   return min((g @ vectors for g in grid), key=lambda v: v @ v)
 
 
-def test_the_floor_bounds_the_multiplier_where_the_anchor_has_no_weight_of_its_own():
+def test_the_floor_bounds_the_multiplier_where_the_anchor_has_negative_weight():
   options = {"preferences": preference_vectors(2), "index": 1, "directions": "constraints"}
-  gram, losses = jnp.eye(2), [0.1, 2.0]  # now along (-.71, .29): ascends on the anchor
+  gram, losses = jnp.eye(2), [0.1, 2.0]  # along (-.71, .29): ascends on the anchor
   raw = weights_of(pareto(anchor=None, **options), gram, losses)
   np.testing.assert_allclose(raw, [-(0.5**0.5), 1 - 0.5**0.5], rtol=1e-6)
   np.testing.assert_allclose(
@@ -115,7 +117,7 @@ def test_the_floor_bounds_the_multiplier_where_the_anchor_has_no_weight_of_its_o
   np.testing.assert_allclose(weights_of(clamped, gram, losses), [1, 1.5], rtol=1e-6)
 
 
-def test_parallel_gradients_are_rewarded_up_to_minus_one():
+def test_the_weight_of_parallel_gradients_reaches_minus_one():
   np.testing.assert_allclose(weights_of(pareto(), pair(1), [3, 0.02]), [1, -1], atol=1e-3)
 
 
@@ -127,7 +129,7 @@ def test_pareto_with_a_zero_gradient_is_finite():
 
 
 def pcgrad_of_vectors(vectors, orders):
-  """The algorithm as it is written, on the vectors themselves."""
+  """Applies the published algorithm to the vectors themselves."""
   projected = [vector.copy() for vector in vectors]
   for i, order in enumerate(orders):
     for j in order:
@@ -148,7 +150,7 @@ def test_pcgrad_of_the_gram_matrix_is_pcgrad_of_the_vectors():
     np.testing.assert_allclose(averaged, weights / 4, rtol=1e-6)
 
 
-def test_pcgrad_leaves_gradients_without_conflict_alone():
+def test_pcgrad_leaves_gradients_without_conflict_unchanged():
   assert weights_of(pcgrad(), pair(0.5), [1, 1]).tolist() == [1, 1]
 
 
@@ -166,7 +168,7 @@ def test_cagrad_solves_its_inner_problem(size):
 
 
 def best_worst_case(vectors, mean, c):
-  """max over ||d - g_0|| <= c ||g_0|| of min_k g_k . d, through its dual, by a general solver."""
+  """Returns max over ||d - g_0|| <= c ||g_0|| of min_k g_k . d, from its dual, with a general solver."""
 
   def dual(logits):
     weights = np.exp(logits - logits.max())
@@ -187,7 +189,7 @@ def test_cagrad_without_radius_is_the_mean_and_rescaling_divides():
 
 @pytest.mark.parametrize("weighting", EXAMPLES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nothing_hides_what_is_not_finite(weighting, bad):
+def test_non_finite_inputs_make_all_weights_nan(weighting, bad):
   assert np.isnan(weights_of(weighting, [[1, 0], [0, bad]], [1, 1])).all()
   assert np.isnan(weights_of(weighting, pair(0), [1, bad])).all()
 
@@ -217,19 +219,26 @@ def test_a_weighting_is_built_from_its_name_and_arguments():
     ({"name": "uncertainty", "learning_rate": -1.0}, "learning_rate=-1.0 must not be negative"),
     ({"name": "pcgrad", "reduction": "max"}, "reduction='max' is not one of"),
     ({"name": "cagrad", "c": 1.0}, "c=1.0 must be at least 0 and below 1"),
-    ({"name": "pareto", "index": 3}, "index=3 must be that of one of the 3 preferences"),
+    ({"name": "pareto", "index": 3}, "index=3 must be the index of one of the 3 preferences"),
     ({"name": "pareto", "preferences": [[1.0, 0.0], [1.0]]}, "two vectors or more of one length"),
     ({"name": "pareto", "directions": "up"}, "directions='up' is not one of"),
-    ({"name": "pareto", "anchor": 2}, "anchor=2 must be that of one of the 2 objectives"),
+    ({"name": "pareto", "anchor": 2}, "anchor=2 must be the index of one of the 2 objectives"),
     ({"name": "pareto", "floor": 0.0}, "floor=0.0 must be above 0"),
     ({"name": "pareto", "multiplier_range": [2, 1]}, "must be .lowest, highest."),
   ],
 )
-def test_what_cannot_be_built_is_refused_by_name(config, text):
+def test_invalid_configs_are_refused_by_name(config, text):
   with pytest.raises(ValueError, match=text):
     build(config)
 
 
 def test_preferences_for_another_number_of_objectives_are_refused():
-  with pytest.raises(ValueError, match="preferences have 2 entries each, there are 3 objectives"):
+  with pytest.raises(ValueError, match="preferences have 2 entries each, but there are 3 objectives"):
     pareto().init(3)
+
+
+def test_every_weighting_has_a_documented_name():
+  readme = (REPOSITORY / "jaxrec" / "multi_objective" / "README.md").read_text()
+  for name, make in WEIGHTINGS.items():
+    assert getattr(jaxrec.multi_objective, name) is make
+    assert f"| `{name}(" in readme

@@ -71,7 +71,8 @@ def test_a_mapped_axis_keeps_the_kernel(monkeypatch):
 
 def test_inside_of_shard_map_auto_leaves_the_kernel(monkeypatch):
   monkeypatch.setattr(measured, "_capability", lambda: "9.0")
-  mesh = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
+  axis_types = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((1,), ("rows",), axis_types=axis_types, devices=jax.devices()[:1])
   rows = jax.sharding.PartitionSpec("rows")
 
   def attend(q, ids):

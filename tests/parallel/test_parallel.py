@@ -1,4 +1,4 @@
-"""`jaxrec.parallel`: meshes, rules for parameters, joining processes, and that spreading changes no values."""
+"""Meshes, sharding rules, joining processes; sharding does not change values."""
 
 import json
 import os
@@ -23,14 +23,14 @@ MESH = AbstractMesh((2, 2, 2), parallel.AXES)
 
 
 def specs(shapes, **tables):
-  """Partition spec of each array of a flat dict of shapes."""
+  """Returns the PartitionSpec of each array of a flat dict of shapes."""
   shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
   return {name: s.spec for name, s in parallel.parameter_shardings(shapes, MESH, **tables).items()}
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
-  """What `parallel_devices.py` prints."""
+  """Returns the results of `parallel_devices.py`."""
   flags = "--xla_force_host_platform_device_count=8"
   command = [sys.executable, parallel_devices.__file__, str(tmp_path_factory.mktemp("checkpoints"))]
   environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": PYTHON_PATH}
@@ -40,7 +40,7 @@ def on_eight_devices(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", ["data", "mixed"])
-def test_steps_on_eight_devices_are_those_of_one(on_eight_devices, mesh):
+def test_steps_on_eight_devices_equal_those_of_one(on_eight_devices, mesh):
   expected = np.array(on_eight_devices["one"])
   np.testing.assert_allclose(on_eight_devices[mesh], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another_value_for_value(on_eigh
   assert on_eight_devices[f"restored on {mesh}"] == on_eight_devices["mixed"]
 
 
-def test_moments_and_average_lie_as_their_parameters_do(on_eight_devices):
+def test_moments_and_average_are_sharded_like_their_parameters(on_eight_devices):
   layout = on_eight_devices["layout"]
   for prefix in ("params", "opt_state/0/trace", "average"):
     assert layout[f"{prefix}/layers_0/uvqk/kernel"] == ["fsdp", "model"]
@@ -58,38 +58,38 @@ def test_moments_and_average_lie_as_their_parameters_do(on_eight_devices):
   assert len(layout) == 3 * 3  # The third is the kernel of the output.
 
 
-def test_rows_and_heads_of_a_kernel_are_cut_along_the_mesh(on_eight_devices):
+def test_a_kernel_runs_on_shards_of_rows_and_heads(on_eight_devices):
   assert on_eight_devices["kernel"] < 1e-5
 
 
 def test_parameters_of_every_layer_have_a_rule():
-  cut = specs({
+  sharded = specs({
     "a/items/table": (10, 4), "layers_0/uvqk/kernel": (4, 32), "layers_0/attention/query/kernel": (4, 4),
     "layers_0/attention/output/kernel": (8, 4), "layers_1/feed_forward/hidden/kernel": (4, 16),
     "layers_1/feed_forward/output/kernel": (16, 4), "layer_0/output_kernel": (12, 4), "head/kernel": (4, 4),
     "layers_0/output/bias": (4,), "layers_0/time_table": (129,),
   })  # fmt: skip
-  reads, writes, whole = PartitionSpec("fsdp", "model"), PartitionSpec("model", "fsdp"), PartitionSpec()
-  assert cut == {
+  reads, writes, replicated = PartitionSpec("fsdp", "model"), PartitionSpec("model", "fsdp"), PartitionSpec()
+  assert sharded == {
     "a/items/table": writes, "layers_0/uvqk/kernel": reads, "layers_0/attention/query/kernel": reads,
     "layers_0/attention/output/kernel": writes, "layers_1/feed_forward/hidden/kernel": reads,
     "layers_1/feed_forward/output/kernel": writes, "layer_0/output_kernel": writes, "head/kernel": reads,
-    "layers_0/output/bias": whole, "layers_0/time_table": whole,
+    "layers_0/output/bias": replicated, "layers_0/time_table": replicated,
   }  # fmt: skip
 
 
-def test_an_axis_that_does_not_divide_stays_whole_and_is_logged(caplog):
+def test_an_axis_that_is_not_divisible_is_not_sharded_and_is_logged(caplog):
   with caplog.at_level("INFO"):
     assert specs({"items/table": (11, 4)}) == {"items/table": PartitionSpec(None, "fsdp")}
-  assert "items/table (11, 4) is not cut along vocabulary: 2 parts do not divide it" in caplog.text
+  assert "items/table (11, 4) is not sharded along vocabulary: 2 shards do not divide it" in caplog.text
 
 
-def test_an_array_of_another_rank_than_its_rule_stays_whole_and_is_logged(caplog):
+def test_an_array_of_another_rank_than_its_rule_is_replicated_and_logged(caplog):
   assert specs({"v_row/items/table": (10,)}) == {"v_row/items/table": PartitionSpec()}
   assert "its rule has 2 axes" in caplog.text
 
 
-def test_own_tables_replace_those_of_the_library():
+def test_custom_rules_replace_those_of_the_library():
   tables = {"rules": [("kernel", (None, "out"))], "mesh_axes": {"out": ("fsdp", "model")}}
   assert specs({"a/kernel": (3, 8), "items/table": (8, 8)}, **tables) == {
     "a/kernel": PartitionSpec(None, ("fsdp", "model")),
@@ -100,12 +100,12 @@ def test_own_tables_replace_those_of_the_library():
 @pytest.mark.parametrize(
   ("rules", "mesh_axes", "text"),
   [
-    ([("x", ("a",))], {"a": "tensor"}, r"mesh_axes\['a'\] names 'tensor', which is no axis of the mesh \('data',"),
+    ([("x", ("a",))], {"a": "tensor"}, r"mesh_axes\['a'\] names 'tensor', which is not an axis of the mesh \('data',"),
     ([("x", ("b",))], {"a": "model"}, r"the rule 'x' has logical names \['b'\]; mesh_axes has \['a'\]"),
-    ([("x", ("a", "a"))], {"a": "model"}, "along mesh axes .*'model', 'model'.*, one of them twice"),
+    ([("x", ("a", "a"))], {"a": "model"}, "sharded over .*'model', 'model'.*, one mesh axis twice"),
   ],
 )
-def test_tables_that_do_not_fit_are_refused(rules, mesh_axes, text):
+def test_rules_that_do_not_fit_are_refused(rules, mesh_axes, text):
   with pytest.raises(ValueError, match=text):
     specs({"x": (4, 4)}, rules=rules, mesh_axes=mesh_axes)
 
@@ -117,7 +117,7 @@ def test_the_moments_of_any_optax_chain_are_found_by_name():
   assert placed == [PartitionSpec(), PartitionSpec("model", "fsdp"), PartitionSpec("model", "fsdp")]
 
 
-def test_one_axis_takes_the_devices_that_the_others_leave():
+def test_one_axis_takes_the_remaining_devices():
   assert _mesh_shape({"data": -1, "fsdp": 4}, 16) == (4, 4, 1)
   assert parallel.make_mesh().shape_tuple == (("data", jax.device_count()), ("fsdp", 1), ("model", 1))
 
@@ -125,7 +125,7 @@ def test_one_axis_takes_the_devices_that_the_others_leave():
 @pytest.mark.parametrize(
   ("axes", "text"),
   [
-    ({"rows": 2}, r"unknown=\['rows'\] are no axes of the mesh; there are \('data', 'fsdp', 'model'\)"),
+    ({"rows": 2}, r"unknown=\['rows'\] are not axes of the mesh, which has \('data', 'fsdp', 'model'\)"),
     ({"data": -1, "model": 3}, "3 does not divide the 8 devices"),
     ({"data": 2, "model": 2}, "use 4 of the 8 devices; set one of them to -1"),
     ({"data": -1, "model": -1}, "one of them may be -1"),
@@ -137,7 +137,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(axes, text):
     _mesh_shape(axes, 8)
 
 
-def test_hosts_that_keep_some_rows_in_common_but_not_all_are_refused():
+def test_hosts_that_share_only_some_rows_are_refused():
   hosts = np.array([[0, 0, 1], [1, 2, 2]])  # Three devices along "model", two on a host.
   with pytest.raises(ValueError, match="hosts share rows unevenly.*config.parallel.model"):
     _host_shard(hosts, 0)
@@ -154,10 +154,10 @@ def test_hosts_in_any_order_take_the_rows_of_their_devices():
     ({"coordinator_address": "a:1"}, "needs num_processes and process_id too; or distributed=True"),
     ({"coordinator_address": "a:1", "num_processes": 2}, "needs process_id too"),
     ({"coordinator_address": "a", "num_processes": 2, "process_id": 0}, "must be host:port"),
-    ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "process_id=2 must lie between 0 and"),
+    ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "process_id=2 must be between 0 and"),
   ],
 )
-def test_half_given_arguments_of_initialize_are_refused(arguments, text):
+def test_incomplete_arguments_of_initialize_are_refused(arguments, text):
   with pytest.raises(ValueError, match=text):
     parallel.initialize(**arguments)
 

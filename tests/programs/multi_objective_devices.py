@@ -1,6 +1,6 @@
-"""A program for 8 simulated devices: prints one JSON line with the updates that each way of spreading a step gives.
+"""A program for 8 simulated devices: prints one JSON line with the updates of each way of sharding a step.
 
-Started by `test_multi_objective.py`, because the number of devices is set when a process starts.
+Started by `test_multi_objective.py` because the number of devices is set when a process starts.
 """
 
 import json
@@ -11,10 +11,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec.multi_objective import gram_matrix, multi_objective, task_gradients
-from jaxrec.multi_objective.weighting import mgda
+from jaxrec.multi_objective import gram_matrix, mgda, multi_objective, task_gradients
 
-ROWS, EVERYWHERE = PartitionSpec("rows"), PartitionSpec()
+ROWS, REPLICATED = PartitionSpec("rows"), PartitionSpec()
 
 
 def problem():
@@ -40,7 +39,7 @@ def step(params, batch, axis_name=None):
   optimizer = multi_objective(mgda("l2"), optax.sgd(0.1))
   if axis_name is None:
     losses, grads = gradients(params, batch)
-  else:  # of parameters that vary over devices, else each gradient would be summed over them already
+  else:  # cast to varying, because gradients of replicated parameters are summed over the devices already
     varying = jax.lax.pcast(params, axis_name, to="varying")
     losses, grads = jax.lax.pmean(gradients(varying, batch), axis_name)
   updates, state = optimizer.update(grads, optimizer.init(params), params, losses=losses)
@@ -48,17 +47,17 @@ def step(params, batch, axis_name=None):
 
 
 def numbers(tree):
-  """Returns all numbers of a tree in one list."""
+  """Returns all numbers of a tree as one list."""
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).tolist()
 
 
 def main():
-  """Runs the step on one device, with rows spread by `jit`, by `shard_map`, and with gradients in shards."""
+  """Runs the step on one device, with rows sharded by `jit` and by `shard_map`, and with sharded gradients."""
   assert jax.device_count() == 8
   mesh = Mesh(np.array(jax.devices()), ("rows",))
   params, batch = problem()
-  spread = jax.device_put(batch, NamedSharding(mesh, ROWS))
-  whole = jax.device_put(params, NamedSharding(mesh, EVERYWHERE))
+  sharded = jax.device_put(batch, NamedSharding(mesh, ROWS))
+  replicated = jax.device_put(params, NamedSharding(mesh, REPLICATED))
 
   def each(params, batch):
     return step(params, batch, "rows")
@@ -66,13 +65,13 @@ def main():
   def products(grads):
     return gram_matrix(grads, axis_name="rows")
 
-  mapped = jax.shard_map(each, mesh=mesh, in_specs=(EVERYWHERE, ROWS), out_specs=EVERYWHERE)
+  mapped = jax.shard_map(each, mesh=mesh, in_specs=(REPLICATED, ROWS), out_specs=REPLICATED)
   grads = [grad["w"] for grad in gradients(params, batch)[1]]
-  summed = jax.shard_map(products, mesh=mesh, in_specs=(ROWS,), out_specs=EVERYWHERE)
+  summed = jax.shard_map(products, mesh=mesh, in_specs=(ROWS,), out_specs=REPLICATED)
   results = {
     "one": numbers(jax.jit(step)(params, batch)),
-    "jit": numbers(jax.jit(step)(whole, spread)),
-    "shard_map": numbers(jax.jit(mapped)(whole, spread)),
+    "jit": numbers(jax.jit(step)(replicated, sharded)),
+    "shard_map": numbers(jax.jit(mapped)(replicated, sharded)),
     "gram": numbers(gram_matrix(grads)),
     "gram of shards": numbers(jax.jit(summed)(jax.device_put(grads, NamedSharding(mesh, ROWS)))),
   }

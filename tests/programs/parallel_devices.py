@@ -1,6 +1,6 @@
-"""A program for 8 simulated devices: prints what training steps give on one device and on meshes of eight, as JSON.
+"""A program for 8 simulated devices: prints the results of training steps on one device and on meshes of eight.
 
-Started by `test_parallel.py`, because the number of devices is set when a process starts.
+Started by `test_parallel.py` because the number of devices is set when a process starts.
 """
 
 import functools
@@ -48,7 +48,7 @@ def main(folder):
 
 
 def trained(mesh):
-  """The state after two steps."""
+  """Returns the state after two steps."""
   model, optimizer = build(CONFIG, num_items=11, num_domains=1), optax.sgd(0.1, momentum=0.9)
   batch = jax.device_get(batch_of(ROWS, length=7))
   shardings_of = functools.partial(parallel.parameter_shardings, mesh=mesh)
@@ -62,12 +62,12 @@ def trained(mesh):
 
 
 def numbers(state):
-  """All numbers of a state in one list."""
+  """Returns all numbers of a state as one list."""
   return np.concatenate([np.ravel(jax.device_get(x)) for x in jax.tree.leaves(state)]).astype(float).tolist()
 
 
 def layout(state):
-  """Name to partition spec of what is cut into parts."""
+  """Returns {name: PartitionSpec} of the sharded arrays."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
   return {
@@ -76,9 +76,9 @@ def layout(state):
 
 
 def kernel_error(mesh):
-  """Largest difference that cutting a kernel by rows and heads makes to outputs and gradients.
+  """Returns the largest difference in outputs and gradients when a kernel runs on shards of rows and heads.
 
-  XLA code stands in for the kernel, as Pallas's interpreter does not run under `shard_map`.
+  XLA code replaces the kernel, because Pallas's interpreter does not run under `shard_map`.
   """
   api.tpu = types.SimpleNamespace(attention=xla.attention)
   rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""A program for 8 simulated devices: prints one JSON line with what tables give on meshes of them.
+"""A program for 8 simulated devices: prints one JSON line with results of tables on several meshes.
 
-Started by `test_embedding_devices.py`, because the number of devices is set when a process starts.
+Started by `test_embedding_devices.py` because the number of devices is set when a process starts.
 """
 
 import json
@@ -16,17 +16,17 @@ ZEROS = jax.nn.initializers.zeros
 
 
 def mesh(*shape, names=("rows", "columns")):
-  """Of the first devices."""
+  """Returns a mesh of the first devices."""
   return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names[: len(shape)])
 
 
 def differences():
-  """By kind of mesh and placement, the largest difference from dense tables; and what was counted."""
+  """Returns, by mesh and placement, the largest difference from dense tables, and the counts of errors."""
   found, counted = {}, {}
   kinds = {
     "8 devices": (mesh(8), {}, "sharded", ("item", "user", "word", "shop")),
     "8 devices, replicated": (mesh(8), {}, "replicated", ("item",)),
-    "4 x 2, columns spread": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
+    "4 x 2, columns sharded": (mesh(4, 2), {"column_axis": "columns"}, "sharded", ("item", "word")),
   }
   for kind, (devices, options, placement, names) in kinds.items():
     described = dense_tables.problem_tables(placement, names, ZEROS)
@@ -40,19 +40,19 @@ def differences():
 
 
 def initial_rows():
-  """Those of row 0 to 36, by number of devices."""
+  """Returns the initial rows 0..36 on 1 and 8 devices, and replicated."""
   every = [Tables({"item": Table(37, 3, placement="sharded")}, mesh(n)) for n in (1, 8)]
   every.append(Tables({"item": Table(37, 3, placement="replicated")}, mesh(8)))
   return [dense_tables.logical(t, t.init(jax.random.key(1)))["item", "rows"].tolist() for t in every]
 
 
 def stochastic():
-  """Rows in bfloat16 after steps of stochastic rounding, by how they are spread."""
+  """Returns bfloat16 rows after steps of stochastic rounding, by mesh and placement."""
   rows = {}
   kinds = {
     "1": ((1,), "sharded"),
     "8": ((8,), "sharded"),
-    "copied": ((8,), "replicated"),
+    "replicated": ((8,), "replicated"),
     "columns": ((4, 2), "sharded"),
   }
   for kind, (shape, placement) in kinds.items():
@@ -65,7 +65,7 @@ def stochastic():
 
 
 def overflow():
-  """Each device asks device 1 for three rows but has room for two; rows of the others are right."""
+  """Requests three rows from device 1 with a capacity of two; the other rows are right."""
   table = Table(40, 2, optimizer=RowSGD(8.0), placement="sharded", initializer=ZEROS)
   tables = Tables({"item": table}, mesh(8), capacity=2)
   ids = np.tile([1, 9, 17, 2, 2], (8, 1))
@@ -75,7 +75,7 @@ def overflow():
 
 
 def moved():
-  """Largest difference after a state went from 8 to 4 devices to 1 and back, by cutting and filling up."""
+  """Returns the largest difference after a state moved from 8 to 4 to 1 to 8 devices, cut or padded each time."""
   described = dense_tables.problem_tables(names=("item", "user"))
   every = [Tables(described, mesh(n)) for n in (8, 4, 1, 8)]
   state = every[0].init(jax.random.key(0))
@@ -88,7 +88,7 @@ def moved():
 
 
 def fitted(array, wanted):
-  """The array, cut or filled up with zeros to the rows that are wanted."""
+  """Cuts or zero-pads an array to the wanted number of rows."""
   if array.ndim == 0:
     return array
   filled = np.zeros(wanted.shape, array.dtype)
@@ -97,7 +97,7 @@ def fitted(array, wanted):
 
 
 def program():
-  """A step on 8 devices: StableHLO, optimized HLO, and rows that a device holds."""
+  """Returns a step on 8 devices as StableHLO and optimized HLO, and the rows per device."""
   tables = Tables({"item": Table(8 * 1237, 4, placement="sharded")}, mesh(8))
   made = {"item": np.zeros((8, 3), np.int32)}, {"item": np.zeros((8, 3, 4), np.float32)}
   step = jax.jit(lambda state, *batch: dense_tables.step(tables, state, *batch), donate_argnums=0)
@@ -106,7 +106,7 @@ def program():
 
 
 def main():
-  """Prints all of the above."""
+  """Prints all results."""
   assert jax.device_count() == 8
   found, counted = differences()
   results = {"differences": found, "counted": counted, "initial": initial_rows(), "stochastic": stochastic()}

@@ -1,7 +1,7 @@
-"""A program for 8 simulated devices: steps with a table of items, and its checkpoints, on several meshes.
+"""A program for 8 simulated devices: training steps with an item table, and its checkpoints, on several meshes.
 
-Started by `test_table_step.py`, because the number of devices is set when a process starts. Prints one JSON line: by
-mesh, how far parameters and rows are from those of one device, and whether a restored state equals the saved one.
+Started by `test_table_step.py` because the number of devices is set when a process starts. Prints one JSON line: by
+mesh, the difference of parameters and rows from one device, and of a restored state from the saved one.
 """
 
 import functools
@@ -32,7 +32,7 @@ MODEL = build(
 
 
 def run(name, folder, loss="sampled_softmax"):
-  """Returns tables, state after three steps, and the last loss, on a mesh; with a folder, saves the state there."""
+  """Returns tables, the state after three steps, and the last loss on a mesh; saves the state in `folder`, if any."""
   shape, axes = MESHES[name]
   devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
   mesh = Mesh(devices, axes)
@@ -55,18 +55,18 @@ def run(name, folder, loss="sampled_softmax"):
 
 
 def numbers(tables, state):
-  """Parameters, rows of the items and their optimizer state, in the order of ids."""
+  """Returns parameters, item rows and their optimizer state, in the order of ids."""
   saved = jax.device_get(tables.to_logical(state.tables))["tables"][TABLE]
   return jax.device_get(state.params), {name: x[: NUM_ITEMS + 1] for name, x in saved.items()}
 
 
 def furthest(one, other):
-  """The largest difference between two trees."""
+  """Returns the largest difference between two trees."""
   return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 def main(folder):
-  """Runs all meshes; then restores each checkpoint on the next mesh, round and round."""
+  """Runs all meshes; then restores each checkpoint on another mesh."""
   runs = {name: run(name, folder) for name in MESHES}
   found = {name: numbers(tables, state) for name, (tables, state, _) in runs.items()}
   result = {"loss": {name: loss for name, (_, _, loss) in runs.items()}}

@@ -1,4 +1,4 @@
-"""A model fed event by event gives what it gives for the whole history at once."""
+"""A model that reads a history event by event gives the same results as for the whole history at once."""
 
 import functools
 
@@ -16,7 +16,8 @@ SIZES = {"width": 8, "num_layers": 2, "max_positions": LENGTH, "num_heads": 2}
 HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
 MODELS = {
   "hstu": {"name": "hstu", **HSTU},
-  "hstu_told_the_domain": {"name": "hstu", **HSTU, "target_domain": True},
+  "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
+  "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},

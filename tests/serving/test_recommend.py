@@ -136,7 +136,7 @@ def test_a_recommendation_reads_as_titles(data):
 class WhatIsAsked(NextItem):
   """Its query is the first item of the domain that is asked for."""
 
-  asks_for_domain = True
+  needs_target_domain = True
 
   def __call__(self, batch, deterministic=True):
     return jnp.eye(self.num_items + 1)[1 + 3 * (batch.target_domain - 1)]  # [B, N, V1]

@@ -13,7 +13,7 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 
-_SHORTEST = 64  # Row lengths are this number times a power of two.
+_SHORTEST = 64  # Row lengths are this number times a power of four.
 
 
 @flax.struct.dataclass
@@ -153,12 +153,15 @@ class EvaluationBatches(Sequence):
 
 
 def padded_length(length: int) -> int:
-  """Returns the smallest of 64, 128, 256, ... that is at least `length`, so that few shapes need compilation.
+  """Returns the smallest of 64, 256, 1,024, ... that is at least `length`: each shape is a program to be compiled.
 
   >>> [padded_length(n) for n in (1, 64, 65, 300)]
-  [64, 64, 128, 512]
+  [64, 64, 256, 1024]
   """
-  return max(_SHORTEST, 1 << max(0, length - 1).bit_length())
+  padded = _SHORTEST
+  while padded < length:
+    padded *= 4
+  return padded
 
 
 def _check(split, batch_size, max_length, task, request_time, shard_index, shard_count):

@@ -1,1 +1,1 @@
-"""Layers of click-through models: decoupled embeddings, target attention, hashed search."""
+"""Layers of click-through models: decoupled embeddings, target attention, hashed search, batch normalisation."""

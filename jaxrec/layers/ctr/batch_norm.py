@@ -1,4 +1,4 @@
-"""Batch normalisation with running statistics, and both ways to evaluate it."""
+"""Batch normalisation with running statistics, evaluated with running or with batch statistics."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 EVALUATIONS = ("running", "batch")
-OF_BATCH = "statistics_of_batch"
+CURRENT_BATCH_STATS = "current_batch_stats"  # The Flax collection; make it mutable to get the statistics of a batch.
 
 
 class BatchNorm(nn.Module):
-  """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, each feature by itself.
+  """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, for each feature separately.
 
-  In training the statistics are those of the batch, and the collection "batch_stats" (to be passed as mutable) takes
-  on `momentum` of them, the variance with B - 1 in its denominator. The collection "statistics_of_batch", if that is
-  mutable, has them as they are, like "batch_stats".
+  Training uses batch statistics and moves the running ones, in the collection "batch_stats" (pass it as mutable),
+  towards them by `momentum`; the running variance has B - 1 in its denominator. If the collection
+  "current_batch_stats" is mutable, it receives the statistics of the batch alone.
 
-  evaluation: "running": an evaluated row is normalised by the running statistics, and so depends on no other row.
-    "batch": by the statistics of the evaluated batch, as the published scripts of arXiv 2410.02604 do, which never
-    leave training mode. Batches must then be large, of mixed rows, and none smaller than the others.
+  evaluation: "running": rows are normalised by the running statistics, so no row depends on another. "batch": by the
+    statistics of the evaluated batch, as in the published scripts of arXiv 2410.02604, which never leave training mode;
+    batches must then be large, shuffled, and all of one size.
+  momentum: weight of the latest batch in the running statistics.
 
-  Choice: not `flax.linen.BatchNorm`, which can evaluate with the batch's statistics only where it may also change the
-    running ones, and takes the variance as a difference of squares, which is noise for a feature that hardly varies.
+  Choice: not `flax.linen.BatchNorm`, which can evaluate with batch statistics only if it may also change the running
+    ones, and computes the variance as a difference of squares, which is noise for a feature that hardly varies.
+
+  >>> norm, x = BatchNorm(), jnp.array([[1.0], [3.0]])
+  >>> variables = norm.init(jax.random.key(0), x, deterministic=True)
+  >>> y, updated = norm.apply(variables, x, deterministic=False, mutable=["batch_stats"])
+  >>> y.round(2).tolist(), f"{updated['batch_stats']['mean'].item():.1f}"
+  ([[-1.0], [1.0]], '0.2')
   """
 
   evaluation: str = "running"
@@ -48,15 +55,15 @@ class BatchNorm(nn.Module):
       for name, running, value in (("mean", running_mean, mean), ("variance", running_variance, unbiased)):
         value = jax.lax.stop_gradient(value).astype(running.value.dtype)
         running.value += self.momentum * (value - running.value)
-        self.sow(OF_BATCH, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        self.sow(CURRENT_BATCH_STATS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 
 def batch_statistics(x: Float[Array, "B F"]) -> tuple[Float[Array, " F"], Float[Array, " F"]]:
-  """Mean and variance (B in the denominator) of each feature.
+  """Returns mean and variance (B in the denominator) of each feature.
 
   Raises:
-    ValueError: a single row, of which nothing would be left after it is normalised by itself.
+    ValueError: a single row, which would be normalised to zero.
 
   >>> mean, variance = batch_statistics(jnp.array([[1.0], [3.0]]))
   >>> mean.tolist(), variance.tolist()

@@ -1,8 +1,8 @@
-"""Embeddings of events with different tables for attention and for representation.
+"""Embeddings of events with separate tables for attention and for representation (DARE).
 
-One table that serves both is pulled two ways: attention wants events near each other that go together, representation
-wants events apart that mean different things; and the second pull is the stronger one. `DecoupledEmbedding` has the
-tables apart, and, to compare with, together or split further.
+A single table receives conflicting gradients: attention moves related events closer, representation separates events
+that differ, and the gradients of representation dominate. `DecoupledEmbedding` has a table for each role; for
+comparison it can also share one table, or use four.
 
 Source: DARE, arXiv 2410.02604.
 """
@@ -22,7 +22,7 @@ FIELDS = ("item", "category", "age")
 
 
 class FieldWidths(NamedTuple):
-  """How many numbers each field of an event has; 0: the field is not used."""
+  """Embedding width of each field of an event; 0: the field is not used."""
 
   item: int
   category: int
@@ -30,17 +30,26 @@ class FieldWidths(NamedTuple):
 
 
 class Roles(NamedTuple):
-  """The vectors of the same events for attention (q or k) and for representation (u or v)."""
+  """Vectors of the same events in each role: for attention (q or k) and for representation (u or v)."""
 
   attention: Float[Array, "... M"]
   representation: Float[Array, "... M"]
 
 
 class FieldEmbedding(nn.Module):
-  """The vectors of item, category and age side by side, each from its own table, row 0 for padding (or age 0: now).
+  """Concatenates vectors of item, category and age, each from its own table; row 0 is padding (for ages: now).
 
-  max_age: events that are older have the age `max_age`.
-  init_scale: standard deviation of the tables at the start.
+  num_items, num_categories: ids are 1..V and 1..C.
+  widths: width of each field.
+  max_age: older events have the age `max_age`.
+  init_scale: standard deviation of the initial tables.
+
+  >>> import jax
+  >>> embedding = FieldEmbedding(num_items=9, num_categories=3, widths=FieldWidths(item=4, category=2, age=1))
+  >>> item, category, age = jnp.array([[5, 3]]), jnp.array([[1, 3]]), jnp.array([[2, 1]])
+  >>> vectors, params = embedding.init_with_output(jax.random.key(0), item, category, age)
+  >>> vectors.shape
+  (1, 2, 7)
   """
 
   num_items: int
@@ -65,18 +74,25 @@ class FieldEmbedding(nn.Module):
 
 
 class DecoupledEmbedding(nn.Module):
-  """Vectors of events for attention and for representation; of candidates ("target") or of a history ("history").
+  """Vectors for attention and for representation, of candidates (side "target") or of events (side "history").
 
   num_items, num_categories: ids are 1..V and 1..C; 0 is padding.
-  widths: of the fields.
-  attention_widths: of the fields in attention; None: as `widths`. Search costs what these are wide.
-  tables: "decoupled" (DARE): one set of tables for attention and one for representation; "shared" (TWIN): one for
-    both; "four" (TWIN-4E): in each role one for candidates and one for histories.
-  projection: linear maps of the looked-up vectors, different for each role and side. "none"; "per_field": without a
-    bias, each field by itself, which the published scripts run as "TWIN w/ proj."; "joint": with a bias, all fields
-    together.
+  widths: width of each field.
+  attention_widths: width of each field in attention, which sets the cost of a search; None: `widths`.
+  tables: "decoupled" (DARE): one set of tables for attention and one for representation; "shared" (TWIN): one set for
+    both; "four" (TWIN-4E): one set per role and side.
+  projection: linear maps of the embeddings, one per role and side. "none"; "per_field": one map per field without
+    bias, which the published scripts run as "TWIN w/ proj."; "joint": one map of all fields with bias.
+  max_age, init_scale: see `FieldEmbedding`.
 
   Source: DARE, arXiv 2410.02604, and its baselines.
+
+  >>> import jax
+  >>> embedding = DecoupledEmbedding(num_items=9, num_categories=3, widths=FieldWidths(4, 2, 1))
+  >>> item, category, age = jnp.array([[5, 3]]), jnp.array([[1, 3]]), jnp.array([[2, 1]])
+  >>> (k, v), params = embedding.init_with_output(jax.random.key(0), item, category, age, side="history")
+  >>> k.shape, v.shape, sorted(params["params"])
+  ((1, 2, 7), (1, 2, 7), ['lookup_attention', 'lookup_representation'])
   """
 
   num_items: int
@@ -95,7 +111,7 @@ class DecoupledEmbedding(nn.Module):
       raise ValueError(f"{self.projection=} is not one of {PROJECTIONS}")
     widths, attention_widths = FieldWidths(*self.widths), FieldWidths(*(self.attention_widths or self.widths))
     if self.tables == "shared" and attention_widths != widths:
-      raise ValueError(f"{attention_widths=} must be {widths=} where tables='shared': there is one table for both")
+      raise ValueError(f"{attention_widths=} must be {widths=} if tables='shared': there is one table for both")
     by_role = {"attention": attention_widths, "representation": widths}
     if self.tables == "shared":
       self.lookup = {"shared": self._fields(widths)}
@@ -109,14 +125,14 @@ class DecoupledEmbedding(nn.Module):
   def __call__(
     self, item: Int[Array, "..."], category: Int[Array, "..."], age: Int[Array, "..."], side: str = "history"
   ) -> Roles:
-    """The vectors `[..., M]` of both roles, M being the sum of the widths.
+    """Returns the vectors `[..., M]` of both roles; M is the sum of the widths.
 
     Args:
-      item, category, age: ids of the events; all of one shape.
+      item, category, age: ids of the events, all of one shape.
       side: "target": candidates, whose age is 0; "history": events.
 
     Raises:
-      ValueError: another side.
+      ValueError: an unknown side.
     """
     if side not in SIDES:
       raise ValueError(f"{side=} is not one of {SIDES}")
@@ -132,7 +148,7 @@ class DecoupledEmbedding(nn.Module):
   def attention_vectors(
     self, item: Int[Array, "..."], category: Int[Array, "..."], age: Int[Array, "..."], side: str = "history"
   ) -> Float[Array, "... M"]:
-    """The vectors for attention alone: all that a search reads."""
+    """Returns the vectors for attention only, which are all that a search reads."""
     return self(item, category, age, side).attention
 
   def _fields(self, widths):
@@ -143,7 +159,13 @@ class DecoupledEmbedding(nn.Module):
 
 
 class FieldProjection(nn.Module):
-  """A square linear map, without a bias, of each field of vectors that have the fields side by side."""
+  """A square linear map without bias for each field of vectors that concatenate the fields.
+
+  >>> import jax
+  >>> y, params = FieldProjection(FieldWidths(4, 2, 0)).init_with_output(jax.random.key(0), jnp.ones((3, 6)))
+  >>> y.shape, params["params"]["category"]["kernel"].shape
+  ((3, 6), (2, 2))
+  """
 
   widths: FieldWidths
 

@@ -1,8 +1,8 @@
-"""Attention by hashes: bits from random hyperplanes in place of dot products.
+"""Locality-sensitive hashing (LSH): bits from random hyperplanes replace dot products.
 
-Vectors that point the same way are on the same side of most hyperplanes. ETA keeps the K events that differ from the
-candidate in the fewest bits. SDIM keeps, for each group of bits, the events that agree with it in all of these, and
-needs no scores at all.
+Vectors of similar direction are on the same side of most hyperplanes. ETA keeps the K events that differ from the
+candidate in the fewest bits. SDIM keeps, for each group of bits, the events that agree with the candidate in all bits
+of the group, and needs no scores.
 
 Source: ETA, arXiv 2108.04468; SDIM, arXiv 2205.10249; random hyperplanes: Charikar 2002.
 """
@@ -17,12 +17,16 @@ from jaxrec.layers.norm import l2_normalize
 
 
 def hyperplanes(width: int, num_bits: int, seed: int = 0) -> Float[np.ndarray, "M K"]:
-  """Normals of random hyperplanes through 0, the same for the same seed: they are not trained."""
+  """Returns normals of random hyperplanes through 0, which are not trained and depend on the seed only.
+
+  >>> hyperplanes(width=8, num_bits=3).shape
+  (8, 3)
+  """
   return np.random.default_rng(seed).standard_normal((width, num_bits)).astype(np.float32)
 
 
 def hash_bits(x: Float[Array, "... M"], normals: Float[Array | np.ndarray, "M K"]) -> Bool[Array, "... K"]:
-  """On which side of each hyperplane a vector is; no gradient passes.
+  """Returns the side of each hyperplane that a vector is on; has no gradient.
 
   >>> hash_bits(jnp.array([[3.0, -1.0]]), jnp.eye(2)).tolist()
   [[True, False]]
@@ -31,7 +35,7 @@ def hash_bits(x: Float[Array, "... M"], normals: Float[Array | np.ndarray, "M K"
 
 
 def hamming_distance(target: Bool[Array, "B K"], history: Bool[Array, "B N K"]) -> Int[Array, "B N"]:
-  """In how many bits each event differs from the candidate.
+  """Returns the number of bits in which each event differs from the candidate.
 
   >>> hamming_distance(jnp.array([[True, True]]), jnp.array([[[True, True], [False, False]]])).tolist()
   [[0, 2]]
@@ -40,9 +44,9 @@ def hamming_distance(target: Bool[Array, "B K"], history: Bool[Array, "B N K"]) 
 
 
 def nearness(distance: Int[Array, "B N"]) -> Float[Array, "B N"]:
-  """Scores that fall with the distance; of events at the same distance the later one has the higher score.
+  """Returns scores that decrease with the distance; among equal distances the later event has the higher score.
 
-  Choice: distances are small integers and tie all the time. ETA says nothing of ties.
+  Choice: distances are small integers and often tie; ETA does not specify how ties are broken.
 
   >>> nearness(jnp.array([[3, 0, 0]])).argsort(axis=1).tolist()
   [[0, 1, 2]]
@@ -54,10 +58,10 @@ def nearness(distance: Int[Array, "B N"]) -> Float[Array, "B N"]:
 def same_bucket(
   target: Bool[Array, "B K"], history: Bool[Array, "B N K"], bits_per_bucket: int
 ) -> Bool[Array, "B G N"]:
-  """Which events agree with the candidate in every bit of a group; G is the number of groups.
+  """Returns which events agree with the candidate in all bits of each group; G is the number of groups.
 
   Raises:
-    ValueError: groups that don't divide the bits.
+    ValueError: `bits_per_bucket` does not divide the number of bits.
 
   >>> history = jnp.array([[[True, False, True, True]]])
   >>> same_bucket(jnp.array([[True, True, True, True]]), history, 2).tolist()
@@ -71,9 +75,7 @@ def same_bucket(
 
 
 def aggregate_buckets(values: Float[Array, "B N M"], in_bucket: Bool[Array, "B G N"]) -> Float[Array, "B M"]:
-  """The mean over the groups of the unit vector that the events of the candidate's bucket add up to.
-
-  An empty bucket adds 0.
+  """Returns the mean over groups of the normalised sum of events in the candidate's bucket; an empty bucket adds 0.
 
   Source: SDIM, arXiv 2205.10249.
 

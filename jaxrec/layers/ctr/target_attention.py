@@ -1,16 +1,16 @@
-"""Attention of one candidate to a user's history: scores, the search for what is worth reading, aggregation.
+"""Target attention of one candidate to a user's history: scores, search for the top-K events, aggregation.
 
-    s_i  = <q, k_i> / sqrt(d) + <q', k'_i> / sqrt(d')   item and category together, the age apart
+    s_i  = <q, k_i> / sqrt(d) + <q', k'_i> / sqrt(d')   item and category in one product, age in another
     kept = the K events with the largest s
-    w    = softmax of s over what is kept
-    r    = sum_i w_i v_i                                what the candidate's history looks like from its side
-    h    = u * r                                        the target-aware representation; u is the candidate itself
+    w    = softmax of s over the kept events
+    r    = sum_i w_i v_i                                the history, pooled for this candidate
+    h    = u * r                                        the target-aware representation; u is the candidate's vector
 
-Pure functions; `jaxrec.layers.ctr.decoupled` makes q, k, u and v.
+Pure functions; `jaxrec.layers.ctr.decoupled` computes q, k, u and v.
 
 Source: DARE, arXiv 2410.02604; TWIN, arXiv 2302.02352 (top-k search with the scores of the aggregation).
-Choice: an event that is padding is never kept: with fewer than K events all of them are, and the softmax is over
-  these. The published code fills up with padding, whose scores then take part.
+Choice: padding is never kept: if there are fewer than K events, all are kept and the softmax covers these only. The
+  published code fills up with padding, whose scores then enter the softmax.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FEATURES = ("all", "pair", "product")
 
 
 def scaled_query(target: Float[Array, "... M"], age_width: int) -> Float[Array, "... M"]:
-  """The candidate's vector, scaled so that its dot products with the events' vectors are the scores.
+  """Returns the candidate's vector, scaled so that its dot products with the events' vectors are the scores.
 
   Args:
-    target: item and category first, the age in the last `age_width` numbers.
-    age_width: d'; 0: there is no age.
+    target: item and category first, age in the last `age_width` entries.
+    age_width: d'; 0: no age.
 
   >>> scaled_query(jnp.array([2.0, 2.0, 2.0, 2.0, 3.0]), age_width=1).tolist()
   [1.0, 1.0, 1.0, 1.0, 3.0]
@@ -43,7 +43,7 @@ def scaled_query(target: Float[Array, "... M"], age_width: int) -> Float[Array, 
 def target_scores(
   target: Float[Array, "B M"], history: Float[Array, "B N M"], age_width: int = 0
 ) -> Float[Array, "B N"]:
-  """The score of each event for the candidate of its row, that of padding included.
+  """Returns the score of each event, including padding, for the candidate of its row.
 
   >>> target_scores(jnp.array([[3.0, 4.0]]), jnp.array([[[1.0, 1.0], [2.0, 0.0]]]), age_width=1).tolist()
   [[7.0, 6.0]]
@@ -54,32 +54,32 @@ def target_scores(
 def top_k(
   scores: Float[Array, "B N"], may_keep: Bool[Array, "B N"], k: int
 ) -> tuple[Int[Array, "B K"], Bool[Array, "B K"]]:
-  """Where the k largest scores among those that may be kept are, best first, and which of these places are filled.
+  """Returns the indices of the k largest scores among events that may be kept, best first, and which are valid.
 
-  Of equal scores the earlier event comes first. K is `min(k, N)`; a place that is not filled points anywhere.
+  Among equal scores the earlier event comes first. K is `min(k, N)`; an index that is not valid is arbitrary.
 
-  >>> index, filled = top_k(jnp.array([[1.0, 9.0, 2.0]]), jnp.array([[True, False, True]]), 3)
-  >>> index[:, :2].tolist(), filled.tolist()
+  >>> index, is_valid = top_k(jnp.array([[1.0, 9.0, 2.0]]), jnp.array([[True, False, True]]), 3)
+  >>> index[:, :2].tolist(), is_valid.tolist()
   ([[2, 0]], [[True, True, False]])
   """
   index = jax.lax.top_k(jnp.where(may_keep, scores, -jnp.inf), min(k, scores.shape[-1]))[1]  # [B, K]
-  filled = jnp.arange(index.shape[-1]) < may_keep.sum(axis=-1, keepdims=True)
-  return index, filled
+  is_valid = jnp.arange(index.shape[-1]) < may_keep.sum(axis=-1, keepdims=True)
+  return index, is_valid
 
 
 def top_k_mask(scores: Float[Array, "B N"], may_keep: Bool[Array, "B N"], k: int) -> Bool[Array, "B N"]:
-  """Which events `top_k` finds.
+  """Returns which events `top_k` selects.
 
   >>> top_k_mask(jnp.array([[1.0, 9.0, 2.0, 0.0]]), jnp.array([[True, False, True, True]]), 2).tolist()
   [[True, False, True, False]]
   """
-  index, filled = top_k(scores, may_keep, k)
+  index, is_valid = top_k(scores, may_keep, k)
   rows = jnp.arange(scores.shape[0])[:, None]
-  return jnp.zeros(scores.shape, bool).at[rows, index].set(filled)
+  return jnp.zeros(scores.shape, bool).at[rows, index].set(is_valid)
 
 
 def masked_softmax(scores: Float[Array, "... N"], mask: Bool[Array, "... N"]) -> Float[Array, "... N"]:
-  """Softmax over what the mask lets through; 0 elsewhere, and everywhere in a row of which it lets nothing through.
+  """Returns softmax over the entries where `mask` is True; 0 elsewhere, and in rows where it is False throughout.
 
   >>> masked_softmax(jnp.zeros((2, 2)), jnp.array([[True, True], [False, False]])).tolist()
   [[0.5, 0.5], [0.0, 0.0]]
@@ -92,7 +92,7 @@ def masked_softmax(scores: Float[Array, "... N"], mask: Bool[Array, "... N"]) ->
 
 
 def aggregate(weights: Float[Array, "B N"], values: Float[Array, "B N M"]) -> Float[Array, "B M"]:
-  """The weighted sum of the events' vectors.
+  """Returns the weighted sum of the events' vectors.
 
   >>> aggregate(jnp.array([[0.25, 0.75]]), jnp.array([[[4.0, 0.0], [0.0, 4.0]]])).tolist()
   [[1.0, 3.0]]
@@ -103,15 +103,15 @@ def aggregate(weights: Float[Array, "B N"], values: Float[Array, "B N M"]) -> Fl
 def target_aware_features(
   target: Float[Array, "B M"], pooled: Float[Array, "B M"], kind: str = "all"
 ) -> Float[Array, "B F"]:
-  """What the click head reads.
+  """Returns the input features of the click head.
 
   Args:
     target: u.
     pooled: r, the aggregated history.
-    kind: "all": `[u, r, u * r]`; "pair": `[u, r]`, without the target-aware representation; "product": `u * r` alone.
+    kind: "all": `[u, r, u * r]`; "pair": `[u, r]`, without the target-aware representation; "product": `u * r`.
 
   Raises:
-    ValueError: another kind.
+    ValueError: an unknown kind.
 
   >>> target_aware_features(jnp.array([[2.0]]), jnp.array([[3.0]])).tolist()
   [[2.0, 3.0, 6.0]]
@@ -123,9 +123,16 @@ def target_aware_features(
 
 
 class AttentionUnit(nn.Module):
-  """Scores of events from a small network over `[q, k, q - k, q * k]`, divided by the width of q.
+  """Scores events with a small network over `[q, k, q - k, q * k]`, divided by the width of q.
 
-  Source: DIN, arXiv 1706.06978, as in the released code of arXiv 2410.02604: PReLU for Dice, a softmax after it.
+  hidden: width of its hidden layer.
+
+  Source: DIN, arXiv 1706.06978, as in the released code of arXiv 2410.02604: PReLU instead of Dice, then a softmax.
+
+  >>> q, k = jnp.ones((2, 4)), jnp.ones((2, 3, 4))
+  >>> scores, params = AttentionUnit().init_with_output(jax.random.key(0), q, k)
+  >>> scores.shape
+  (2, 3)
   """
 
   hidden: int = 36

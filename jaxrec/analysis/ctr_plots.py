@@ -1,4 +1,7 @@
-"""Pictures of what `jaxrec.analysis.click_through` counts. Each function writes a PNG, given matplotlib."""
+"""Plots of the results of `jaxrec.analysis.ctr`.
+
+Each function writes a PNG and returns whether matplotlib, which it needs, is installed.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxrec.analysis.click_through import ROLES, RoleGradients
-from jaxrec.analysis.cross_domain_plots import new_figure
+from jaxrec.analysis.autocdsr_plots import new_figure
+from jaxrec.analysis.ctr import ROLES, RoleGradients
 
 
 def draw_role_gradients(gradients: RoleGradients, path: str) -> bool:
-  """Draws the norms of both gradients by step, the cosines as a histogram, and the rows by how often they conflict.
+  """Draws the norms of both gradients by step, and histograms of the cosines and of how often each row conflicts.
 
   Args:
-    gradients: from `role_gradients`.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    gradients: result of `role_gradients`.
+    path: path of the PNG.
   """
   if (figure := new_figure(11, 3.5)) is None:
     return False
@@ -41,14 +42,12 @@ def draw_attention(
   learned: Mapping[str, Float[np.ndarray, "categories ages"]],
   path: str,
 ) -> bool:
-  """Draws mutual information and the attention of named models side by side, each from its least to its largest.
+  """Draws mutual information and the attention of several models side by side, each scaled to 0..1.
 
   Args:
-    information: from `mutual_information`.
-    learned: name of a model to what `learned_attention` returned.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    information: result of `mutual_information`.
+    learned: name of a model to the result of `learned_attention`.
+    path: path of the PNG.
   """
   panels = {"mutual information": information, **learned}
   if (figure := new_figure(3.5 * len(panels), 3.5)) is None:
@@ -62,14 +61,12 @@ def draw_attention(
 
 
 def draw_bars(values: Mapping[str, Sequence[float]], ylabel: str, path: str) -> bool:
-  """Draws the mean over seeds for each model, such as the NDCG of the search; lines reach from least to largest.
+  """Draws the mean over seeds for each model, such as the NDCG of the search; error bars are minimum and maximum.
 
   Args:
-    values: name of a model to a number for each seed.
-    ylabel: what they are.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    values: name of a model to one number per seed.
+    ylabel: label of the numbers.
+    path: path of the PNG.
   """
   if (figure := new_figure(6, 3.5)) is None:
     return False
@@ -84,26 +81,22 @@ def draw_bars(values: Mapping[str, Sequence[float]], ylabel: str, path: str) -> 
 
 
 def draw_discriminability(information: Mapping[str, Mapping[int, float]], path: str) -> bool:
-  """Draws mutual information with the label against the number of clusters, a line for each model.
+  """Draws mutual information with the label against the number of clusters, a line per model.
 
   Args:
     information: name of a model to {num_clusters: `discriminability`}.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    path: path of the PNG.
   """
   return _draw_lines(information, "clusters", "information on clicks (nats)", path, xscale="log")
 
 
 def draw_convergence(validation: Mapping[str, Mapping[int, float]], metric: str, path: str) -> bool:
-  """Draws a validation metric by step, a line for each model.
+  """Draws a validation metric by step, a line per model.
 
   Args:
     validation: name of a model to {step: value}, from its metrics.jsonl.
-    metric: its name.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    metric: label of the metric.
+    path: path of the PNG.
   """
   return _draw_lines(validation, "step", metric, path, xscale="linear")
 

@@ -1,4 +1,4 @@
-"""Analyses of click-through models, on numbers worked by hand, and the pictures of them."""
+"""Analyses of click-through models, on numbers worked by hand, and their plots."""
 
 import functools
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from candidates import NUM_CATEGORIES, NUM_ITEMS, candidate_batch
 
-from jaxrec.analysis import click_through as analysis
-from jaxrec.analysis import click_through_plots as plots
+from jaxrec.analysis import ctr as analysis
+from jaxrec.analysis import ctr_plots as plots
 from jaxrec.models import ctr
 
 MODEL = {"width": 4, "top_k": 3, "hidden": (8,), "auxiliary_hidden": (8,)}
@@ -34,15 +34,15 @@ def test_a_perfect_search_has_an_ndcg_of_one_and_padding_is_never_found():
   assert analysis.search_ndcg(np.array([[9.0, 0.0, 1.0, 0.5]]), relevance, is_real, k=1) == 0
 
 
-def test_rows_without_a_relevant_event_are_left_out():
+def test_rows_without_a_relevant_event_are_excluded():
   relevance, real = np.array([[0.0, 1.0], [0.0, 0.0]]), np.ones((2, 2), bool)
   assert analysis.search_ndcg(np.array([[0.0, 1.0], [1.0, 0.0]]), relevance, real, k=1) == 1
   with pytest.raises(ValueError, match="no row has a relevant event"):
     analysis.search_ndcg(np.zeros((1, 2)), np.zeros((1, 2)), np.ones((1, 2), bool))
 
 
-def test_the_gradients_of_the_roles_add_up_to_that_of_the_shared_table():
-  """One step of Adam from the same numbers moves the stand-in as it moves TWIN."""
+def test_the_gradients_of_the_roles_sum_to_that_of_the_shared_table():
+  """Compares the sum of the two gradients with the gradient of TWIN at the same parameters."""
   dare, variables = model_and_variables("dare")
   twin, of_twin = model_and_variables("twin")
   same = variables["params"]["embedding"]["lookup_representation"]
@@ -74,12 +74,12 @@ def test_conflict_is_counted_by_row():
   assert result.ratio == pytest.approx(4 / 4.5) and result.share_of_steps == 0
 
 
-def test_information_is_that_of_the_events_that_decide():
-  """The latest event is of category 1 where there is a click and of 2 where not; the one before says nothing."""
+def test_mutual_information_is_that_of_the_decisive_events():
+  """The latest event has category 1 with a click and 2 without; the one before is independent of the click."""
   batch = candidate_batch([[5, 1], [5, 2], [5, 1], [5, 2]], [4, 4, 4, 8], labels=[1, 0, 1, 0])
   found = analysis.mutual_information([batch], target=4, categories=[1, 2], ages=[1, 2])
   assert found.round(6).tolist() == [[round(np.log(2), 6), 0], [round(np.log(2), 6), 0]]
-  with pytest.raises(ValueError, match="no candidate is of category target=3"):
+  with pytest.raises(ValueError, match="no candidate has the category target=3"):
     analysis.mutual_information([batch], target=3, categories=[1], ages=[1])
 
 
@@ -90,21 +90,21 @@ def test_learned_attention_sums_to_one(name):
   assert attention.shape == (4, 6) and attention.sum() == pytest.approx(1)
 
 
-def test_four_tables_have_no_one_attention():
-  with pytest.raises(ValueError, match="attention must have one set"):
+def test_models_with_four_tables_are_refused():
+  with pytest.raises(ValueError, match="candidates and events must share one set"):
     analysis.attention_tables(model_and_variables("twin_4e")[1])
 
 
-def test_noise_tells_nothing_about_clicks():
+def test_noise_has_no_information_about_clicks():
   rng = np.random.default_rng(0)
   features, label = rng.normal(size=(2000, 3)), (rng.random(2000) < 0.5).astype(float)
   assert analysis.discriminability(features, label, 5) < 0.01
   assert analysis.discriminability(features + 9 * label[:, None], label, 2) == pytest.approx(np.log(2), abs=0.01)
-  with pytest.raises(ValueError, match="num_clusters=9 must be at most the 2 different rows"):
+  with pytest.raises(ValueError, match="num_clusters=9 must be at most the 2 distinct rows"):
     analysis.discriminability(np.eye(2), np.array([0.0, 1.0]), 9)
 
 
-def test_pictures_are_written(tmp_path):
+def test_plots_are_written(tmp_path):
   pytest.importorskip("matplotlib")
   gradients = analysis.role_gradients(*model_and_variables(), batches())
   information = np.array([[0.0, 1.0], [2.0, 3.0]])

@@ -1,4 +1,4 @@
-"""Pareto multi-task learning: weights that first lead into the region of a preference, then to the Pareto front."""
+"""Pareto multi-task learning: weights that lead into the region of a preference first, then to the Pareto front."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ def pareto(
   floor: float = 0.05,
   multiplier_range: Sequence[float] | None = None,
 ) -> Weighting:
-  """Returns the Pareto weighting; with the defaults the recommendation has weight 1, the auxiliary objective lambda.
+  """Returns the Pareto MTL weighting; by default recommendation has weight 1 and the auxiliary objective lambda.
 
-  The axes of preferences are the objectives in the order of the losses: recommendation first, the auxiliary objective
-  second. For two objectives of which the second's loss is the smaller one, the defaults give the closed form
-  lambda(rho) = (1 - 2 rho) / (2 - rho) with rho the cosine between the two gradients: the auxiliary loss is penalised
-  by 1 / 2 if they are orthogonal, more if they conflict, and rewarded if rho > 1 / 2. If no constraint is active
-  (recommendation loss < 0.41 * auxiliary loss) lambda is 1.
+  The entries of a preference are the objectives in the order of the losses: recommendation first, the auxiliary
+  objective second. For two objectives with the auxiliary loss smaller, the defaults give the closed form
+  lambda(rho) = (1 - 2 rho) / (2 - rho), with rho the cosine between the two gradients: the auxiliary loss is minimized
+  with weight 1 / 2 if they are orthogonal, more if they conflict, and maximized if rho > 1 / 2. If no constraint is
+  active (recommendation loss < 0.41 * auxiliary loss), lambda is 1.
 
   Args:
-    preferences: P vectors of K numbers; vector p claims the losses l for which p . l is the largest of all.
-    index: the vector of the wanted region.
-    directions: what enters the min-norm problem while the losses are outside of the region: "gradients_and_constraints"
-      or only "constraints".
-    normalization: what gradients are divided by before; see `mgda`. The weights multiply the raw gradients.
-    anchor: objective whose weight becomes exactly 1, by division; None leaves the weights with sum |w| = 1.
-    floor: smallest share of sum |w| that the anchor's weight may have as a divisor, in 0..1.
-    multiplier_range: (lowest, highest) weight of the other objectives after the division; None: no clamp.
+    preferences: P vectors of K numbers; the region of vector p is where p . losses is the largest of all.
+    index: index of the vector of the desired region.
+    directions: vectors of the min-norm problem while the losses are outside the region: "gradients_and_constraints" or
+      "constraints" only.
+    normalization: divisor of the gradients in the min-norm problem: "none", "l2", "loss" or "loss+"; see `mgda`. The
+      weights multiply the raw gradients.
+    anchor: objective whose weight is scaled to exactly 1; None scales to sum |w| = 1.
+    floor: lower bound, as a share of sum |w| in 0..1, on the anchor's weight as a divisor.
+    multiplier_range: (lowest, highest) weight of the other objectives after scaling; None: no clipping.
 
   Raises:
-    ValueError: an argument is out of its range, or, from `init`, the preferences are not for K objectives.
+    ValueError: an argument is out of range, or, from `init`, the preferences are not for K objectives.
 
   Source: Lin et al. 2019, Pareto Multi-Task Learning (arXiv 1912.12854), eq. 9-14; AutoCDSR (arXiv 2505.21811),
   whose published form has "constraints" only and whose released code the default.
-  Choice: the anchor's weight can be tiny or negative for other preferences than the default ones, where lambda would
-  have a pole and then a changed sign that ascends on the anchor; `floor` bounds |lambda| by 1 / floor and keeps the
-  anchor's weight at 1. With the default preferences its share is never below 1 / 2.
-  Choice: negative lambda is kept, as published; `multiplier_range=(0, 1)` forbids to reward the auxiliary loss.
-  Choice: objectives with zero gradient do not enter as gradients; they would end the search.
+  Choice: with preferences other than the default ones the anchor's weight can be tiny or negative, where lambda has a
+  pole and then changes sign, which ascends on the anchor; `floor` bounds |lambda| by 1 / floor and keeps the anchor's
+  weight at 1. With the default preferences its share is never below 1 / 2.
+  Choice: negative lambda is kept, as published; `multiplier_range=(0, 1)` rules out maximizing the auxiliary loss.
+  Choice: objectives with zero gradient are excluded from the gradients, because they would end the search.
   """
   _check(preferences, index, directions, anchor, floor, multiplier_range)
   check_normalization(normalization)
@@ -61,7 +62,7 @@ def pareto(
 
   def check(num_objectives):
     if vectors.shape[1] != num_objectives:
-      raise ValueError(f"preferences have {vectors.shape[1]} entries each, there are {num_objectives} objectives")
+      raise ValueError(f"preferences have {vectors.shape[1]} entries each, but there are {num_objectives} objectives")
 
   def weigh(gram, losses, key):
     weights = pareto_weights(normalized(gram, losses, normalization)[0], losses, vectors, index, directions)[0]
@@ -79,12 +80,19 @@ def pareto_weights(
   index: int,
   directions: str = "gradients_and_constraints",
 ) -> tuple[Float[Array, "K"], Bool[Array, "P"]]:
-  """Returns weights whose combined gradient is the min-norm one of a step of Pareto MTL, and the active constraints.
+  """Returns weights whose combined gradient is the min-norm direction of a Pareto MTL step, and the active constraints.
 
   Constraint p is active while (preference_p - preference_index) . losses > 0. The min-norm problem is over the active
   constraints' directions sum_k (preference_p - preference_index)_k grad_k, and over the gradients, except with
-  `directions="constraints"` and a constraint active. The weights are those of the gradients; some may be negative, and
+  `directions="constraints"` and a constraint active. The weights multiply the gradients; some may be negative, and
   their sum is not 1.
+
+  Args:
+    gram: inner products of the gradients.
+    losses: loss of each objective.
+    preferences: P vectors of K numbers.
+    index: index of the vector of the desired region.
+    directions: "gradients_and_constraints" or "constraints".
 
   >>> orthogonal = jnp.eye(2)
   >>> weights, active = pareto_weights(orthogonal, jnp.array([2.0, 1.0]), [[1, 0], [0, 1]], 1)
@@ -104,7 +112,7 @@ def pareto_weights(
 
 
 def preference_vectors(count: int) -> list[list[float]]:
-  """Returns `count + 1` unit vectors (cos, sin) from the first to the second of two axes at equal angles.
+  """Returns `count + 1` unit vectors (cos, sin) at equal angles from the first to the second of two objectives.
 
   Source: AutoCDSR (arXiv 2505.21811), p_k = (cos(k pi / 2 K), sin(k pi / 2 K)) for k = 0..K.
 
@@ -126,14 +134,16 @@ def _anchored(weights, anchor, floor, multiplier_range):
 def _check(preferences, index, directions, anchor, floor, multiplier_range):
   lengths = sorted({len(vector) for vector in preferences})
   if len(lengths) != 1 or len(preferences) < 2:
-    raise ValueError(f"preferences need two vectors or more of one length, there are {len(preferences)} of {lengths}")
+    raise ValueError(
+      f"preferences must be two vectors or more of one length, not {len(preferences)} of lengths {lengths}"
+    )
   if not 0 <= index < len(preferences):
-    raise ValueError(f"{index=} must be that of one of the {len(preferences)} preferences")
+    raise ValueError(f"{index=} must be the index of one of the {len(preferences)} preferences")
   if directions not in DIRECTIONS:
     raise ValueError(f"{directions=} is not one of {DIRECTIONS}")
   if anchor is not None and not 0 <= anchor < lengths[0]:
-    raise ValueError(f"{anchor=} must be that of one of the {lengths[0]} objectives, or None")
+    raise ValueError(f"{anchor=} must be the index of one of the {lengths[0]} objectives, or None")
   if not 0 < floor <= 1:
     raise ValueError(f"{floor=} must be above 0 and at most 1")
   if multiplier_range is not None and (anchor is None or not multiplier_range[0] <= multiplier_range[1]):
-    raise ValueError(f"{multiplier_range=} must be (lowest, highest), with an anchor")
+    raise ValueError(f"{multiplier_range=} must be (lowest, highest), and needs an anchor")

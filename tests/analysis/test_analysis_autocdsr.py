@@ -1,4 +1,4 @@
-"""What attention across domains does: shares, strata, trajectories, sweeps and the planted truth, worked by hand."""
+"""Cross-domain attention: shares, strata, trajectories, sweeps and the planted truth, worked by hand."""
 
 import functools
 
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.analysis import cross_domain_plots as plots
-from jaxrec.analysis.cross_domain import (
+from jaxrec.analysis import autocdsr_plots as plots
+from jaxrec.analysis.autocdsr import (
   QueryAttention,
   attention_by_strata,
   attention_to_usefulness,
@@ -67,7 +67,7 @@ def attention_of(data, name, scale=0.0, size=3):
   return query_attention(*model_and_params(name, scale), batches_of(data, name, size))
 
 
-def test_a_query_that_likes_all_alike_pays_what_the_events_are(data):
+def test_uniform_attention_equals_the_shares_of_events(data):
   attention = attention_of(data, "sasrec")
   assert attention.user.tolist() == [0, 1, 2, 3]
   expected = np.array([[0, 3, 1], [0, 1, 4], [0, 3, 0], [0, 1, 1]])
@@ -76,19 +76,19 @@ def test_a_query_that_likes_all_alike_pays_what_the_events_are(data):
   np.testing.assert_allclose(attention.share, expected, atol=1e-5)
   assert attention.query_domain.tolist() == [1, 1, 1, 1]
   assert attention.target_domain.tolist() == [2, 1, 1, 2]
-  np.testing.assert_allclose(attention.across(), [1 / 4, 4 / 5, 0, 1 / 2], atol=1e-5)
-  np.testing.assert_allclose(attention.across("target"), [3 / 4, 4 / 5, 0, 1 / 2], atol=1e-5)
+  np.testing.assert_allclose(attention.cross_domain_share(), [1 / 4, 4 / 5, 0, 1 / 2], atol=1e-5)
+  np.testing.assert_allclose(attention.cross_domain_share("target"), [3 / 4, 4 / 5, 0, 1 / 2], atol=1e-5)
 
 
-def test_the_mask_token_reads_itself_and_asks_for_the_domain_of_the_target(data):
+def test_a_mask_token_attends_to_itself_and_has_the_domain_of_the_target(data):
   attention = attention_of(data, "bert4rec")
   np.testing.assert_allclose(attention.share[0], [1 / 5, 3 / 5, 1 / 5], atol=1e-5)
   assert attention.query_domain.tolist() == attention.target_domain.tolist() == [2, 1, 1, 2]
-  np.testing.assert_allclose(attention.across(), [3 / 5, 4 / 6, 0, 1 / 3], atol=1e-5)
+  np.testing.assert_allclose(attention.cross_domain_share(), [3 / 5, 4 / 6, 0, 1 / 3], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hstu", "hstu_plus"])
-def test_shares_are_those_that_the_objective_counts(data, name):
+def test_shares_equal_those_of_the_objective(data, name):
   model, params = model_and_params(name, 0.5)
   attention = attention_of(data, name, 0.5, size=4)
   (batch,) = batches_of(data, name, size=4)
@@ -99,7 +99,7 @@ def test_shares_are_those_that_the_objective_counts(data, name):
   for row, user in enumerate(batch.user):
     position = np.flatnonzero(batch.batch.target_weight[row])[0]
     expected = np.mean([layer[row, position].mean() for layer in layers])
-    np.testing.assert_allclose(attention.across()[user], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(attention.cross_domain_share()[user], expected, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(attention.share.sum(axis=1), 1, atol=1e-3)
   assert attention.share.shape[1] == (4 if name == "hstu_plus" else 3)
 
@@ -109,33 +109,33 @@ def test_the_size_of_the_batches_changes_nothing(data):
   np.testing.assert_allclose(one.share, other.share, rtol=1e-4)
   np.testing.assert_array_equal(one.user, other.user)
   shares = query_shares(*model_and_params("sasrec", 0.5), batches_of(data, "sasrec"), own="target")
-  np.testing.assert_allclose(shares, one.across("target"), rtol=1e-4)
+  np.testing.assert_allclose(shares, one.cross_domain_share("target"), rtol=1e-4)
 
 
-def test_nothing_crosses_where_there_is_one_domain(data):
+def test_with_one_domain_there_is_no_cross_domain_attention(data):
   alone = attention_of(only_domain(data, "domain 1"), "sasrec", 0.5)
   assert alone.user.tolist() == [1, 2]
-  np.testing.assert_array_equal(alone.across(), 0)
+  np.testing.assert_array_equal(alone.cross_domain_share(), 0)
 
 
-def test_some_users_can_be_taken_out(data):
+def test_users_can_be_selected(data):
   attention = attention_of(data, "sasrec")
-  assert attention.of(np.array([3, 1])).events.tolist() == attention.events[[1, 3]].tolist()
+  assert attention.select(np.array([3, 1])).events.tolist() == attention.events[[1, 3]].tolist()
   with pytest.raises(ValueError, match=r"users \[7\] have no query here"):
-    attention.of(np.array([1, 7]))
+    attention.select(np.array([1, 7]))
   with pytest.raises(ValueError, match="own='both' is unknown"):
-    attention.across("both")
+    attention.cross_domain_share("both")
 
 
-def test_models_without_attention_across_domains_are_refused(data):
+def test_models_without_cross_domain_attention_are_refused(data):
   model, params = model_and_params("sasrec", 0.0)
-  with pytest.raises(ValueError, match="model.num_domains=1: attention across domains needs at least two"):
+  with pytest.raises(ValueError, match="model.num_domains=1: cross-domain attention needs at least two"):
     query_attention(model.clone(num_domains=1), params, batches_of(data, "sasrec"))
-  with pytest.raises(ValueError, match="Dense is no SequentialModel"):
+  with pytest.raises(ValueError, match="Dense is not a SequentialModel"):
     query_attention(nn.Dense(1), params, batches_of(data, "sasrec"))
 
 
-def test_strata_are_by_whom_each_model_serves():
+def test_strata_depend_on_which_model_ranks_the_target_high():
   shares = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
   strata = attention_by_strata(shares, np.array([10, 11, 3, 99, 12]), np.array([11, 10, 1, 50, 4]))
   assert {name: cell.count for name, cell in strata.items()} == {
@@ -151,10 +151,14 @@ def test_strata_are_by_whom_each_model_serves():
 
 @pytest.mark.parametrize(
   ("single", "k", "message"),
-  [([0, 1], 10, "single_ranks holds 0; ranks start at 1"), ([1], 10, "one of each a user"), ([1, 1], 0, "k=0 must be")],
+  [
+    ([0, 1], 10, "single_ranks contains 0; ranks start at 1"),
+    ([1], 10, "one of each per user"),
+    ([1, 1], 0, "k=0 must be"),
+  ],
 )
 @pytest.mark.unchecked_shapes
-def test_strata_of_other_ranks_are_refused(single, k, message):
+def test_invalid_ranks_are_refused(single, k, message):
   with pytest.raises(ValueError, match=message):
     attention_by_strata(np.zeros(2), np.array(single), np.array([1, 1]), k=k)
 
@@ -165,12 +169,12 @@ def record(step, weight, kind="train", phase="select"):
   return {"phase": phase, "step": step, "epoch": 1, "kind": kind, "loss": 3.0, **more}
 
 
-def test_a_trajectory_is_what_the_training_records_hold():
+def test_a_trajectory_has_the_values_of_the_training_records():
   records = [record(20, 0.5), record(20, None, "validation"), record(40, 0.25), record(20, 9.0, phase="final")]
   values = weight_trajectory(records)
   assert values["step"].tolist() == [20, 40]
   assert values["weight/cross_domain_attention"].tolist() == [0.5, 0.25]
-  with pytest.raises(ValueError, match="holds 'weight/cross_domain_attention': the run had one objective"):
+  with pytest.raises(ValueError, match="has 'weight/cross_domain_attention': the run had one objective"):
     weight_trajectory([record(20, None)])
 
 
@@ -179,7 +183,7 @@ def run_of(value, **weighting):
   return {"multi_objective": {"objectives": objectives, "weighting": weighting}}, {"test": {"domain/a/MRR": value}}
 
 
-def test_a_sweep_has_the_fixed_weights_in_order_and_the_automatic_ones_apart():
+def test_a_sweep_has_fixed_weights_in_order_and_automatic_weightings_by_name():
   runs = [run_of(0.3, name="fixed", weights=[2, 1]), run_of(0.1), run_of(0.2, name="fixed", weights=[1, 0.25])]
   runs += [run_of(0.5, name="fixed", weights=[1, 0.5]), run_of(0.6, name="pareto")]
   fixed, automatic = weight_sweep(runs, "test/domain/a/MRR")
@@ -189,16 +193,16 @@ def test_a_sweep_has_the_fixed_weights_in_order_and_the_automatic_ones_apart():
   assert automatic == {"pareto": (1, 0.6, None)}
 
 
-def test_a_sweep_without_the_metric_or_with_other_weights_is_refused():
-  with pytest.raises(ValueError, match="metric='MRR' is in no place of a summary; there are test/domain/a/MRR"):
+def test_a_sweep_without_the_metric_or_with_invalid_weights_is_refused():
+  with pytest.raises(ValueError, match="metric='MRR' is not in a summary, which has test/domain/a/MRR"):
     weight_sweep([run_of(0.1)], "MRR")
-  with pytest.raises(ValueError, match="must be two, the first above 0"):
+  with pytest.raises(ValueError, match="must be two numbers, the first above 0"):
     weight_sweep([run_of(0.1, name="fixed", weights=[0, 1])], "test/domain/a/MRR")
 
 
 @pytest.fixture(scope="module")
 def planted():
-  """Planted data, and attention of 0.1 to the mask, 0.2 to the target domain, then informative, noise, bottleneck."""
+  """Returns planted data, and shares: 0.1 mask, 0.2 target domain, 0.3 informative, 0.25 noise, 0.15 bottleneck."""
   data = planted_transfer(num_users=40, items_per_domain=16, mean_events=12.0)
   user, target = np.arange(40), np.ones(40, int)
   share = np.tile([0.1, 0.2, 0.3, 0.25, 0.15], (40, 1)) * np.where(user == 0, 0.5, 1)[:, None]
@@ -210,7 +214,7 @@ def test_what_is_useful_depends_on_where_the_target_came_from(planted, split):
   data, attention = planted
   truth = planted_truth(data)
   is_planted = truth.is_planted[data.split == split]
-  result = attention_to_usefulness(attention.of(np.arange(1, 40)), data, truth, split)
+  result = attention_to_usefulness(attention.select(np.arange(1, 40)), data, truth, split)
   assert result["planted"]["useful"].count == is_planted[1:].sum()
   assert result["own chain"]["useful"].count == (~is_planted[1:]).sum()
   expected = {"own": 0.2, "informative": 0.3, "noise": 0.25, "bottleneck": 0.15, "hidden": 0.1, "harmful": 0.25}
@@ -220,29 +224,29 @@ def test_what_is_useful_depends_on_where_the_target_came_from(planted, split):
   assert result["all"]["events/noise"].mean == pytest.approx(0.7)
 
 
-def test_each_user_counts_for_the_target_of_their_own(planted):
+def test_each_user_counts_by_their_own_target(planted):
   data, attention = planted
   truth = planted_truth(data)
   result = attention_to_usefulness(attention, data, truth, 2)
-  is_planted = truth.is_planted[data.split == 2]  # User 0 pays half as much as the others.
+  is_planted = truth.is_planted[data.split == 2]  # User 0 has half the shares of the others.
   part = "planted" if is_planted[0] else "own chain"
   count = (is_planted == is_planted[0]).sum()
   assert result[part]["noise"].mean == pytest.approx(0.25 * (count - 0.5) / count)
 
 
-def test_queries_for_other_domains_are_left_out(planted):
+def test_queries_for_other_domains_are_excluded(planted):
   data, attention = planted
   other = QueryAttention(
     attention.user, attention.query_domain, attention.target_domain + 1, attention.share, attention.events
   )
-  with pytest.raises(ValueError, match="no query asks for the target domain"):
+  with pytest.raises(ValueError, match="no query has a target in the target domain"):
     attention_to_usefulness(other, data, planted_truth(data), 2)
 
 
-def test_everything_can_be_drawn(planted, tmp_path):
+def test_all_plots_are_written(planted, tmp_path):
   data, attention = planted
   ranks = np.arange(40) % 20 + 1
-  strata = attention_by_strata(attention.across(), ranks, np.roll(ranks, 3))
+  strata = attention_by_strata(attention.cross_domain_share(), ranks, np.roll(ranks, 3))
   useful = attention_to_usefulness(attention, data, planted_truth(data), 2)
   fixed, automatic = weight_sweep(
     [run_of(0.1), run_of(0.4, name="pareto"), run_of(0.6, name="pareto")], "test/domain/a/MRR"

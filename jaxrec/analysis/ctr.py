@@ -1,6 +1,6 @@
-"""Inside a click-through model: which events the search finds, what pulls at its tables, what it tells apart.
+"""Analyses of click-through models: quality of the search, conflicting gradients, attention, discriminability.
 
-Each function returns numbers; `jaxrec.analysis.click_through_plots` draws them.
+Functions return numbers; `jaxrec.analysis.ctr_plots` draws them.
 
 Source: "Long-Sequence Recommendation Models Need Decoupled Embeddings" (arXiv 2410.02604), sections 2 and 5.
 """
@@ -28,13 +28,13 @@ ROLES = ("attention", "representation")
 def search_ndcg(
   score: Float[AnyArray, "B N"], relevance: Float[AnyArray, "B N"], is_real: Bool[AnyArray, "B N"], k: int = 20
 ) -> float:
-  """Returns the mean NDCG@K of the events in the order of their scores; rows without a relevant event are left out.
+  """Returns the mean NDCG@K of the events ranked by score; rows without a relevant event are excluded.
 
   Args:
-    score: of each event for the candidate of its row.
-    relevance: its gain, not negative: the truth (`InterestTruth.relevance`), or mutual information.
+    score: score of each event for the candidate of its row.
+    relevance: nonnegative gain of each event: the truth (`InterestTruth.relevance`), or mutual information.
     is_real: False on padding, which is never found.
-    k: events that the search finds.
+    k: number of events that the search returns.
 
   Raises:
     ValueError: no row has a relevant event.
@@ -51,18 +51,17 @@ def search_ndcg(
   gained = np.take_along_axis(relevance, found, axis=1) @ discount
   ideal = -np.sort(-relevance, axis=1)[:, :k] @ discount
   if not (ideal > 0).any():
-    raise ValueError("no row has a relevant event: is this the relevance of these batches?")
+    raise ValueError("no row has a relevant event: does the relevance belong to these batches?")
   return float(np.mean(gained[ideal > 0] / ideal[ideal > 0]))
 
 
 @dataclasses.dataclass(frozen=True)
 class RoleGradients:
-  """What attention and representation each want of a table that they share, step by step.
+  """Gradients of a shared table from attention and from representation, over S steps of training.
 
-  norm: [S, 2] mean L2 norm of a row's gradient, for attention and for representation, over the rows that get any.
+  norm: [S, 2] mean L2 norm of the rows' gradients from attention and from representation, over rows with a gradient.
   cosine: [S] mean cosine between the two over these rows.
-  conflict: [rows] share of the steps in which a row's two gradients point apart (cosine below 0); NaN where it never
-    got both.
+  conflict: [rows] share of the steps in which a row's two gradients conflict (cosine below 0); NaN if never both.
   """
 
   norm: Float[np.ndarray, "S 2"]
@@ -71,7 +70,7 @@ class RoleGradients:
 
   @property
   def ratio(self) -> float:
-    """How many times as large the gradient of representation is."""
+    """Mean norm of the gradient from representation divided by that from attention."""
     return float(self.norm[:, 1].mean() / self.norm[:, 0].mean())
 
   @property
@@ -89,17 +88,21 @@ def role_gradients(
   l2: float = 1e-6,
   table: str = "category_table",
 ) -> RoleGradients:
-  """Trains one table for both roles, as TWIN has it, and returns the gradient of each role apart.
+  """Trains a table that both roles share, as in TWIN, and returns the gradient of each role.
 
-  Two tables with the same numbers stand for the one: both are changed by the sum of their gradients, so that they stay
-  the same.
+  The shared table is represented by two equal tables: both are updated by the sum of their gradients, so that they stay
+  equal.
 
   Args:
     model: a click-through model with tables="decoupled" (name "dare"), both roles equally wide.
-    variables: at the start; the tables of attention are replaced by those of representation.
-    batches: a step each.
-    learning_rate, l2: of the training.
-    table: which table is looked at.
+    variables: initial variables; the tables of attention are replaced by those of representation.
+    batches: one batch per step.
+    learning_rate: learning rate of Adam.
+    l2: weight of the L2 penalty.
+    table: name of the table to analyze.
+
+  Raises:
+    ValueError: a model without tables for each role.
 
   Source: arXiv 2410.02604, figures 2 and 3.
   """
@@ -132,12 +135,13 @@ def role_gradients(
 def mutual_information(
   batches: Iterable[CandidateBatch], target: int, categories: Sequence[int], ages: Sequence[int]
 ) -> Float[np.ndarray, "categories ages"]:
-  """Returns, in nats, how much it tells about a click that the event of an age has a category.
+  """Returns the mutual information, in nats, between a click and the category of the event of each age.
 
   Args:
     batches: candidates, clicked and not.
-    target: only candidates of this category count.
-    categories, ages: of the events; age 1 is the latest.
+    target: category of the candidates that count.
+    categories: categories of events.
+    ages: ages of events; 1 is the latest.
 
   Source: arXiv 2410.02604, figure 8.
 
@@ -153,12 +157,12 @@ def mutual_information(
       for j in range(2):
         counts[:, :, i, j] += ((has == bool(i)) & (clicked == bool(j))[:, None, None]).sum(axis=0)
   if not counts.sum():
-    raise ValueError(f"no candidate is of category {target=}")
+    raise ValueError(f"no candidate has the category {target=}")
   return table_information(counts)
 
 
 def table_information(counts: Float[np.ndarray, "*batch I J"]) -> Float[np.ndarray, "*batch"]:
-  """Returns the mutual information, in nats, of the rows and columns of tables of counts.
+  """Returns the mutual information, in nats, between rows and columns of contingency tables.
 
   >>> table_information(np.array([[[2.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]])).round(4).tolist()
   [0.6931, 0.0]
@@ -174,12 +178,13 @@ def learned_attention(
 ) -> Float[np.ndarray, "categories ages"]:
   """Returns the attention of candidates of a category to events of each category and age, summing to 1.
 
-  The item is left out: it is a softmax of `<c_t, c_i> / sqrt(d) + <a_0, a_i> / sqrt(d')`.
+  Without the item's part: a softmax of `<c_t, c_i> / sqrt(d) + <a_0, a_i> / sqrt(d')`.
 
   Args:
-    tables: "category_table" and "age_table" for attention; see `attention_tables`.
+    tables: "category_table" and "age_table" of attention; see `attention_tables`.
     target: category of the candidates.
-    categories, ages: of the events.
+    categories: categories of events.
+    ages: ages of events; 1 is the latest.
 
   Source: arXiv 2410.02604, figure 8.
 
@@ -196,16 +201,16 @@ def learned_attention(
 
 
 def attention_tables(variables: Mapping[str, Any]) -> Mapping[str, AnyArray]:
-  """Returns the tables that attention reads: its own (DARE), or those for everything (TWIN).
+  """Returns the tables that attention reads: its own (DARE), or the shared ones (TWIN).
 
   Raises:
-    ValueError: a model with tables for candidates apart from those for events.
+    ValueError: a model with separate tables for candidates and events.
   """
   embedding = variables["params"]["embedding"]
   for name in ("lookup_attention", "lookup_shared"):
     if name in embedding:
       return embedding[name]
-  raise ValueError(f"the model has the tables {sorted(embedding)}; attention must have one set, for both sides")
+  raise ValueError(f"the model has the tables {sorted(embedding)}; candidates and events must share one set")
 
 
 def discriminability(
@@ -214,14 +219,17 @@ def discriminability(
   """Returns the mutual information, in nats, between the cluster of a representation and the label.
 
   Args:
-    features: what the head of the model reads.
+    features: inputs of the model's head.
     label: 0 or 1.
-    num_clusters: of k-means, from random rows.
-    seed: of these rows.
-    steps: of k-means.
+    num_clusters: number of clusters of k-means, initialized with random rows.
+    seed: seed of the initialization.
+    steps: iterations of k-means.
+
+  Raises:
+    ValueError: fewer distinct rows than clusters.
 
   Source: arXiv 2410.02604, figure 10.
-  Choice: k-means over all rows where the published code takes its mini-batch form.
+  Choice: k-means over all rows; the published code uses mini-batch k-means.
 
   >>> features = np.array([[0.0], [0.1], [5.0], [5.1]])
   >>> round(discriminability(features, np.array([0.0, 0.0, 1.0, 1.0]), 2), 4)  # ln 2
@@ -234,11 +242,11 @@ def discriminability(
 
 
 def _tied(tree, combine):
-  """The parameters (or gradients) with both roles' tables replaced by `combine(attention's, representation's)`."""
+  """Replaces both roles' tables in parameters or gradients by `combine(attention's, representation's)`."""
   names = [f"lookup_{role}" for role in ROLES]
   embedding = tree["embedding"]
   if missing := [name for name in names if name not in embedding]:
-    raise ValueError(f"the model has no {missing}; give one with tables='decoupled'")
+    raise ValueError(f"the model has no {missing}; pass one with tables='decoupled'")
   tied = jax.tree.map(combine, *(embedding[name] for name in names))
   return {**tree, "embedding": {**embedding, **dict.fromkeys(names, tied)}}
 
@@ -261,7 +269,7 @@ def _role_gradients(norm, cosine) -> RoleGradients:
 def _k_means(x, num_clusters, seed, steps) -> Int[np.ndarray, " B"]:
   distinct = np.unique(x, axis=0)
   if len(distinct) < num_clusters:
-    raise ValueError(f"{num_clusters=} must be at most the {len(distinct)} different rows of features")
+    raise ValueError(f"{num_clusters=} must be at most the {len(distinct)} distinct rows of features")
   centre = distinct[np.random.default_rng(seed).choice(len(distinct), num_clusters, replace=False)]  # [clusters, F]
   for _ in range(steps):
     nearest = np.argmin((centre**2).sum(axis=1) - 2 * x @ centre.T, axis=1)  # [B]

@@ -1,4 +1,7 @@
-"""Pictures of what `jaxrec.analysis.cross_domain` counts. Each function writes a PNG, given matplotlib."""
+"""Plots of the results of `jaxrec.analysis.autocdsr`.
+
+Each function writes a PNG and returns whether matplotlib, which it needs, is installed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jaxrec.analysis.cross_domain import TRAJECTORY, Mean, Spread
+from jaxrec.analysis.autocdsr import TRAJECTORY, Mean, MeanStd
 
 USEFULNESS = ("own", "informative", "noise", "bottleneck")
 
@@ -16,12 +19,12 @@ USEFULNESS = ("own", "informative", "noise", "bottleneck")
 def draw_strata(
   strata: Mapping[str, Mapping[str, Mean]], path: str, ylabel: str = "attention to other domains"
 ) -> bool:
-  """Draws the means of each stratum, a colour for each named result, and returns whether matplotlib was there.
+  """Draws the means of each stratum, with a colour per model.
 
   Args:
-    strata: name, for example of a model, to what `attention_by_strata` returned.
-    path: of the PNG.
-    ylabel: what the means are of.
+    strata: name of a model to the result of `attention_by_strata`.
+    path: path of the PNG.
+    ylabel: label of the means.
   """
   if (figure := new_figure(7, 4)) is None:
     return False
@@ -35,13 +38,11 @@ def draw_strata(
 
 
 def draw_weights(trajectories: Mapping[str, Mapping[str, Any]], path: str) -> bool:
-  """Draws the scalars of `weight_trajectory` by step, a panel each and a line for each named run.
+  """Draws the scalars of `weight_trajectory`, a panel each, with a line per run.
 
   Args:
     trajectories: name of a run to its trajectory.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    path: path of the PNG.
   """
   if (figure := new_figure(9, 6)) is None:
     return False
@@ -55,26 +56,27 @@ def draw_weights(trajectories: Mapping[str, Mapping[str, Any]], path: str) -> bo
   return True
 
 
-def draw_sweep(fixed: Mapping[float, Spread], automatic: Mapping[str, Spread], metric: str, path: str) -> bool:
-  """Draws a metric against the fixed weight, and automatic weightings as lines across; bars and bands are spreads.
+def draw_sweep(fixed: Mapping[float, MeanStd], automatic: Mapping[str, MeanStd], metric: str, path: str) -> bool:
+  """Draws a metric against the fixed weight, with automatic weightings as horizontal lines.
+
+  Error bars and bands are standard deviations over seeds.
 
   Args:
-    fixed, automatic: from `weight_sweep`.
-    metric: its name.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    fixed: result of `weight_sweep` for fixed weights.
+    automatic: result of `weight_sweep` for automatic weightings.
+    metric: label of the metric.
+    path: path of the PNG.
   """
   if (figure := new_figure(6, 4)) is None:
     return False
   axes = figure.subplots()
   if fixed:
-    spreads = [cell.spread or 0.0 for cell in fixed.values()]
-    axes.errorbar(list(fixed), [cell.mean for cell in fixed.values()], spreads, marker="o", capsize=3, label="fixed")
+    stds = [cell.std or 0.0 for cell in fixed.values()]
+    axes.errorbar(list(fixed), [cell.mean for cell in fixed.values()], stds, marker="o", capsize=3, label="fixed")
     axes.set_xscale("symlog", linthresh=min([weight for weight in fixed if weight], default=1.0))
   for number, (name, cell) in enumerate(automatic.items(), 1):
     axes.axhline(cell.mean, color=f"C{number}", label=name)
-    axes.axhspan(cell.mean - (cell.spread or 0.0), cell.mean + (cell.spread or 0.0), color=f"C{number}", alpha=0.15)
+    axes.axhspan(cell.mean - (cell.std or 0.0), cell.mean + (cell.std or 0.0), color=f"C{number}", alpha=0.15)
   axes.set(xlabel="weight of cross-domain attention", ylabel=metric)
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
@@ -83,22 +85,22 @@ def draw_sweep(fixed: Mapping[float, Spread], automatic: Mapping[str, Spread], m
 
 
 def draw_usefulness(usefulness: Mapping[str, Mapping[str, Mapping[str, Mean]]], path: str) -> bool:
-  """Draws where queries for the target domain look, a panel for each part of the users; dots: the shares of events.
+  """Draws the attention of queries for the target domain, a panel per group of users.
+
+  Dots are the shares of events.
 
   Args:
-    usefulness: name of a model to what `attention_to_usefulness` returned.
-    path: of the PNG.
-
-  Returns whether matplotlib was there.
+    usefulness: name of a model to the result of `attention_to_usefulness`.
+    path: path of the PNG.
   """
   if (figure := new_figure(12, 4)) is None:
     return False
   parts = list(next(iter(usefulness.values())))
   for axes, part in zip(figure.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts, strict=True):
-    _bars(axes, {name: of_parts[part] for name, of_parts in usefulness.items()}, {name: name for name in USEFULNESS})
+    _bars(axes, {name: groups[part] for name, groups in usefulness.items()}, {name: name for name in USEFULNESS})
     events = next(iter(usefulness.values()))[part]
-    places = np.arange(len(USEFULNESS))
-    axes.scatter(places, [events[f"events/{name}"].mean or 0.0 for name in USEFULNESS], color="k", s=12, zorder=3)
+    heights = [events[f"events/{name}"].mean or 0.0 for name in USEFULNESS]
+    axes.scatter(range(len(USEFULNESS)), heights, color="k", s=12, zorder=3)
     axes.set_title(f"{part}: {events['own'].count} users")
   figure.axes[0].set_ylabel("share of attention")
   _legend_below(figure)
@@ -107,27 +109,27 @@ def draw_usefulness(usefulness: Mapping[str, Mapping[str, Mapping[str, Mean]]], 
 
 
 def _bars(axes, groups, labels):
-  """Bars with error bars: a place for each of `labels`, a colour for each of `groups`."""
-  places, width = np.arange(len(labels)), 0.8 / len(groups)
+  """Draws bars with error bars: a position for each of `labels`, a colour for each of `groups`."""
+  positions, width = np.arange(len(labels)), 0.8 / len(groups)
   for number, (name, means) in enumerate(groups.items()):
     shift = (number - (len(groups) - 1) / 2) * width
     heights, errors = ([getattr(means[key], field) or 0.0 for key in labels] for field in ("mean", "error"))
-    axes.bar(places + shift, heights, width, yerr=errors, capsize=2, label=name)
-  axes.set_xticks(places, list(labels.values()))
+    axes.bar(positions + shift, heights, width, yerr=errors, capsize=2, label=name)
+  axes.set_xticks(positions, list(labels.values()))
   axes.grid(axis="y", alpha=0.3)
 
 
 def _legend_below(figure):
-  """One legend for all panels, where it hides nothing."""
+  """Draws one legend for all panels, below them."""
   handles, labels = figure.axes[0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def new_figure(width: float, height: float) -> Any:
-  """Returns a figure that belongs to no window, or None where matplotlib is not installed."""
+  """Returns a figure without a window, or None if matplotlib is not installed."""
   try:
     from matplotlib.figure import Figure
   except ImportError:
-    logging.info("no picture: matplotlib is not installed (pip install 'jaxrec[plots]')")
+    logging.info("no plot: matplotlib is not installed (pip install 'jaxrec[plots]')")
     return None
   return Figure(figsize=(width, height), layout="constrained")

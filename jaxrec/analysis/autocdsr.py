@@ -1,9 +1,9 @@
-"""What attention across domains does: to whom it goes, whom it helps, how it was weighed. Numbers only.
+"""Analyses of cross-domain attention: where it goes, which users it helps, and how its objective was weighted.
 
-`jaxrec.analysis.cross_domain_plots` draws what the functions here return.
+Functions return numbers; `jaxrec.analysis.autocdsr_plots` draws them.
 
-Source: the analyses of AutoCDSR, arXiv 2505.21811: attention to other domains of users whom a single-domain model
-  serves well, and of those whom only a model across domains does.
+Source: the analyses of AutoCDSR, arXiv 2505.21811: cross-domain attention of users that a single-domain model serves
+  well, and of users that only a cross-domain model serves well.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ TRAJECTORY = ("weight/cross_domain_attention", "cosine", "cross_domain_attention
 
 
 class Mean(NamedTuple):
-  """The mean of `count` numbers and its standard error; None where there are too few numbers (1, or 2)."""
+  """The mean of `count` numbers and its standard error; None for the mean of no numbers and the error of one."""
 
   count: int
   mean: float | None
   error: float | None
 
   @classmethod
-  def of(cls, values: Float[np.ndarray, " X"]) -> Mean:
+  def from_values(cls, values: Float[np.ndarray, " X"]) -> Mean:
     """Returns the mean of the values.
 
-    >>> Mean.of(np.array([0.0, 1.0]))
+    >>> Mean.from_values(np.array([0.0, 1.0]))
     Mean(count=2, mean=0.5, error=0.5)
     """
     values = np.asarray(values, np.float64)
@@ -62,14 +62,14 @@ class Mean(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QueryAttention:
-  """Attention of each evaluated user's query, at the one position that is asked; users in rising order.
+  """Attention of the query of each evaluated user, at its evaluated position; users in ascending order.
 
-  user: user numbers.
-  query_domain: domain 1..C of the event at that position; of the target where the model doesn't see it (a mask token).
-  target_domain: domain of what the user chose next.
-  share: what part of its attention goes to each group of keys, mean over layers and heads: 0 is the query itself where
-    its domain is hidden, 1..C the domains, C + 1 (where there are any) bottleneck tokens. Rows sum to 1.
-  events: what part of the events in the row are of each group: what a query that likes all alike would pay.
+  user: user indices.
+  query_domain: domain 1..C of the event at that position; the target's domain where the event is masked.
+  target_domain: domain of the user's next event.
+  share: share of the attention that goes to each group of keys, mean over layers and heads: 0 is the query itself if it
+    is a mask token, 1..C are the domains, C + 1 the bottleneck tokens, if any. Rows sum to 1.
+  events: share of the row's events in each group: the attention shares of a query that attends uniformly.
   """
 
   user: Int[np.ndarray, " U"]
@@ -78,23 +78,26 @@ class QueryAttention:
   share: Float[np.ndarray, "U G"]
   events: Float[np.ndarray, "U G"]
 
-  def of(self, users: Int[np.ndarray, " K"]) -> QueryAttention:
-    """Returns the rows of some users, in rising order.
+  def select(self, users: Int[np.ndarray, " K"]) -> QueryAttention:
+    """Returns the rows of some users, in ascending order.
 
     Raises:
-      ValueError: a user is not there.
+      ValueError: a user without a query.
     """
     if missing := np.setdiff1d(users, self.user).tolist():
-      raise ValueError(f"users {missing[:5]} have no query here; give users that all models are evaluated on")
+      raise ValueError(f"users {missing[:5]} have no query here; select users that all models are evaluated on")
     rows = np.isin(self.user, users)
     return QueryAttention(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
-  def across(self, own: str = "query") -> Float[np.ndarray, " U"]:
-    """Returns what part of each query's attention leaves its domain, 0..1.
+  def cross_domain_share(self, own: str = "query") -> Float[np.ndarray, " U"]:
+    """Returns the share of each query's attention that goes to other domains, 0..1.
 
     Args:
-      own: "query": the domain of the event that asks, as `cross_domain_share` and so the objective of AutoCDSR count
-        it; "target": that of what is asked for.
+      own: the domain that is not "other". "query": the domain of the query's event, as in the objective of AutoCDSR
+        (`jaxrec.layers.attention.cross_domain_share`); "target": the domain of the target.
+
+    Raises:
+      ValueError: another value of `own`.
     """
     if own not in OWN:
       raise ValueError(f"{own=} is unknown; use one of {OWN}")
@@ -103,17 +106,17 @@ class QueryAttention:
 
 
 def query_attention(model: nn.Module, params: Params, batches: Iterable[EvaluationBatch]) -> QueryAttention:
-  """Returns to which groups the queries of the evaluated users attend.
+  """Returns the attention of the evaluated users' queries by group of keys.
 
   Args:
-    model: a `SequentialModel` of at least two domains.
-    params: its parameters.
+    model: a `SequentialModel` with at least two domains.
+    params: parameters of the model.
     batches: from `jaxrec.data.batches.evaluation.evaluation_batches` or `jaxrec.evaluation.model.evaluation_batches`.
 
   Raises:
-    ValueError: another kind of model, or one domain only.
+    ValueError: another kind of model, or a single domain.
 
-  Choice: SiLU weights have any sum and sign; as in `cross_domain_share`, shares are of the absolute masses.
+  Choice: SiLU weights have any sum and sign; as in the objective, shares are of the absolute masses.
   """
   check_model(model)
   masses = jax.jit(functools.partial(_at_query, model))
@@ -131,19 +134,23 @@ def query_attention(model: nn.Module, params: Params, batches: Iterable[Evaluati
 def query_shares(
   model: nn.Module, params: Params, batches: Iterable[EvaluationBatch], own: str = "query"
 ) -> Float[np.ndarray, " U"]:
-  """Returns what part of each evaluated user's attention leaves its domain, users in rising order.
+  """Returns the share of each evaluated user's attention that goes to other domains, users in ascending order.
 
-  See `query_attention` and `QueryAttention.across`.
+  Args:
+    model: a `SequentialModel` with at least two domains.
+    params: parameters of the model.
+    batches: see `query_attention`.
+    own: see `QueryAttention.cross_domain_share`.
   """
-  return query_attention(model, params, batches).across(own)
+  return query_attention(model, params, batches).cross_domain_share(own)
 
 
 def check_model(model: nn.Module) -> None:
-  """Raises ValueError where a model has no attention across domains that could be looked at."""
+  """Raises ValueError unless the model has cross-domain attention to analyze."""
   if not isinstance(model, SequentialModel):
-    raise ValueError(f"{type(model).__name__} is no SequentialModel, whose layers tell where attention goes")
+    raise ValueError(f"{type(model).__name__} is not a SequentialModel, whose layers record attention by domain")
   if model.num_domains < 2:
-    raise ValueError(f"{model.num_domains=}: attention across domains needs at least two")
+    raise ValueError(f"{model.num_domains=}: cross-domain attention needs at least two")
 
 
 def attention_by_strata(
@@ -152,20 +159,20 @@ def attention_by_strata(
   cross_ranks: Int[np.ndarray, " U"],
   k: int = 10,
 ) -> dict[str, Mean]:
-  """Returns how many users each stratum has, and the mean of their shares with its standard error.
+  """Returns the mean share of the users in each stratum, with its standard error and the number of users.
 
-  The strata: only the single-domain model has the target among its first k ("single right"), only the model across
-  domains has ("cross right"), "both" or "none". To hold another model against the first, ask for its shares, or for the
-  differences, in the same strata: `attention_by_strata(other - shares, single_ranks, cross_ranks)`.
+  The strata: the target is in the top k of the single-domain model only ("single right"), of the cross-domain model
+  only ("cross right"), of "both", or of "none". To compare another model, pass its shares or the differences with the
+  same ranks: `attention_by_strata(other - shares, single_ranks, cross_ranks)`.
 
   Args:
-    shares: of each user; see `query_shares`.
-    single_ranks: rank of the user's target by a single-domain model, from 1.
-    cross_ranks: the same by a model across domains.
-    k: length of the list.
+    shares: attention share of each user; see `query_shares`.
+    single_ranks: rank of each user's target by a single-domain model, from 1.
+    cross_ranks: rank of each user's target by a cross-domain model, from 1.
+    k: length of the recommendation list.
 
   Raises:
-    ValueError: other ranks, lengths or k.
+    ValueError: ranks below 1, unequal lengths, or k below 1.
 
   >>> strata = attention_by_strata(np.array([0.5, 0.75, 0.25]), np.array([1, 20, 2]), np.array([30, 3, 11]))
   >>> strata["single right"].mean, strata["cross right"].mean, strata["both"].count
@@ -173,53 +180,53 @@ def attention_by_strata(
   """
   single, cross = _is_hit("single_ranks", single_ranks, shares, k), _is_hit("cross_ranks", cross_ranks, shares, k)
   members = (single & ~cross, ~single & cross, single & cross, ~single & ~cross)
-  return {name: Mean.of(shares[rows]) for name, rows in zip(STRATA, members, strict=True)}
+  return {name: Mean.from_values(shares[rows]) for name, rows in zip(STRATA, members, strict=True)}
 
 
 def weight_trajectory(
   records: Sequence[Mapping[str, Any]], phase: str = "select"
 ) -> dict[str, Float[np.ndarray, " T"] | Int[np.ndarray, " T"]]:
-  """Returns "step" and the scalars of `TRAJECTORY` by step, means over the log intervals.
+  """Returns "step" and the scalars of `TRAJECTORY` over training, each a mean over a log interval.
 
   Args:
-    records: of metrics.jsonl; see `jaxrec.train.writers.read_records`.
+    records: records of metrics.jsonl; see `jaxrec.train.writers.read_records`.
     phase: "select" or "final".
 
   Raises:
-    ValueError: no record of the phase holds weights.
+    ValueError: no record of the phase has weights.
   """
   found = [r for r in records if r["kind"] == "train" and r["phase"] == phase and TRAJECTORY[0] in r]
   if not found:
-    raise ValueError(f"no training record of {phase=} holds {TRAJECTORY[0]!r}: the run had one objective")
+    raise ValueError(f"no training record of {phase=} has {TRAJECTORY[0]!r}: the run had one objective")
   values = {name: np.array([record[name] for record in found], np.float64) for name in TRAJECTORY}
   return {"step": np.array([record["step"] for record in found], np.int64), **values}
 
 
-class Spread(NamedTuple):
-  """A number over `count` seeds: its mean, and its sample standard deviation, None of one seed."""
+class MeanStd(NamedTuple):
+  """The mean over `count` seeds and the sample standard deviation, None for a single seed."""
 
   count: int
   mean: float
-  spread: float | None
+  std: float | None
 
   @classmethod
-  def of(cls, numbers: Sequence[float]) -> Spread:
-    """Returns the mean and spread of the numbers."""
+  def from_values(cls, numbers: Sequence[float]) -> MeanStd:
+    """Returns mean and standard deviation of the numbers."""
     return cls(len(numbers), statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 
 
 def weight_sweep(
   runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str
-) -> tuple[dict[float, Spread], dict[str, Spread]]:
-  """Returns a metric by fixed weight of the second objective, weights rising, and by name of an automatic weighting.
+) -> tuple[dict[float, MeanStd], dict[str, MeanStd]]:
+  """Returns a metric by fixed weight of the second objective (ascending), and by name of an automatic weighting.
 
   Args:
-    runs: (config, summary) pairs as dicts; runs of one weighting differ in their seeds. A run without a second
-      objective has the weight 0; a fixed weighting has that of its second objective divided by that of its first.
-    metric: the path of a number in the summary, such as "select/test_of_selected/NDCG@10".
+    runs: (config, summary) pairs as dicts; runs of the same weighting differ in their seeds. The weight of a run
+      without a second objective is 0; that of a fixed weighting is the second weight divided by the first.
+    metric: path of a number in the summary, such as "select/test_of_selected/NDCG@10".
 
   Raises:
-    ValueError: a summary without the metric, or fixed weights that are not two with a first above 0.
+    ValueError: a summary without the metric, or fixed weights that are not two with the first above 0.
 
   >>> run = lambda weight, value: ({"multi_objective": {"objectives": ["cross_domain_attention"],
   ...   "weighting": {"name": "fixed", "weights": [1, weight]}}}, {"test": {"MRR": value}})
@@ -229,50 +236,50 @@ def weight_sweep(
   values: dict[float | str, list[float]] = {}
   for config, summary in runs:
     values.setdefault(_weight(config["multi_objective"]), []).append(_number(summary, metric))
-  spreads = {key: Spread.of(numbers) for key, numbers in values.items()}
-  fixed = {key: spreads[key] for key in sorted(key for key in spreads if isinstance(key, float))}
-  return fixed, {key: value for key, value in spreads.items() if isinstance(key, str)}
+  cells = {key: MeanStd.from_values(numbers) for key, numbers in values.items()}
+  fixed = {key: cells[key] for key in sorted(key for key in cells if isinstance(key, float))}
+  return fixed, {key: value for key, value in cells.items() if isinstance(key, str)}
 
 
 def attention_to_usefulness(
   attention: QueryAttention, data: PreparedData, truth: PlantedTruth, split: int
 ) -> dict[str, dict[str, Mean]]:
-  """Returns what part of their attention the queries for the target domain pay to what helps and to what doesn't.
+  """Returns the attention shares of queries for the target domain, by what helps them and what does not.
 
-  Of all of them, and apart of those whose target is "planted" (it follows an event of the informative domain) and of
-  those whose target continues its "own chain". For each a mean share by domain ("own", the target domain,
+  Results are for "all" queries, for those with a "planted" target (it follows an event of the informative domain), and
+  for those whose target continues its "own chain". Each has the mean shares by domain ("own", the target domain,
   "informative", "noise"), by the truth about the target ("useful", "neutral", "harmful"), of "bottleneck" tokens, and
-  of the mask token itself ("hidden"); and under "events/own" and so on the shares of the events, which a query that
-  likes all events alike would pay.
+  of the mask token itself ("hidden"); and, as "events/own" and so on, the shares of the events, which a query that
+  attends uniformly would have.
 
   Args:
-    attention: of the users; see `query_attention`.
+    attention: attention of the users; see `query_attention`.
     data: from `jaxrec.data.generators.planted_transfer.planted_transfer`.
-    truth: of the data.
-    split: which held-out events the queries ask for: 1 validation, 2 test.
+    truth: truth of the data.
+    split: held-out events that are the targets: 1 validation, 2 test.
 
   Raises:
-    ValueError: no query asks for the target domain.
+    ValueError: no target in the target domain.
   """
-  attention = attention.of(attention.user[attention.target_domain == TARGET])
+  attention = attention.select(attention.user[attention.target_domain == TARGET])
   if not len(attention.user):
-    raise ValueError("no query asks for the target domain")
+    raise ValueError("no query has a target in the target domain")
   event = data.offsets[:-1][attention.user] + prefix_lengths(data, split - 1)[attention.user]
   values = _by_kind(attention.share, truth.usefulness[event])
   values |= {f"events/{name}": x for name, x in _by_kind(attention.events, truth.usefulness[event]).items()}
   planted = truth.is_planted[event]
   parts = {"all": np.ones_like(planted), "planted": planted, "own chain": ~planted}
-  return {part: {name: Mean.of(x[rows]) for name, x in values.items()} for part, rows in parts.items()}
+  return {part: {name: Mean.from_values(x[rows]) for name, x in values.items()} for part, rows in parts.items()}
 
 
 def _at_query(model, params, batch):
-  """Domain, shares of attention and shares of events of each row's query: [B], [B, G], [B, G]."""
+  """Returns domain, attention shares and event shares of each row's query: [B], [B, G], [B, G]."""
   _, state = model.apply({"params": params}, batch, deterministic=True, mutable=[MASS])
   position = jnp.argmax(batch.target_weight > 0, axis=1)[:, None]  # [B, 1]
   shares = []
   for mass in masses_by_layer(state[MASS]):
-    asked = jnp.take_along_axis(mass, position[..., None, None], axis=1)[:, 0]  # [B, H, G]
-    shares.append(group_shares(asked).mean(axis=1))  # [B, G]
+    at_query = jnp.take_along_axis(mass, position[..., None, None], axis=1)[:, 0]  # [B, H, G]
+    shares.append(group_shares(at_query).mean(axis=1))  # [B, G]
   is_group = jax.nn.one_hot(batch.domain_id, shares[0].shape[-1]) * (batch.sequence_id != 0)[..., None]  # [B, N, G]
   events = is_group.sum(axis=1) / jnp.maximum(is_group.sum(axis=(1, 2)), 1)[:, None]  # [B, G]
   return jnp.take_along_axis(query_domain(batch), position, axis=1)[:, 0], sum(shares) / len(shares), events
@@ -283,29 +290,29 @@ def _is_hit(name, ranks, shares, k) -> Bool[np.ndarray, " U"]:
   if k < 1:
     raise ValueError(f"{k=} must be at least 1")
   if ranks.shape != np.shape(shares):
-    raise ValueError(f"{name} has the shape {ranks.shape}, shares have {np.shape(shares)}: one of each a user")
+    raise ValueError(f"{name} has shape {ranks.shape}, but shares have {np.shape(shares)}: one of each per user")
   if (ranks < 1).any():
-    raise ValueError(f"{name} holds {ranks.min()}; ranks start at 1")
+    raise ValueError(f"{name} contains {ranks.min()}; ranks start at 1")
   return ranks <= k
 
 
 def _by_kind(share, usefulness) -> dict[str, Float[np.ndarray, " U"]]:
-  """Sums of the columns of shares [U, G] by domain and by what the truth [U, C] says of the domain."""
+  """Sums columns of shares [U, G] by domain and by the usefulness [U, C] of the domain."""
   num_domains = usefulness.shape[1]
-  of_domain = share[:, 1 : num_domains + 1]  # [U, C]
+  by_domain = share[:, 1 : num_domains + 1]  # [U, C]
   by_truth = {"useful": USEFUL, "neutral": NEUTRAL, "harmful": HARMFUL}
   return {
     "own": share[:, TARGET],
     "informative": share[:, INFORMATIVE],
-    "noise": of_domain[:, FIRST_NOISE - 1 :].sum(axis=1),
-    **{name: (of_domain * (usefulness == value)).sum(axis=1) for name, value in by_truth.items()},
+    "noise": by_domain[:, FIRST_NOISE - 1 :].sum(axis=1),
+    **{name: (by_domain * (usefulness == value)).sum(axis=1) for name, value in by_truth.items()},
     "bottleneck": share[:, num_domains + 1 :].sum(axis=1),
     "hidden": share[:, 0],
   }
 
 
 def _weight(settings) -> float | str:
-  """The fixed weight of the second objective, or the name of the weighting that finds it."""
+  """Returns the fixed weight of the second objective, or the name of the automatic weighting."""
   if not settings["objectives"]:
     return 0.0
   weighting = settings["weighting"]
@@ -313,15 +320,15 @@ def _weight(settings) -> float | str:
     return weighting["name"]
   weights = weighting["weights"]
   if len(weights) != 2 or weights[0] <= 0:
-    raise ValueError(f"fixed {weights=} must be two, the first above 0")
+    raise ValueError(f"fixed {weights=} must be two numbers, the first above 0")
   return float(weights[1] / weights[0])
 
 
 def _number(summary, path) -> float:
-  """The number at a path of a tree of dicts, whose keys may hold slashes."""
+  """Returns the number at a path in nested dicts, whose keys may contain slashes."""
   flat = dict(_leaves(summary))
   if path not in flat:
-    raise ValueError(f"metric={path!r} is in no place of a summary; there are {', '.join(sorted(flat))}")
+    raise ValueError(f"metric={path!r} is not in a summary, which has {', '.join(sorted(flat))}")
   return float(flat[path])
 
 
