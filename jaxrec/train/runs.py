@@ -8,7 +8,7 @@ import os
 from ml_collections import ConfigDict
 
 from jaxrec.train import checkpoint, writers
-from jaxrec.train.config import SEQUENTIAL, saved_config
+from jaxrec.train.config import CLICK_THROUGH, SEQUENTIAL, saved_config
 from jaxrec.train.state import Params, TrainState
 from jaxrec.train.task import Task, build_task, task_class
 
@@ -65,4 +65,5 @@ def load_config(workdir: str) -> ConfigDict:
   if not os.path.exists(path):
     raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
   saved = writers.read_json(path)
-  return saved_config(saved, task_class(saved.get("task", SEQUENTIAL)).default_config())
+  before_tasks = CLICK_THROUGH if "history_length" in saved.get("data", {}) else SEQUENTIAL  # Runs of older versions.
+  return saved_config(saved, task_class(saved.get("task", before_tasks)).default_config())
