@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from jaxrec import parallel
 from jaxrec.analysis import autocdsr, autocdsr_plots
 from jaxrec.cli.sweep import read_results
+from jaxrec.cli.text_table import text_table
 from jaxrec.data.generators.planted_transfer import planted_truth
 from jaxrec.evaluation.model import evaluation_batches, user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
@@ -212,8 +213,7 @@ def table(strata: Mapping[str, Mapping[str, autocdsr.Mean]]) -> str:
   first = next(iter(strata.values()))
   rows = [["run", *(f"{name} ({mean.count} users)" for name, mean in first.items())]]
   rows += [[name, *(_text(mean) for mean in means.values())] for name, means in strata.items()]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+  return text_table(rows)
 
 
 def _text(mean):

@@ -1,1 +1,1 @@
-"""Measurements: each prints JSON lines with the device and the versions it ran on."""
+"""Benchmarks: each prints JSON lines that name the device and the versions of JAX and Python."""

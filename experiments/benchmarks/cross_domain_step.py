@@ -1,11 +1,11 @@
-"""Times the training step of each encoder with and without AutoCDSR, the variants in turn, on random events.
+"""Times the training step of each encoder with and without AutoCDSR on random events, interleaving the variants.
 
     python -m experiments.benchmarks.cross_domain_step --config_file=abxi --steps=20
 
-The settings are those of experiments/configs/abxi.py or kuairand.py; the events are drawn at random with the sizes of
-those data sets, so that no data are needed. In each round every variant makes one step, so that whatever else the
-machine does falls on all of them alike. Prints JSON lines: `median_ms` over the rounds, and `ratio`, the median over
-the rounds of a variant's time divided by that of "base" in the same round.
+The settings are those of experiments/configs/abxi.py or kuairand.py. The events are random with the sizes of these data
+sets, so no data is needed. Every variant runs one step per round, so that other load on the machine affects all
+variants equally. Prints JSON lines: `median_ms` is the median over the rounds; `ratio` is the median over the rounds of
+the variant's time divided by the time of "base" in the same round.
 
 Source: AutoCDSR, arXiv 2505.21811, Table 4, reports 9% more time for AutoCDSR and 20% for AutoCDSR+ (BERT4Rec).
 """
@@ -37,7 +37,7 @@ CONFIGS = {"abxi": abxi, "kuairand": kuairand}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """How much there is to train on: users, items and events a user, of which domain each is drawn from."""
+  """Sizes of the random data: users, items, events per user, and the fraction of items in each domain."""
 
   users: int
   items: int
@@ -45,7 +45,7 @@ class Sizes:
   domain_shares: tuple[float, ...]
 
 
-# As measured on the data sets; users enough for two batches.
+# Measured on the data sets; enough users for two batches.
 SIZES = {
   "abxi": Sizes(1024, 28_095, 24, (0.5, 0.5)),
   "kuairand": Sizes(128, 729_828, 600, (0.805, 0.133, 0.045, 0.01, 0.0065, 0.0003, 0.0002)),
@@ -53,7 +53,7 @@ SIZES = {
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its records."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   for record in measure(FLAGS.config_file, FLAGS.encoders, FLAGS.variants, FLAGS.steps, FLAGS.smoke):
@@ -63,14 +63,14 @@ def main(argv: list[str]) -> None:
 def measure(
   config_file: str, encoders: Sequence[str], variants: Sequence[str], steps: int, smoke: bool = False
 ) -> Iterator[dict[str, Any]]:
-  """Yields a record for each variant of each encoder, those of an encoder at once.
+  """Yields one record per variant and encoder; all variants of an encoder are timed together.
 
   Args:
     config_file: "abxi" or "kuairand".
-    encoders: some of hstu, sasrec, bert4rec.
-    variants: some of base, autocdsr, autocdsr_plus; without base there are no ratios.
-    steps: rounds, after one that compiles.
-    smoke: whether to shrink everything, to see that it runs.
+    encoders: any of hstu, sasrec, bert4rec.
+    variants: any of base, autocdsr, autocdsr_plus; without base there are no ratios.
+    steps: timed rounds, after one that compiles.
+    smoke: whether to use small sizes, to check that everything runs.
   """
   sizes = Sizes(8, 32, 8, SIZES[config_file].domain_shares[:2]) if smoke else SIZES[config_file]
   with tempfile.TemporaryDirectory() as folder:
@@ -78,15 +78,15 @@ def measure(
     random_events(sizes).save(prepared)
     configs = {e: {v: config_of(config_file, f"{e}-{v}", prepared, smoke) for v in variants} for e in encoders}
     for encoder in encoders:
-      made = {variant: Training.from_config(config) for variant, config in configs[encoder].items()}
-      times = time_in_turn({variant: training.step for variant, training in made.items()}, steps)
+      trainings = {variant: Training.from_config(config) for variant, config in configs[encoder].items()}
+      times = time_interleaved({variant: training.step for variant, training in trainings.items()}, steps)
       for variant, ms in times.items():
         about = {"benchmark": "cross_domain_step", "config_file": config_file, "encoder": encoder, "variant": variant}
-        yield about | summary(ms, times.get("base")) | made[variant].describe()
+        yield about | summary(ms, times.get("base")) | trainings[variant].describe()
 
 
 def random_events(sizes: Sizes, seed: int = 0) -> PreparedData:
-  """Returns users with as many events each, all for training; items and their domains are drawn independently.
+  """Returns training events of users with equally long histories; items and their domains are drawn independently.
 
   >>> random_events(Sizes(users=3, items=9, events=4, domain_shares=(0.5, 0.5))).offsets.tolist()
   [0, 4, 8, 12]
@@ -109,10 +109,10 @@ def random_events(sizes: Sizes, seed: int = 0) -> PreparedData:
 
 
 def config_of(config_file: str, choice: str, prepared: str, smoke: bool = False) -> ConfigDict:
-  """Returns the settings of an encoder and a variant, on prepared data; small ones for a smoke test."""
+  """Returns the config of an encoder and a variant ("encoder-variant") on prepared data; small sizes with `smoke`."""
   config = CONFIGS[config_file].get_config(choice)
   config.data.prepared = prepared
-  config.data.train_users = "all"  # Nothing is held out.
+  config.data.train_users = "all"  # No event is held out.
   if not smoke:
     return config
   config.data.max_length = config.data.row_length = 8
@@ -124,10 +124,10 @@ def config_of(config_file: str, choice: str, prepared: str, smoke: bool = False)
   return config
 
 
-def time_in_turn(steps: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
-  """Returns the milliseconds of each function in each round; all are called once before, and each is waited for.
+def time_interleaved(steps: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
+  """Returns the milliseconds of each function in each round, after one call each that is not timed.
 
-  Each round begins with another one, so that none always runs behind the same.
+  The order is rotated every round, so that no function always runs after the same one.
   """
   for step in steps.values():
     jax.block_until_ready(step(0))
@@ -143,9 +143,10 @@ def time_in_turn(steps: dict[str, Callable[[int], Any]], rounds: int) -> dict[st
 
 
 def summary(ms: Sequence[float], base: Sequence[float] | None) -> dict[str, float | int | None]:
-  """Returns median, mean and least time; and to `base` the median ratio, round by round, and the ratio of the means.
+  """Returns median, mean and least time, the median over rounds of the ratio to `base`, and the ratio of the means.
 
-  Where weights are solved for in some steps only, the mean is the time of a step; ratios are None without a base.
+  If the weights of the objectives are not solved in every step, the cost of a step is the mean, not the median.
+  Without a base the ratios are None.
 
   >>> summary([3.0, 8.0, 31.0], [2.0, 4.0, 15.0])
   {'median_ms': 8.0, 'mean_ms': 14.0, 'least_ms': 3.0, 'ratio': 2.0, 'mean_ratio': 2.0, 'steps': 3}
@@ -163,16 +164,16 @@ def _normalized(shares):
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_enum("config_file", "abxi", list(CONFIGS), "Whose settings and sizes.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_enum("config_file", "abxi", list(CONFIGS), "Config with the settings and sizes.", flag_values=values)
   encoders, variants = _cross_domain.ENCODERS, _cross_domain.VARIANTS
-  flags.DEFINE_multi_enum("encoders", list(encoders), encoders, "Which; may be repeated.", flag_values=values)
+  flags.DEFINE_multi_enum("encoders", list(encoders), encoders, "Encoders to time; repeatable.", flag_values=values)
   default = ["base", *_cross_domain.AUTOCDSR]
-  flags.DEFINE_multi_enum("variants", default, variants, "Which; may be repeated.", flag_values=values)
-  steps_help = "Rounds, after one that compiles."
+  flags.DEFINE_multi_enum("variants", default, variants, "Variants to time; repeatable.", flag_values=values)
+  steps_help = "Timed rounds, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)
-  flags.DEFINE_bool("smoke", False, "Small sizes, to see that it runs.", flag_values=values)
-  flags.DEFINE_string("out", None, "File to which the lines are appended as well.", flag_values=values)
+  flags.DEFINE_bool("smoke", False, "Small sizes, to check that everything runs.", flag_values=values)
+  flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What attention inside a domain saves: forward and backward of an encoder, against attention among all events.
+"""Times forward and backward of encoders with intra-domain attention, compared with attention over all events.
 
     python -m experiments.benchmarks.multi_domain --out=experiments/results/multi_domain_cpu.jsonl
 
-Encoders: "full" is HSTU told the domain that is asked for, "intra" reads inside a domain only, "intra_tape_ddsr" is the
-whole `MultiDomainHSTU`. For each length N and number of domains C, one row of N events whose domains are drawn anew and
-equally often, with time and position bias. The variants of a length are timed in turns. `pairs` is what attention of a
-layer reads, the sum over domains of n_d (n_d + 1) / 2; `tiles_tpu` the tiles of the TPU kernel's schedule.
+Encoders: "full" is HSTU with the target domain as input, "intra" attends inside each domain only, "intra_tape_ddsr" is
+the complete `MultiDomainHSTU`. The input for each length N and number of domains C is one row of N events with equally
+many events per domain in random order; attention has time and position bias. The variants of a length are interleaved.
+`pairs` is the number of query-key pairs of a layer, the sum over domains of n_d (n_d + 1) / 2; `tiles_tpu` is the
+number of tiles in the schedule of the TPU kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from absl import app, flags
 
 from experiments.benchmarks.records import machine, publish
 from jaxrec.batches import SequenceBatch
+from jaxrec.cli.text_table import text_table
 from jaxrec.layers.intra_domain import intra_domain_context
 from jaxrec.models import build
 from pallas_kernels import IntervalMask, count_live_tiles, tpu
@@ -36,7 +38,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its records and a table."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   lengths, domains = ((32,), (2,)) if FLAGS.smoke else (map(int, FLAGS.lengths), [int(c) for c in FLAGS.domains])
@@ -49,13 +51,13 @@ def main(argv: list[str]) -> None:
 
 
 def measure(length: int, domains: Sequence[int], width: int, repetitions: int) -> Iterator[dict[str, Any]]:
-  """Yields a record for full attention and for the two other encoders with each number of domains.
+  """Yields one record for full attention, and one per number of domains for each of the other two encoders.
 
   Args:
-    length: N.
-    domains: values of C.
-    width: M; four heads of M / 4.
-    repetitions: timed rounds, after one that compiles.
+    length: number of events N.
+    domains: numbers of domains C.
+    width: model width M; four heads of width M / 4.
+    repetitions: timed rounds; compilation is not timed.
   """
   cases = [("full", max(domains)), *((name, c) for c in domains for name in ("intra", "intra_tape_ddsr"))]
   programs = {case: _program(*case, length, width) for case in cases}
@@ -79,7 +81,7 @@ def measure(length: int, domains: Sequence[int], width: int, repetitions: int) -
 
 
 def random_row(length: int, num_domains: int, seed: int = 0) -> SequenceBatch:
-  """One user of `length` events in equally many of each domain, in random order.
+  """Returns a batch of one user with `length` events, equally many per domain in random order.
 
   >>> np.bincount(random_row(8, 2).domain_id[0]).tolist()
   [0, 4, 4]
@@ -97,7 +99,7 @@ def random_row(length: int, num_domains: int, seed: int = 0) -> SequenceBatch:
 
 
 def _program(name, num_domains, length, width):
-  """The compiled gradient of an encoder in its parameters, its arguments, and what attention has to do."""
+  """Returns the compiled gradient of an encoder by its parameters, its arguments, and the work of attention."""
   batch = random_row(length, num_domains)
   config = ENCODERS[name] | dict(
     width=width, num_layers=2, num_heads=4, head_width=width // 4, value_width=width // 4, max_positions=length,
@@ -126,25 +128,24 @@ def _count(name, batch, num_domains):
 
 
 def table(records: list[dict[str, Any]]) -> str:
-  """Returns the records as a Markdown table; "full / this" is by how much less time it takes than full attention."""
-  lines = ["| N | encoder | C | ms (least-most) | full / this | temp. MiB | pairs | TPU tiles |", "|---" * 8 + "|"]
+  """Formats the records as a Markdown table; "full / this" is the speedup over full attention."""
+  rows = [["N", "encoder", "C", "ms (least-most)", "full / this", "temp. MiB", "pairs", "TPU tiles"]]
   for r in records:
-    spread = f"{r['median_ms']:.1f} ({r['least_ms']:.1f}-{r['most_ms']:.1f})"
-    lines.append(
-      f"| {r['length']} | {r['encoder']} | {r['domains']} | {spread}"
-      f" | {r['full_by_this']:.2f} | {r['temporary_bytes'] / 2**20:.1f} | {r['pairs']} | {r['tiles_tpu']} |"
-    )
-  return "\n".join(lines)
+    times = f"{r['median_ms']:.1f} ({r['least_ms']:.1f}-{r['most_ms']:.1f})"
+    ratio, memory = f"{r['full_by_this']:.2f}", f"{r['temporary_bytes'] / 2**20:.1f}"
+    case, work = (r["length"], r["encoder"], r["domains"]), (r["pairs"], r["tiles_tpu"])
+    rows.append([*map(str, case), times, ratio, memory, *map(str, work)])
+  return text_table(rows, "-", markdown=True)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_list("lengths", [str(n) for n in LENGTHS], "Values of N.", flag_values=values)
-  flags.DEFINE_list("domains", [str(c) for c in DOMAINS], "Values of C.", flag_values=values)
-  flags.DEFINE_integer("width", 128, "Of the model; four heads.", lower_bound=4, flag_values=values)
-  flags.DEFINE_integer("repetitions", 7, "Rounds, after one that compiles.", lower_bound=1, flag_values=values)
-  flags.DEFINE_bool("smoke", False, "One small size, to see that it runs.", flag_values=values)
-  flags.DEFINE_string("out", None, "File to which JSON lines are appended.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_list("lengths", [str(n) for n in LENGTHS], "Numbers of events N.", flag_values=values)
+  flags.DEFINE_list("domains", [str(c) for c in DOMAINS], "Numbers of domains C.", flag_values=values)
+  flags.DEFINE_integer("width", 128, "Model width; four heads.", lower_bound=4, flag_values=values)
+  flags.DEFINE_integer("repetitions", 7, "Timed rounds, after compilation.", lower_bound=1, flag_values=values)
+  flags.DEFINE_bool("smoke", False, "One small size, to check that everything runs.", flag_values=values)
+  flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
 
 
 if __name__ == "__main__":

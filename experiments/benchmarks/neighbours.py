@@ -1,18 +1,18 @@
-"""Times what stands beside attention: the gate of an HSTU layer, and the cross-entropy over all items.
+"""Times the operations around attention: the gate of an HSTU layer, and the softmax loss over all items.
 
     python -m experiments.benchmarks.neighbours --workloads='hstu_*'
     python -m experiments.benchmarks.neighbours --smoke
 
-Prints a JSON line for each workload and variant, and a table at the end; all times are forward and backward. Every
-variant's results are checked first; one whose output or gradients are wrong gets the error instead of a time, and the
-program exits with status 1.
+Prints one JSON line per workload and variant, and a table at the end; all times are forward and backward. Results are
+checked against the first variant; a wrong output or gradient gets the error instead of a time, and the program exits
+with status 1.
 
-hstu_*: one HSTU layer. "library": as it is, layer norm of the attention output, times u, dropout. "fused": these in one
-function whose gradient rule keeps the attention output and u alone, and computes the rest a second time. "without": the
-attention output goes straight into the output projection.
+hstu_*: one HSTU layer. "library": layer norm of the attention output, multiplication by u and dropout, as in the
+library. "fused": these in one function whose gradient rule saves only the attention output and u, and recomputes the
+rest. "without": no gate; the attention output is the input of the output projection.
 
 softmax_*: the loss of T tokens over V items. "dense": `log_softmax` of all scores. "checkpoint": a scan over chunks of
-items, each rematerialised. "library": `item_losses.full_softmax`, whose gradient rule keeps the log-sum-exp.
+items with rematerialization. "library": `item_losses.full_softmax`, whose gradient rule saves the log-sum-exp.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from absl import app, flags
 
 from experiments.benchmarks.attention import WrongResultError, check
 from experiments.benchmarks.records import machine, publish
+from jaxrec.cli.text_table import text_table
 from jaxrec.layers.hstu import gate, split_uvqk
 from jaxrec.layers.norm import layer_norm
 from jaxrec.objectives import item_losses
 from pallas_kernels import IntervalMask, segment_attention
 
 FLAGS = flags.FLAGS
-TOLERANCE = 2e-4  # of the largest number of each expected array
-DROP = 51  # of 256 numbers
+TOLERANCE = 2e-4  # relative to the largest value of each expected array
+DROP = 51  # elements dropped out of 256
 
 
 @dataclass(frozen=True)
 class Layer:
-  """`batch` rows of `length` tokens of `heads * width` numbers, `heads` heads of that width."""
+  """Sizes of an HSTU layer: `batch` rows of `length` tokens, `heads` heads of width `width`."""
 
   batch: int
   length: int
@@ -54,7 +55,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Catalogue:
-  """`tokens` queries of `width` numbers over `items` items."""
+  """Sizes of a softmax loss: `tokens` queries of width `width` over `items` items."""
 
   tokens: int
   items: int
@@ -72,7 +73,7 @@ SMALL = {"hstu": Layer(2, 32, 2, 8), "softmax": Catalogue(32, 100, 8)}
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints what the flags ask for."""
+  """Runs the benchmark and prints its records and a table."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   chosen = {name: w for name, w in WORKLOADS.items() if any(fnmatch.fnmatchcase(name, p) for p in FLAGS.workloads)}
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(chosen: dict[str, Layer | Catalogue], repetitions: int) -> Iterator[dict[str, Any]]:
-  """Yields a record for each workload and variant; the variants of a workload are timed in turns."""
+  """Yields one record per workload and variant; the variants of a workload are interleaved."""
   about = machine()
   for name, workload in chosen.items():
     inputs, functions = (_layers if isinstance(workload, Layer) else _softmaxes)(workload)
@@ -121,8 +122,8 @@ def measure(chosen: dict[str, Layer | Catalogue], repetitions: int) -> Iterator[
 
 def _with_gradients(function):
   def run(inputs):
-    out, pull_back = jax.vjp(function, inputs)
-    return {"out": out, **pull_back(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))[0]}
+    out, vjp = jax.vjp(function, inputs)
+    return {"out": out, **vjp(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))[0]}
 
   return run
 
@@ -138,39 +139,39 @@ def _times(programs, inputs, repetitions):
 
 
 def _layers(w: Layer):
-  """Inputs of an HSTU layer and its variants."""
+  """Returns the inputs of an HSTU layer, and its variants by name."""
   keys = jax.random.split(jax.random.key(0), 3)
   model = w.heads * w.width
   shapes = {"x": (w.batch, w.length, model), "uvqk": (model, 4 * model), "output": (model, model)}
   scale = {"x": 1.0, "uvqk": model**-0.5, "output": model**-0.5}
   arrays = {name: scale[name] * jax.random.normal(key, shapes[name]) for key, name in zip(keys, shapes, strict=True)}
   mask = IntervalMask.causal(jnp.ones((w.batch, w.length), jnp.int32))
-  gates = {"library": _gate_in_steps, "fused": _fused_gate, "without": lambda u, attended, key: attended}
-  return arrays, {name: functools.partial(_layer, w, mask, chosen) for name, chosen in gates.items()}
+  gates = {"library": _unfused_gate, "fused": _fused_gate, "without": lambda u, attended, key: attended}
+  return arrays, {name: functools.partial(_layer, w, mask, function) for name, function in gates.items()}
 
 
-def _layer(w, mask, chosen_gate, arrays):
+def _layer(w, mask, gate_function, arrays):
   x = arrays["x"]
   projected = jax.nn.silu(layer_norm(x) @ arrays["uvqk"])
   u, v, q, k = split_uvqk(projected, w.heads, w.width, w.width)
   attended = segment_attention(q, k, v, mask, normalizer=w.length, implementation="xla")
-  y = chosen_gate(u, attended.reshape(u.shape), jax.random.key(1))  # [B, N, H * E]
+  y = gate_function(u, attended.reshape(u.shape), jax.random.key(1))  # [B, N, H * E]
   return x + y @ arrays["output"]
 
 
 def _drop(y, key):
-  """As `jaxrec.layers.item_embedding.dropout`."""
+  """Applies dropout as `jaxrec.layers.item_embedding.dropout` does."""
   keep = jax.random.bits(key, y.shape, jnp.uint8) >= DROP
   return jnp.where(keep, y * (256 / (256 - DROP)), 0)
 
 
-def _gate_in_steps(u, attended, key):
+def _unfused_gate(u, attended, key):
   return _drop(gate(u, layer_norm(attended), concat_ua=False), key)
 
 
 @jax.custom_vjp
 def _fused_gate(u, attended, key):
-  return _gate_in_steps(u, attended, key)
+  return _unfused_gate(u, attended, key)
 
 
 def _fused_backward(residuals, d_y):
@@ -179,8 +180,8 @@ def _fused_backward(residuals, d_y):
   centred = attended - attended.mean(axis=-1, keepdims=True)
   inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
   normalized, d_normalized = centred * inverse, d_y * u
-  along = (d_normalized * normalized).mean(axis=-1, keepdims=True)
-  d_attended = inverse * (d_normalized - d_normalized.mean(axis=-1, keepdims=True) - normalized * along)
+  projection = (d_normalized * normalized).mean(axis=-1, keepdims=True)
+  d_attended = inverse * (d_normalized - d_normalized.mean(axis=-1, keepdims=True) - normalized * projection)
   return d_y * normalized, d_attended, None
 
 
@@ -188,7 +189,7 @@ _fused_gate.defvjp(lambda u, attended, key: (_fused_gate(u, attended, key), (u, 
 
 
 def _softmaxes(w: Catalogue):
-  """Inputs of the loss and its variants."""
+  """Returns the inputs of the loss, and its variants by name."""
   keys = jax.random.split(jax.random.key(0), 3)
   arrays = {"query": jax.random.normal(keys[0], (w.tokens, w.width))}
   arrays["items"] = jax.random.normal(keys[1], (w.items + 1, w.width))
@@ -221,26 +222,25 @@ def _checkpoint_softmax(query, items, target, temperature, chunk_size=4096):
 
 
 def table(records: list[dict[str, Any]]) -> str:
-  """Returns the records as a Markdown table; "ratio" is the time of the first variant divided by this one's."""
-  lines = ["| workload | variant | ms (least-most) | temp. MiB | ratio |", "|---" * 5 + "|"]
+  """Formats the records as a Markdown table; "ratio" is the speedup over the first variant of the workload."""
+  rows = [["workload", "variant", "ms (least-most)", "temp. MiB", "ratio"]]
   first = {}
   for r in records:
     if "wrong" in r:
-      lines.append(f"| {r['workload']} | {r['variant']} | {r['wrong']} | | |")
+      rows.append([r["workload"], r["variant"], r["wrong"]])
       continue
     ratio = first.setdefault(r["workload"], r["median_ms"]) / r["median_ms"]
-    spread = f"{r['median_ms']:.1f} ({r['least_ms']:.1f}-{r['most_ms']:.1f})"
-    memory = r["temporary_bytes"] / 2**20
-    lines.append(f"| {r['workload']} | {r['variant']} | {spread} | {memory:.1f} | {ratio:.2f} |")
-  return "\n".join(lines)
+    times = f"{r['median_ms']:.1f} ({r['least_ms']:.1f}-{r['most_ms']:.1f})"
+    rows.append([r["workload"], r["variant"], times, f"{r['temporary_bytes'] / 2**20:.1f}", f"{ratio:.2f}"])
+  return text_table(rows, "-", markdown=True)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_list("workloads", ["*"], "Names of workloads, or patterns with * for them.", flag_values=values)
-  flags.DEFINE_integer("repetitions", 7, "Measurements of each.", lower_bound=1, flag_values=values)
-  flags.DEFINE_bool("smoke", False, "Small sizes, to see that all runs.", flag_values=values)
-  flags.DEFINE_string("out", None, "File to which the JSON lines are appended as well.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_list("workloads", ["*"], "Names of workloads, or patterns with *.", flag_values=values)
+  flags.DEFINE_integer("repetitions", 7, "Timed repetitions.", lower_bound=1, flag_values=values)
+  flags.DEFINE_bool("smoke", False, "Small sizes, to check that everything runs.", flag_values=values)
+  flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
 
 
 if __name__ == "__main__":

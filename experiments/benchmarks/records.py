@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: their lines, and the machine that they name in each."""
+"""Records of benchmarks: JSON lines that name the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 
 def machine() -> dict[str, Any]:
-  """Returns the device, the number of cores and the versions, for a record."""
+  """Returns the device, the number of CPU cores and the versions of JAX and Python, for a record."""
   return {
     "device": jax.devices()[0].device_kind,
     "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
 
 
 def publish(record: dict[str, Any], out: str | None) -> None:
-  """Prints a record as a JSON line, and appends it to the file `out` where there is one."""
+  """Prints a record as a JSON line and appends it to the file `out`, if given."""
   line = json.dumps(record)
   print(line, flush=True)
   if out:

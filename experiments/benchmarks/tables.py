@@ -1,16 +1,16 @@
-"""Times a training step against the number of rows of its embedding table, and takes its peak memory.
+"""Times a training step and measures its peak memory, by the number of rows of its embedding table.
 
     taskset -c 1 python -m experiments.benchmarks.tables --torch_python=<python> --out=tables.jsonl
     python -m experiments.benchmarks.tables --smoke
 
 The step: 128 sequences of 50 items, a Dense layer of width 64, sampled softmax with 128 shared negatives. Ids follow
-Zipf's law and are scattered over the table, so that a step looks up as many rows of a large table as of a small one.
-All rows start alike, which costs nothing to make. Each implementation and size has a process of its own and one thread;
-all read the same batches. What doesn't fit in memory, by the bytes of its arrays, is said so and not tried.
+Zipf's law and are scattered over the table, so that a step looks up equally many rows of large and small tables. All
+rows have the same initial value, which makes initialization cheap. Each implementation and size runs in a separate
+process with one thread, on the same batches. If the arrays exceed --max_gib, the case is skipped with the reason.
 
-adagrad, adamw: `jaxrec.embedding.Tables` with RowAdagrad, and with RowAdamW and a second moment for each number.
-dense: the table as a parameter, optax.adam. torch: `nn.Embedding(sparse=True)`, SparseAdam: the rule of adamw, but
-that epsilon is added before the correction for the start.
+adagrad, adamw: `jaxrec.embedding.Tables` with RowAdagrad, and with RowAdamW and one second moment per element.
+dense: the table as a parameter, optax.adam. torch: `nn.Embedding(sparse=True)` with SparseAdam, which equals adamw
+except that epsilon is added before bias correction.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ import optax
 from absl import app, flags
 
 from experiments.benchmarks.records import machine, publish
+from jaxrec.cli.text_table import text_table
 from jaxrec.embedding import RowAdagrad, RowAdamW, Table, Tables
 
 FLAGS = flags.FLAGS
 WIDTH, RATE = 64, 1e-3
-ARRAYS = {"adagrad": 1, "adamw": 3, "dense": 4, "torch": 3}  # As large as the table; the gradient is one of dense's.
+ARRAYS = {"adagrad": 1, "adamw": 3, "dense": 4, "torch": 3}  # Arrays of the table's size; dense has a gradient too.
 WARM_UP = 3
 
 
 def main(argv: list[str]) -> None:
-  """Measures what the flags ask for, or one case in a process of its own."""
+  """Runs the benchmark, or with --case a single case in this process."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   if FLAGS.case:
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(name: str, num_rows: int, shape: tuple[int, int, int], steps: int, max_gib: float) -> dict[str, Any]:
-  """Returns a record of one implementation and size: milliseconds of a step, or why there are none."""
+  """Returns the record of one implementation and size: milliseconds per step, or why it was skipped."""
   record = {"benchmark": "tables", "implementation": name, "rows": num_rows, "width": WIDTH, "batch": list(shape)}
   size = ARRAYS[name] * num_rows * WIDTH * 4
   record |= {"arrays_gib": round(size / 2**30, 2), **machine(), "cpu_cores": 1}
@@ -92,7 +93,7 @@ def _summary(found):
 
 
 def problem(num_rows: int, shape: tuple[int, int, int], steps: int) -> dict[str, np.ndarray]:
-  """Ids of all steps, the row that all rows start with, and the kernel of the Dense layer."""
+  """Returns the ids of all steps, the initial value of every row, and the kernel of the Dense layer."""
   rng = np.random.default_rng(0)
   rows, positions, negatives = shape
   shapes = {"input": (rows, positions), "target": (rows, positions), "negative": (negatives,)}
@@ -104,13 +105,13 @@ def problem(num_rows: int, shape: tuple[int, int, int], steps: int) -> dict[str,
 
 
 def run(name: str, path: str, num_rows: int) -> dict[str, Any]:
-  """Trains on the batches of a problem; returns times of each step, losses, peak memory."""
-  made = np.load(path)
+  """Trains on the batches of a problem and returns the times of all steps, the losses and the peak memory."""
+  arrays = np.load(path)
   start = time.perf_counter()
-  state, step = (_dense if name == "dense" else _tables)(name, num_rows, made)
+  state, step = (_dense if name == "dense" else _tables)(name, num_rows, arrays)
   jax.block_until_ready(state)
   record = {"init_s": round(time.perf_counter() - start, 2)}
-  batches = [{part: made[part][i] for part in ("input", "target", "negative")} for i in range(len(made["input"]))]
+  batches = [{part: arrays[part][i] for part in ("input", "target", "negative")} for i in range(len(arrays["input"]))]
   wall, processor, losses = [], [], []
   for batch in batches:
     start = time.perf_counter(), time.process_time()
@@ -123,13 +124,13 @@ def run(name: str, path: str, num_rows: int) -> dict[str, Any]:
   return record | {"wall": wall, "processor": processor, "losses": losses, "peak_gib": round(peak, 2)}
 
 
-def _tables(name, num_rows, made):
-  """The initial state and the step, with the table outside of the parameters."""
+def _tables(name, num_rows, arrays):
+  """Returns the initial state and the step, with the table outside the parameters."""
   optimizer = RowAdagrad(RATE) if name == "adagrad" else RowAdamW(RATE, second_moment="element")
-  row = jnp.asarray(made["row"])
+  row = jnp.asarray(arrays["row"])
   item = Table(num_rows, WIDTH, optimizer=optimizer, placement="sharded", initializer=lambda key, shape: row[None])
   tables, adam = Tables({"item": item}), optax.adam(1e-3)
-  params = _dense_params(made)
+  params = _dense_params(arrays)
 
   def step(state, batch):
     params, moments, table = state
@@ -138,19 +139,19 @@ def _tables(name, num_rows, made):
     def loss(params, rows):
       return sampled_softmax(params, tables.vectors(rows, plan)["item"])
 
-    value, (gradient, of_rows) = jax.value_and_grad(loss, argnums=(0, 1))(params, rows)
+    value, (gradient, row_gradient) = jax.value_and_grad(loss, argnums=(0, 1))(params, rows)
     updates, moments = adam.update(gradient, moments, params)
-    return (optax.apply_updates(params, updates), moments, tables.update(table, plan, of_rows)), value
+    return (optax.apply_updates(params, updates), moments, tables.update(table, plan, row_gradient)), value
 
   return (params, adam.init(params), tables.init(jax.random.key(0))), jax.jit(step, donate_argnums=0)
 
 
-def _dense(name, num_rows, made):
-  """The initial state and the step, with the table as a parameter."""
-  adam, params = optax.adam(RATE), _dense_params(made)
+def _dense(name, num_rows, arrays):
+  """Returns the initial state and the step, with the table as a parameter."""
+  adam, params = optax.adam(RATE), _dense_params(arrays)
 
   def initial():
-    with_table = {"dense": params, "table": jnp.broadcast_to(jnp.asarray(made["row"]), (num_rows, WIDTH))}
+    with_table = {"dense": params, "table": jnp.broadcast_to(jnp.asarray(arrays["row"]), (num_rows, WIDTH))}
     return with_table, adam.init(with_table)
 
   def step(state, batch):
@@ -166,12 +167,12 @@ def _dense(name, num_rows, made):
   return jax.jit(initial)(), jax.jit(step, donate_argnums=0)
 
 
-def _dense_params(made):
-  return {"params": {"kernel": jnp.asarray(made["kernel"]), "bias": jnp.zeros(WIDTH)}}
+def _dense_params(arrays):
+  return {"params": {"kernel": jnp.asarray(arrays["kernel"]), "bias": jnp.zeros(WIDTH)}}
 
 
 def sampled_softmax(params: Any, vectors: dict[str, jax.Array]) -> jax.Array:
-  """The mean loss of each next item against the shared negatives."""
+  """Returns the mean sampled softmax loss of the targets, with shared negatives."""
   query = nn.relu(nn.Dense(WIDTH).apply(params, vectors["input"]))  # [B, N, D]
   negative = query @ vectors["negative"].T  # [B, N, R]
   positive = jnp.sum(query * vectors["target"], axis=-1, keepdims=True)  # [B, N, 1]
@@ -179,30 +180,30 @@ def sampled_softmax(params: Any, vectors: dict[str, jax.Array]) -> jax.Array:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-  """Returns the records as a Markdown table."""
-  lines = ["| implementation | rows | ms (least) | processor ms | peak GiB | last loss |", "|---" * 6 + "|"]
+  """Formats the records as a Markdown table."""
+  rows = [["implementation", "rows", "ms (least)", "processor ms", "peak GiB", "last loss"]]
   for r in records:
-    start = f"| {r['implementation']} | {r['rows']:,} |"
+    case = [r["implementation"], f"{r['rows']:,}"]
     if "skipped" in r:
-      lines.append(f"{start} {r['skipped']} | | | |")
+      rows.append([*case, r["skipped"]])
       continue
-    times = f"{r['median_ms']:.1f} ({r['least_ms']:.1f}) | {r['processor_ms']:.1f}"
-    lines.append(f"{start} {times} | {r['peak_gib']:.2f} | {r['last_loss']:.5f} |")
-  return "\n".join(lines)
+    times = [f"{r['median_ms']:.1f} ({r['least_ms']:.1f})", f"{r['processor_ms']:.1f}"]
+    rows.append([*case, *times, f"{r['peak_gib']:.2f}", f"{r['last_loss']:.5f}"])
+  return text_table(rows, "-", markdown=True)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_list("rows", ["1e5", "1e6", "1e7", "3e7"], "Rows of the table.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_list("rows", ["1e5", "1e6", "1e7", "3e7"], "Numbers of rows of the table.", flag_values=values)
   every = list(ARRAYS)
-  flags.DEFINE_list("implementations", every, "What to time: adagrad, adamw, dense, torch.", flag_values=values)
-  flags.DEFINE_integer("steps", 40, "Steps timed, after 3 that are not.", lower_bound=1, flag_values=values)
-  flags.DEFINE_float("max_gib", 12, "Arrays larger than this are not tried.", flag_values=values)
-  flags.DEFINE_string("torch_python", sys.executable, "A Python that has PyTorch.", flag_values=values)
-  flags.DEFINE_string("case", None, "Of a process of its own: the implementation.", flag_values=values)
-  flags.DEFINE_string("problem", None, "Of a process of its own: file of the batches.", flag_values=values)
-  flags.DEFINE_bool("smoke", False, "Small sizes, to see that all runs.", flag_values=values)
-  flags.DEFINE_string("out", None, "File to which the JSON lines are appended as well.", flag_values=values)
+  flags.DEFINE_list("implementations", every, "Implementations: adagrad, adamw, dense, torch.", flag_values=values)
+  flags.DEFINE_integer("steps", 40, "Timed steps, after 3 that are not timed.", lower_bound=1, flag_values=values)
+  flags.DEFINE_float("max_gib", 12, "Skip cases whose arrays are larger.", flag_values=values)
+  flags.DEFINE_string("torch_python", sys.executable, "Python interpreter with PyTorch.", flag_values=values)
+  flags.DEFINE_string("case", None, "Internal: implementation to run in this process.", flag_values=values)
+  flags.DEFINE_string("problem", None, "Internal: file with the batches of --case.", flag_values=values)
+  flags.DEFINE_bool("smoke", False, "Small sizes, to check that everything runs.", flag_values=values)
+  flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PyTorch's flash attention on the workloads of `attention`, where a GPU and PyTorch are there."""
+"""PyTorch's flash attention on the workloads of `experiments.benchmarks.attention`; needs a GPU and PyTorch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import numpy as np
 
 
 def prepare(workload, problem: dict[str, Any]):
-  """Returns what starts a computation, what waits for it, what makes arrays by name of its results, and facts for the
-  record.
+  """Returns functions that start a computation, wait for it and convert its results to named arrays, and versions.
 
   Raises:
-    NotImplementedError: saying what is missing, or what `scaled_dot_product_attention` cannot compute.
+    NotImplementedError: PyTorch or a GPU is missing, or `scaled_dot_product_attention` does not support the workload.
   """
   torch = _torch()
   _check_supported(workload)
@@ -44,12 +43,12 @@ def _torch():
 
 def _check_supported(workload) -> None:
   if workload.activation != "softmax" or workload.bias != "none" or workload.domains or workload.sequences > 1:
-    raise NotImplementedError("PyTorch's flash attention is for plain causal softmax")
+    raise NotImplementedError("PyTorch's flash attention supports only plain causal softmax")
   if workload.dtype == "float32":
-    raise NotImplementedError("PyTorch's flash attention takes no float32")
+    raise NotImplementedError("PyTorch's flash attention does not support float32")
 
 
 def _tensor(torch, x):
-  """`[B, N, H, D]` of JAX as a contiguous `[B, H, N, D]` on the GPU, in the same dtype."""
+  """Converts a JAX array `[B, N, H, D]` to a contiguous `[B, H, N, D]` on the GPU, in the same dtype."""
   values = torch.from_numpy(np.array(x, np.float32)).to("cuda", getattr(torch, str(x.dtype)))
   return values.transpose(1, 2).contiguous()

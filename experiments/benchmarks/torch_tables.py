@@ -1,6 +1,6 @@
-"""The PyTorch side of `experiments.benchmarks.tables`: `nn.Embedding(sparse=True)` with SparseAdam, one process a size.
+"""PyTorch implementation for `experiments.benchmarks.tables`: `nn.Embedding(sparse=True)` with SparseAdam.
 
-Run by it with a Python that has PyTorch; imports nothing of this project but NumPy and PyTorch.
+That benchmark starts one process per size, with a Python that has PyTorch. This module imports only NumPy and PyTorch.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 
 
 def main(problem: str, num_rows: int, learning_rate: float) -> None:
-  """Reads a problem as `tables` writes it, and prints one JSON line: times of each step, losses, peak memory."""
+  """Trains on a problem written by `tables` and prints one JSON line: times of all steps, losses, peak memory."""
   import torch
 
   torch.set_num_threads(1)
-  made = np.load(problem)
-  ids = {name: torch.from_numpy(made[name].astype(np.int64)) for name in ("input", "target", "negative")}
+  arrays = np.load(problem)
+  ids = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in ("input", "target", "negative")}
   start = time.perf_counter()
-  table = torch.nn.Embedding.from_pretrained(torch.zeros(num_rows, made["row"].size), freeze=False, sparse=True)
-  table.weight.data += torch.from_numpy(made["row"])
-  dense = torch.nn.Linear(made["row"].size, made["row"].size)
-  dense.weight.data.copy_(torch.from_numpy(made["kernel"].T))
+  table = torch.nn.Embedding.from_pretrained(torch.zeros(num_rows, arrays["row"].size), freeze=False, sparse=True)
+  table.weight.data += torch.from_numpy(arrays["row"])
+  dense = torch.nn.Linear(arrays["row"].size, arrays["row"].size)
+  dense.weight.data.copy_(torch.from_numpy(arrays["kernel"].T))
   dense.bias.data.zero_()
   optimizers = (torch.optim.SparseAdam(table.parameters(), learning_rate), torch.optim.Adam(dense.parameters(), 1e-3))
   record = {"init_s": round(time.perf_counter() - start, 2), "torch": torch.__version__}
@@ -45,7 +45,7 @@ def main(problem: str, num_rows: int, learning_rate: float) -> None:
 
 
 def sampled_softmax(table, dense, ids):
-  """The mean loss of each next item against the shared negatives."""
+  """Returns the mean sampled softmax loss of the targets, with shared negatives."""
   import torch
 
   query = dense(table(ids["input"])).relu()  # [B, N, D]

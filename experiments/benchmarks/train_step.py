@@ -1,9 +1,9 @@
-"""Times the training step of a config, and says where the time goes.
+"""Times the training step of a config, and its stages.
 
     python -m experiments.benchmarks.train_step --config=experiments/configs/ml1m_hstu.py --steps=20
 
-Prints JSON lines: one a stage, `median_ms` over the steps, the forward pass and the gradient timed apart from the whole
-step. Stages are cumulative: "gradient" contains "forward", "step" contains both.
+Prints one JSON line per stage, with `median_ms` over the steps. "batch" is host work only. The other stages are
+cumulative and timed separately: "gradient" includes "forward", and "step" includes both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its records."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   for record in measure(FLAGS.config, FLAGS.steps):
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(config, steps: int) -> list[dict[str, Any]]:
-  """Returns a record for each stage of the training step of `config`: batch, forward, gradient, step."""
+  """Returns one record per stage of the training step of `config`: batch, forward, gradient, step."""
   training = Training.from_config(config, steps)
   task, batches, plan = training.task, training.batches, training.plan
   about = {"benchmark": "train_step", "config": config.name, "users_per_batch": config.train.batch_size}
@@ -62,12 +62,12 @@ def _time(stage: Callable[[int], Any], steps: int) -> dict[str, float]:
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
   config_help = "Experiment config; --config.group.key=value changes a setting."
   config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
-  steps_help = "Repetitions of each stage, after one that compiles."
+  steps_help = "Timed repetitions of each stage, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)
-  flags.DEFINE_string("out", None, "File to which the lines are appended as well.", flag_values=values)
+  flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
   flags.mark_flag_as_required("config", flag_values=values)
 
 

@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from jaxrec.batches import CandidateBatch
+from jaxrec.batches import AnyArray, CandidateBatch
 from jaxrec.objectives.click import ctr_loss
 
-AnyArray = Array | np.ndarray
 ROLES = ("attention", "representation")
 
 

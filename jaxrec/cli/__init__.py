@@ -1,1 +1,1 @@
-"""Command-line programs; each module is one, with its flags."""
+"""Command-line programs, one per module with its flags, and the helpers that they share."""

@@ -12,7 +12,7 @@ PROGRAMS = ("prepare", "train", "evaluate", "recommend", "sweep", "demo")
 def main() -> None:
   """Runs the program named by the first argument."""
   if len(sys.argv) < 2 or sys.argv[1] not in PROGRAMS:
-    sys.exit(f"usage: jaxrec {{{','.join(PROGRAMS)}}} [--flags]; `jaxrec train --help` lists the flags of one")
+    sys.exit(f"usage: jaxrec {{{','.join(PROGRAMS)}}} [--flags]; `jaxrec train --help` lists the flags of a program")
   program = sys.argv.pop(1)
   start(f"jaxrec.cli.{program}")
 

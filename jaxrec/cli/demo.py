@@ -1,9 +1,9 @@
-"""Trains the demo, compares it with popularity and random order, and shows what it recommends to a few users.
+"""Trains a small model, compares it with popularity and random order, and prints recommendations for a few users.
 
     make demo        or: python -m experiments.demo [FOLDER]
 
-The training is that of `experiments/configs/demo.py`. A second call shows the finished run again; delete its folder to
-train anew.
+The config is that of `experiments/configs/demo.py`. A second call prints the results of the finished run; delete its
+folder to train again.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ TEST = 2
 
 
 def main(argv: list[str]) -> None:
-  """Trains, compares, shows; the run is in the folder given, or in runs/demo."""
+  """Trains and evaluates the demo and prints recommendations; the workdir is the argument, by default runs/demo."""
   if len(argv) > 2:
     raise app.UsageError(f"expected at most one folder, got {argv[1:]}")
   folder = argv[1] if len(argv) == 2 else FOLDER
-  logging.set_verbosity(logging.ERROR)  # the progress bar and the tables say what there is to say
+  logging.set_verbosity(logging.ERROR)  # The progress bar and the tables are enough output.
   run(demo_config(), folder)
   loaded = load_run(folder)
   task, data = loaded.task, loaded.task.data
 
-  print(f"\nRank of each user's last event among all {data.num_items} items (those already seen left out):\n")
+  print(f"\nRank of each user's last event among all {data.num_items} items (without those already seen):\n")
   print(evaluate.table(evaluate.score(task, loaded.params, TEST), data.domain_names, (10,)))
 
-  print("\nWhat the model recommends after each history:")
-  for shown in recommend(task.model, loaded.params, data, task.config, range(NUM_USERS), k=8, hold_out=True):
-    print(f"\n{describe(data, shown, history=8)}")
+  print("\nRecommendations after each history:")
+  for one in recommend(task.model, loaded.params, data, task.config, range(NUM_USERS), k=8, hold_out=True):
+    print(f"\n{describe(data, one, history=8)}")
   print(f"\nCurves: {folder}/curves.png")
 
 
 def demo_config() -> ConfigDict:
-  """Returns the settings of the demo."""
+  """Returns the config of the demo."""
   config = default_config()
   config.name = "demo"
   config.data.source = "synthetic"

@@ -1,9 +1,9 @@
-"""Re-evaluates a checkpoint of a run, next to popularity and random order; prints a table, for each domain too.
+"""Re-evaluates a checkpoint and compares it with popularity and random order, over all users and per domain.
 
     python -m experiments.evaluate --workdir=runs/ml1m_hstu --split=test --ks=1,10,50
 
-Writes the numbers to <workdir>/evaluation_<split>.json (or --out). The candidates and seen items are those of the run's
-config unless flags say otherwise.
+Prints a table and writes the metrics to <workdir>/evaluation_<split>.json (or --out). Flags override the evaluation
+settings of the run's config.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from jaxrec.cli.text_table import text_table
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.evaluation.model import evaluate
@@ -27,7 +28,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
@@ -43,26 +44,26 @@ def main(argv: list[str]) -> None:
   write_json(out, {"split": FLAGS.split, "step": loaded.step, "eval": settings, **scores})
   print(table(scores, task.data.domain_names, task.config.eval.ks))
   if settings["protocol"] == "both":
-    print("\nAmong the items of the target's domain:")
+    print("\nAmong the items of the target domain:")
     print(table(scores, task.data.domain_names, task.config.eval.ks, WITHIN_DOMAIN))
   if settings["sampled_negatives"]:
-    print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with the above:")
+    print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with full ranking:")
     print(table(scores, task.data.domain_names, task.config.eval.ks, SAMPLED))
   candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
   print(f"{FLAGS.split} events, parameters of step {loaded.step}, {candidates}; written to {out}")
 
 
 def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -> dict[str, dict[str, float | int]]:
-  """Returns the metrics of the model under its name and, if asked, of "popularity" and "random".
+  """Returns the metrics of the model under its name and, with `baselines`, those of "popularity" and "random".
 
   Args:
     task: data, model and config.
-    params: of the model.
-    split: 1 validation, 2 test. Popularity then counts what the model could have been trained on.
-    baselines: whether to score those too.
+    params: parameters of the model.
+    split: 1 validation, 2 test. Popularity counts the events available for training before it.
+    baselines: whether to evaluate the baselines too.
 
   Raises:
-    ValueError: no user has such an event.
+    ValueError: no user has an event in this split.
   """
   data, config = task.data, task.config
   scores = {config.model.name: evaluate(task.model, params, data, config, split)}
@@ -78,13 +79,13 @@ def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -
 def table(
   scores: dict[str, dict[str, float | int]], domain_names: Sequence[str], ks: Sequence[int], prefix: str = ""
 ) -> str:
-  """Returns the numbers as text: for all users and for each domain, a row a ranker.
+  """Formats metrics as text, one row per ranker for all users, then one per domain and ranker.
 
   Args:
     scores: ranker -> metrics.
-    domain_names: of the data.
+    domain_names: names of the domains of the data.
     ks: list lengths.
-    prefix: of the metrics: "" for full ranking, or the prefixes of `jaxrec.evaluation.protocols`.
+    prefix: prefix of the metric names: "" for full ranking, or one of `jaxrec.evaluation.protocols`.
 
   >>> print(table({"hstu": {"HR@10": 0.5, "NDCG@10": 0.25, "MRR": 0.2, "count": 4}}, ("films",), (10,)))
   domain  ranker  users   HR@10  NDCG@10     MRR
@@ -92,14 +93,12 @@ def table(
   """
   metrics = [*(f"{name}@{k}" for name in ("HR", "NDCG") for k in ks), "MRR"]
   rows = [["domain", "ranker", "users", *metrics]]
-  parts = {"all": prefix} | ({name: f"{prefix}domain/{name}/" for name in domain_names} if domain_names[1:] else {})
-  for domain, start in parts.items():
+  groups = {"all": prefix} | ({name: f"{prefix}domain/{name}/" for name in domain_names} if domain_names[1:] else {})
+  for domain, start in groups.items():
     for ranker, values in scores.items():
-      numbers = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
-      rows.append([domain, ranker, str(values[f"{start}count"]), *numbers])
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
-  return "\n".join("  ".join(f(text, width) for f, text, width in zip(pad, row, widths, strict=True)) for row in rows)
+      cells = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
+      rows.append([domain, ranker, str(values[f"{start}count"]), *cells])
+  return text_table(rows, "llr")
 
 
 def _apply_flags(config):
@@ -115,22 +114,20 @@ def _apply_flags(config):
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
-  flags.DEFINE_enum("split", "test", ["validation", "test"], "Which held-out events to rank.", flag_values=values)
-  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
-  flags.DEFINE_enum(
-    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
-  )
-  flags.DEFINE_list("ks", None, "List lengths of HR and NDCG, instead of those of the config.", flag_values=values)
-  flags.DEFINE_enum("protocol", None, REPORTED, "Candidates, instead of those of the config.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_string("workdir", None, "Workdir of the training run.", flag_values=values)
+  flags.DEFINE_enum("split", "test", ["validation", "test"], "Held-out events to rank.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Checkpoint to load.", flag_values=values)
+  flags.DEFINE_enum("phase", None, ["select", "final"], "Phase of the run; default: the last one.", flag_values=values)
+  flags.DEFINE_list("ks", None, "List lengths of HR and NDCG; default: those of the config.", flag_values=values)
+  flags.DEFINE_enum("protocol", None, REPORTED, "Candidates to rank; default: those of the config.", flag_values=values)
   flags.DEFINE_bool(
-    "exclude_seen", None, "Whether seen items are no candidates, instead of the config's choice.", flag_values=values
+    "exclude_seen", None, "Exclude seen items from the candidates; default: as in the config.", flag_values=values
   )
   flags.DEFINE_integer(
-    "sampled_negatives", None, "Also rank among so many random items, instead of the config's number.", lower_bound=0,
+    "sampled_negatives", None, "Also rank among that many random items; default: as in the config.", lower_bound=0,
     flag_values=values,
   )  # fmt: skip
-  flags.DEFINE_bool("baselines", True, "Also score popularity and random order.", flag_values=values)
-  flags.DEFINE_string("out", None, "JSON file to write; default <workdir>/evaluation_<split>.json.", flag_values=values)
+  flags.DEFINE_bool("baselines", True, "Also evaluate popularity and random order.", flag_values=values)
+  flags.DEFINE_string("out", None, "JSON file; default: <workdir>/evaluation_<split>.json.", flag_values=values)
   flags.mark_flags_as_required(["workdir"], flag_values=values)

@@ -1,4 +1,4 @@
-"""Turns raw files into prepared columns.
+"""Converts raw data into prepared data, which training reads.
 
     python -m experiments.prepare --source=movielens-1m --raw=ml-1m --out=prepared/ml1m
     python -m experiments.prepare --source=table --raw=log.csv --out=prepared/log --user=uid --item=sku \\
@@ -7,9 +7,9 @@
         --sources='books=amazon-ratings:Books.csv?edition=2018' \\
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
 
-Without --raw the official files are downloaded where they are free to download. Every option of the source's reader
-(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.preparation.filters`) is a flag; a flag that the source does
-not know is an error.
+Without --raw, the official files are downloaded if they may be downloaded freely. Every option of the source's reader
+(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.preparation.filters`) is a flag; an option that the source
+does not have is an error.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from jaxrec.cli.text_table import text_table
 from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED, source_names
 
 FLAGS = flags.FLAGS
 
-_MOST_ROWS = 40
+_MAX_DOMAINS = 40  # More domains are not listed.
 
 
 def _all_options() -> dict[str, list[str]]:
-  """Returns option -> the sources that have it (PrepareOptions: every source)."""
-  homes = {field.name: ["any source"] for field in dataclasses.fields(PrepareOptions)}
+  """Returns option -> names of the sources that have it; every source has those of `PrepareOptions`."""
+  sources = {field.name: ["any source"] for field in dataclasses.fields(PrepareOptions)}
   for source in source_names():
     for name in reader_parameters(source):
       if name != "sources":
-        homes.setdefault(name, []).append(source)
-  return homes
+        sources.setdefault(name, []).append(source)
+  return sources
 
 
 def main(_) -> None:
-  """Prepares the data that the flags ask for and prints what came out."""
+  """Prepares the data as the flags say and prints a summary."""
   started = time.monotonic()
 
   def report(line: str) -> None:
@@ -59,32 +60,24 @@ def main(_) -> None:
 
 
 def summary(data: PreparedData) -> str:
-  """Returns a table of what was prepared: per domain (up to 40), then overall, then what was dropped."""
+  """Formats the counts of prepared data: a row per domain (if at most 40), a row for all, and what was dropped."""
   rows = [("domain", "users", "items", "events", "training", "validation", "test")]
   user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
-  domains = [*enumerate(data.domain_names, 1)] if 1 < data.num_domains <= _MOST_ROWS else []
-  for number, name in [*domains, (None, "all")]:
-    inside = np.ones(data.num_events, bool) if number is None else np.asarray(data.domain_id) == number
-    items = data.num_items if number is None else int((data.item_domain()[1:] == number).sum())
-    parts = np.bincount(data.split[inside], minlength=3)
-    rows.append((name, *(f"{count:,}" for count in (len(np.unique(user[inside])), items, int(inside.sum()), *parts))))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "  ".join(
-      cell.ljust(width) if i == 0 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  ]
-  return "\n".join([*lines, *_notes(data)])
+  domains = [*enumerate(data.domain_names, 1)] if 1 < data.num_domains <= _MAX_DOMAINS else []
+  for domain, name in [*domains, (None, "all")]:
+    selected = np.ones(data.num_events, bool) if domain is None else np.asarray(data.domain_id) == domain
+    items = data.num_items if domain is None else int((data.item_domain()[1:] == domain).sum())
+    counts = len(np.unique(user[selected])), items, int(selected.sum()), *np.bincount(data.split[selected], minlength=3)
+    rows.append((name, *(f"{count:,}" for count in counts)))
+  return "\n".join([text_table(rows, "lr"), *_notes(data)])
 
 
 def _notes(data: PreparedData) -> list[str]:
   counts = data.meta["counts"]
   lengths = np.diff(data.offsets)
-  times = "with times" if data.has_timestamps else "without times"
-  spread = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
-  notes = [f"{data.num_domains} domain(s); events a user: {spread}; {times}"]
+  times = "with timestamps" if data.has_timestamps else "without timestamps"
+  events = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
+  notes = [f"{data.num_domains} domain(s); events per user: {events}; {times}"]
   notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
@@ -104,7 +97,7 @@ def _given_options() -> dict[str, Any]:
 
 
 def parse_source(text: str) -> dict[str, Any]:
-  """Returns the entry of a merge that `name=source:raw?option=value&…` describes.
+  """Parses `name=source:raw?option=value&…`, one entry of --sources.
 
   >>> parse_source("films=amazon-ratings:Movies.csv?edition=2018")
   {'source': 'amazon-ratings', 'raw': 'Movies.csv', 'name': 'films', 'edition': '2018'}
@@ -113,7 +106,7 @@ def parse_source(text: str) -> dict[str, Any]:
   source, _, rest = rest.partition(":")
   raw, _, options = rest.partition("?")
   if not name or source not in source_names() or source in ("merge", *GENERATED):
-    raise ValueError(f"--sources={text!r}: needs name=source:raw with a source that has raw files")
+    raise ValueError(f"--sources={text!r}: must be name=source:raw, with a source that has raw files")
   known = reader_parameters(source)
   pairs = urllib.parse.parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
   parsed = {key: parse_value(key, value, known[key].annotation) if key in known else value for key, value in pairs}
@@ -121,7 +114,7 @@ def parse_source(text: str) -> dict[str, Any]:
 
 
 def parse_value(name: str, text: str, annotation: Any) -> Any:
-  """Returns the text of a flag as what the option's annotation asks for.
+  """Converts the text of a flag to the type of the option's annotation.
 
   >>> parse_value("min_user_events", "5", "int"), parse_value("edition", "2018", "str | None")
   (5, '2018')
@@ -129,23 +122,23 @@ def parse_value(name: str, text: str, annotation: Any) -> Any:
   kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
   if "bool" in kind:
     if text.lower() not in ("true", "false", "1", "0"):
-      raise ValueError(f"--{name}={text}: needs true or false")
+      raise ValueError(f"--{name}={text}: must be true or false")
     return text.lower() in ("true", "1")
   if "str" in kind or not ("int" in kind or "float" in kind):
     return text
   try:
     return int(text) if "float" not in kind else float(text)
   except ValueError as error:
-    raise ValueError(f"--{name}={text}: needs {kind}") from error
+    raise ValueError(f"--{name}={text}: must be {kind}") from error
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_enum("source", None, source_names(), "Which data.", required=True, flag_values=values)
-  flags.DEFINE_string("raw", None, "File or folder with the raw data; not given = download.", flag_values=values)
-  flags.DEFINE_string("out", None, "Folder to write.", required=True, flag_values=values)
-  flags.DEFINE_bool("overwrite", False, "Replace an earlier prepared folder.", flag_values=values)
-  merge_help = "For --source=merge, repeated: name=source:raw or name=source:raw?option=value&…"
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_enum("source", None, source_names(), "Data source.", required=True, flag_values=values)
+  flags.DEFINE_string("raw", None, "File or folder with the raw data; default: download it.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of the prepared data.", required=True, flag_values=values)
+  flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
+  merge_help = "With --source=merge: name=source:raw or name=source:raw?option=value&…; repeatable."
   flags.DEFINE_multi_string("sources", [], merge_help, flag_values=values)
-  for name, homes in _all_options().items():
-    flags.DEFINE_string(name, None, f"Option of {', '.join(homes)}.", flag_values=values)
+  for name, sources in _all_options().items():
+    flags.DEFINE_string(name, None, f"Option of {', '.join(sources)}.", flag_values=values)

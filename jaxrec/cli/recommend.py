@@ -1,9 +1,10 @@
-"""Prints what users did and what a trained model recommends next, as titles.
+"""Prints the histories of users and the recommendations of a trained model, as titles.
 
     python -m experiments.recommend --workdir=runs/ml1m_hstu --user=17 --user=4169
     python -m experiments.recommend --workdir=runs/demo --random=5 --domain=film --hold_out
 
---user takes ids of the raw data. --hold_out stops before each user's test event and shows the rank of that event.
+--user takes ids of the raw data. With --hold_out, histories end before the test event, and the rank of that event is
+shown.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; users are given as --user=<id>")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
@@ -32,9 +33,9 @@ def main(argv: list[str]) -> None:
 
 
 def recommendations() -> str:
-  """Returns the text for the users of the flags."""
+  """Returns the recommendations for the users given by the flags, as text."""
   if not FLAGS.user and not FLAGS.random:
-    raise ValueError("no user to recommend to; give --user=<id> or --random=5")
+    raise ValueError("no user given; use --user=<id> or --random=5")
   loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   task, data = loaded.task, loaded.task.data
   users = [data.user_index(raw) for raw in FLAGS.user]
@@ -54,18 +55,16 @@ def recommendations() -> str:
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
-  flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; give several.", flag_values=values)
-  flags.DEFINE_integer("random", 0, "Also so many users drawn at random.", lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Of the draw.", flag_values=values)
-  flags.DEFINE_integer("k", 10, "Items to recommend.", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("history", 10, "Latest events to show.", lower_bound=0, flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_string("workdir", None, "Workdir of the training run.", flag_values=values)
+  flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; repeatable.", flag_values=values)
+  flags.DEFINE_integer("random", 0, "Number of additional users, drawn at random.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Seed of --random.", flag_values=values)
+  flags.DEFINE_integer("k", 10, "Number of items to recommend.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("history", 10, "Number of latest events to show.", lower_bound=0, flag_values=values)
   flags.DEFINE_string("domain", None, "Recommend from this domain only.", flag_values=values)
-  flags.DEFINE_bool("hold_out", False, "Stop before the test event and tell its rank.", flag_values=values)
-  flags.DEFINE_bool("exclude_seen", True, "Recommend nothing that the user has met.", flag_values=values)
-  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint.", flag_values=values)
-  flags.DEFINE_enum(
-    "phase", None, ["select", "final"], "Which phase of the run; by default the last one.", flag_values=values
-  )
+  flags.DEFINE_bool("hold_out", False, "End histories before the test event and show its rank.", flag_values=values)
+  flags.DEFINE_bool("exclude_seen", True, "Recommend no item of the user's history.", flag_values=values)
+  flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Checkpoint to load.", flag_values=values)
+  flags.DEFINE_enum("phase", None, ["select", "final"], "Phase of the run; default: the last one.", flag_values=values)
   flags.mark_flags_as_required(["workdir"], flag_values=values)

@@ -3,13 +3,13 @@
     python -m experiments.sweep --configs=experiments/configs/ml1m_sasrec.py,experiments/configs/ml1m_hstu.py \
       --override=optimizer.learning_rate=1e-3,3e-4 --override=model.dropout=0.1,0.2 --seeds=1,2,3 --out=runs/sweep
 
-trains 2 configs x 2 x 2 overrides x 3 seeds. The same command again resumes where it was interrupted: runs that are
-complete in <out>/results.jsonl are skipped, one that was cut off resumes from its own checkpoint. A run is known by a
-hash of its whole resolved config, so an edited config file is a new run. --dry_run shows what there is to do.
+trains 2 configs x 2 x 2 overrides x 3 seeds. The same command resumes an interrupted sweep: complete runs in
+<out>/results.jsonl are skipped, and an interrupted run resumes from its checkpoint. A run is identified by a hash of
+its resolved config, so an edited config file gives a new run. --dry_run lists the runs and their status.
 
 Click-through configs report other metrics: --metrics=AUC,GAUC.
 
-Writes <out>/results.jsonl (a line a run), <out>/table.md, <out>/table.png (with matplotlib) and <out>/runs/<run>.
+Writes <out>/results.jsonl (one line per run), <out>/table.md, <out>/table.png (with matplotlib) and <out>/runs/<run>.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from jaxrec.train import loop, monitor, writers
 
 FLAGS = flags.FLAGS
 
-# Exit codes of a run that was asked to stop, not of one that broke.
+# Exit codes of a run that was stopped by a signal; any other code but 0 is a failure.
 STOPPED = (143, 130, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run: a config file, the settings changed in it, a seed, and what they come to."""
+  """One run: a config file, overrides, a seed, and the resolved config."""
 
   config: str
   overrides: tuple[tuple[str, str], ...]  # ("optimizer.learning_rate", "1e-3"), ...
@@ -49,28 +49,28 @@ class Job:
 
   @property
   def key(self) -> str:
-    """Twelve hexadecimal digits that stand for the resolved config."""
+    """The first twelve hexadecimal digits of the hash of the resolved config."""
     text = json.dumps(self.resolved, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
   @property
   def name(self) -> str:
-    """What the run is called in folders: the config file's name and the key."""
+    """The name of the run's folder: the name of the config file and the key."""
     return f"{os.path.splitext(os.path.basename(self.config.split(':')[0]))[0]}-{self.key}"
 
   @property
   def flags(self) -> list[str]:
-    """The command-line flags that `experiments.train` takes for this run."""
+    """The command-line flags of `experiments.train` for this run."""
     changes = [f"--config.{key}={value}" for key, value in self.overrides]
     return [f"--config={self.config}", *changes, f"--config.seed={self.seed}"]
 
 
 class Stopped(Exception):
-  """A run was asked to stop, and so is the sweep."""
+  """A run was stopped by a signal, and the sweep stops too."""
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
@@ -98,10 +98,10 @@ def make_jobs(configs: Sequence[str], overrides: Sequence[str], seeds: Sequence[
   Args:
     configs: config files, with ":argument" where their get_config takes one.
     overrides: "group.key=value1,value2"; commas inside brackets or quotes belong to a value.
-    seeds: of every point.
+    seeds: seeds of every point of the grid.
 
   Raises:
-    ValueError: an override without values or unknown to the config, or the same run twice.
+    ValueError: an override has no value or names an unknown setting, or two runs are the same.
   """
   choices = [_choices(override) for override in overrides]
   grid = itertools.product(configs, itertools.product(*choices), seeds)
@@ -109,16 +109,16 @@ def make_jobs(configs: Sequence[str], overrides: Sequence[str], seeds: Sequence[
   seen: dict[str, Job] = {}
   for job in jobs:
     if job.key in seen:
-      raise ValueError(f"{job.flags} and {seen[job.key].flags} are the same run; is a value or a seed given twice?")
+      raise ValueError(f"{job.flags} and {seen[job.key].flags} are the same run; give each value and seed once")
     seen[job.key] = job
   return jobs
 
 
 def resolve(config: str, overrides: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
-  """Returns the settings that `experiments.train` would see with these flags.
+  """Returns the config that `experiments.train` reads from these flags.
 
   Raises:
-    ValueError: no such file, an unknown setting, or a value of another type.
+    ValueError: a missing file, an unknown setting, or a value of the wrong type.
   """
   job = Job(config, tuple(overrides), seed, {})
   try:
@@ -129,21 +129,21 @@ def resolve(config: str, overrides: Sequence[tuple[str, str]], seed: int) -> dic
 
 
 def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str, Any]]) -> list[Job]:
-  """Runs the jobs that are not complete yet, and returns those that failed.
+  """Runs the jobs without a result and returns those that failed.
 
   Args:
     jobs: from `make_jobs`.
     out: folder of the results.
-    train: (job, workdir) -> summary; raises RuntimeError where the run failed.
+    train: (job, workdir) -> summary; raises RuntimeError if the run failed.
 
   Raises:
-    Stopped: from `train`, when it was asked to stop.
+    Stopped: by `train`, if a signal stopped the run.
   """
   os.makedirs(out, exist_ok=True)
   done = read_results(out)
   failed = []
-  for number, job in enumerate(jobs, start=1):
-    label = f"run {number} of {len(jobs)}, {job.name}: {' '.join(job.flags)}"
+  for count, job in enumerate(jobs, start=1):
+    label = f"run {count} of {len(jobs)}, {job.name}: {' '.join(job.flags)}"
     if job.key in done:
       logging.info("%s: complete, skipped", label)
       continue
@@ -161,11 +161,11 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
 
 
 def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
-  """Trains with `python -m jaxrec.cli train`, its output in <workdir>/output.log, and returns its summary.
+  """Trains with `python -m jaxrec.cli train`, writes its output to <workdir>/output.log, and returns its summary.
 
   Raises:
-    RuntimeError: the run failed; with the end of its output.
-    Stopped: this process or the run was asked to stop; the run has saved a checkpoint by then.
+    RuntimeError: the run failed; the text contains the end of its output.
+    Stopped: a signal stopped this process or the run, after the run saved a checkpoint.
   """
   command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}"]
   log = os.path.join(workdir, "output.log")
@@ -182,11 +182,11 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
 
 
 def train_here(job: Job, workdir: str) -> dict[str, Any]:
-  """Trains inside this process and returns the summary.
+  """Trains in this process and returns the summary.
 
   Raises:
     RuntimeError: the run failed.
-    Stopped: the run was asked to stop; it has saved a checkpoint by then.
+    Stopped: a signal stopped the run, after it saved a checkpoint.
   """
   try:
     loop.run(_parsed_config(job), workdir)
@@ -198,7 +198,7 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
 
 
 def plan(jobs: Sequence[Job], out: str) -> str:
-  """Returns a line for each run: whether it is complete, begun or still to do, and its command."""
+  """Returns one line per run: its status (complete, begun, to do) and its command."""
   done = read_results(out)
 
   def state(job):
@@ -214,10 +214,10 @@ def plan(jobs: Sequence[Job], out: str) -> str:
 
 
 def read_results(out: str) -> dict[str, dict[str, Any]]:
-  """Returns the complete runs of a folder by key; a last line cut off by a crash is dropped, with a warning.
+  """Returns the results in a folder by key; an incomplete last line, left by a crash, is dropped with a warning.
 
   Raises:
-    ValueError: another line is damaged; names it.
+    ValueError: another line is not a result; the text names it.
   """
   path = os.path.join(out, "results.jsonl")
   if not os.path.exists(path):
@@ -225,15 +225,15 @@ def read_results(out: str) -> dict[str, dict[str, Any]]:
   with open(path, encoding="utf-8") as file:
     lines = file.readlines()
   results = {}
-  for number, line in enumerate(lines, start=1):
+  for line_number, line in enumerate(lines, start=1):
     try:
       record = json.loads(line)
       results[record["key"]] = record
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-      if number == len(lines) and not line.endswith("\n"):
-        logging.warning("%s:%d was cut off; that run is looked up again", path, number)
+      if line_number == len(lines) and not line.endswith("\n"):
+        logging.warning("%s:%d is incomplete; that run is resumed", path, line_number)
         break
-      raise ValueError(f"{path}:{number}: not a result: {line[:80]!r}; remove the line") from error
+      raise ValueError(f"{path}:{line_number}: not a result: {line[:80]!r}; remove the line") from error
   return results
 
 
@@ -241,7 +241,7 @@ def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
   """Writes table.md and, with matplotlib, table.png, and returns the table as text.
 
   Raises:
-    ValueError: the runs don't report one of the metrics.
+    ValueError: no run reports one of the metrics.
   """
   done = read_results(out)
   several = len({job.config for job in jobs}) > 1
@@ -255,17 +255,17 @@ def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
 
 
 def _choices(override):
-  """Returns the alternatives of one override: "a.b=1,2" -> [("a.b", "1"), ("a.b", "2")]."""
+  """Splits an override into its values: "a.b=1,2" -> [("a.b", "1"), ("a.b", "2")]."""
   key, equals, values = override.partition("=")
   # Commas outside (), [], {} and quotes.
-  parts = re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^,])+", values)
-  if not key or not equals or not parts:
+  alternatives = re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^,])+", values)
+  if not key or not equals or not alternatives:
     raise ValueError(f"--override={override} must be group.key=value1,value2,...")
-  return [(key.removeprefix("config."), value) for value in parts]
+  return [(key.removeprefix("config."), value) for value in alternatives]
 
 
 def _parsed_config(job) -> ConfigDict:
-  """Reads the config as the train binary would from its command line."""
+  """Parses the config as `experiments.train` does from its command line."""
   values, argv = flags.FlagValues(), ["train", *job.flags]
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   values(argv)
@@ -273,14 +273,14 @@ def _parsed_config(job) -> ConfigDict:
 
 
 def _label(job, with_config):
-  """What a row of the table is called: everything but the seed."""
+  """Returns the label of a table row: the config file and the overrides, without the seed."""
   name = os.path.basename(job.config).replace(".py", "")
   changes = [f"{key}={value}" for key, value in job.overrides]
   return ", ".join(([name] if with_config or not changes else []) + changes)
 
 
 def _wait(child):
-  """Returns the exit code of a process; SIGTERM to us is passed on to it. Ctrl-C reaches it from the terminal."""
+  """Returns the exit code of a process; forwards SIGTERM to it. Ctrl-C reaches it from the terminal."""
   before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
   try:
     while True:
@@ -295,12 +295,12 @@ def _wait(child):
 def _read_summary(workdir):
   path = os.path.join(workdir, "summary.json")
   if not os.path.exists(path):
-    raise RuntimeError(f"the run ended without {path}")
+    raise RuntimeError(f"the run ended without writing {path}")
   return writers.read_json(path)
 
 
 def _append_result(out, job, workdir, summary):
-  """Adds a line to the results, after removing one that a crash cut off."""
+  """Appends a line to the results, after removing an incomplete last line."""
   path = os.path.join(out, "results.jsonl")
   record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
   line = json.dumps(record | {"workdir": workdir, "summary": summary}) + "\n"
@@ -314,18 +314,19 @@ def _append_result(out, job, workdir, summary):
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
-  flags.DEFINE_list("configs", None, "Config files, as experiments.train takes them.", flag_values=values)
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
+  flags.DEFINE_list("configs", None, "Config files of experiments.train.", flag_values=values)
   flags.DEFINE_multi_string(
-    "override", [], "group.key=value1,value2,...; the grid is over all of them.", flag_values=values
+    "override", [], "group.key=value1,value2,...; repeatable; the grid is the product of all.", flag_values=values
   )
   flags.DEFINE_list("seeds", ["42"], "Seeds of every point of the grid.", flag_values=values)
-  flags.DEFINE_string("out", None, "Folder of results and runs.", flag_values=values)
-  flags.DEFINE_list(
-    "metrics", ["HR@10", "NDCG@10"], "Columns of the table, from every split a run reports.", flag_values=values
-  )
-  flags.DEFINE_bool("dry_run", False, "Say what would be run, and run nothing.", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of the results and runs.", flag_values=values)
+  flags.DEFINE_list("metrics", ["HR@10", "NDCG@10"], "Metrics in the table, one column per split.", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "List the runs and their status without running them.", flag_values=values)
   flags.DEFINE_bool(
-    "in_process", False, "Train inside this process: no start-up, but one crash ends all.", flag_values=values
+    "in_process",
+    False,
+    "Train in this process: saves the start-up time, but a crash ends the sweep.",
+    flag_values=values,
   )
   flags.mark_flags_as_required(["configs", "out"], flag_values=values)

@@ -1,4 +1,4 @@
-"""Means and standard deviations of repeated runs, as a Markdown table and a picture."""
+"""Means and standard deviations of repeated runs, as a Markdown table and a plot."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from absl import logging
 
+from jaxrec.cli.text_table import text_table
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One number over n runs. `std` is the sample standard deviation (n - 1), None for a single run."""
+  """Mean and sample standard deviation (n - 1) of a metric over n runs; `std` is None for a single run."""
 
   mean: float
   std: float | None
@@ -27,15 +29,15 @@ Rows = dict[str, dict[str, Cell]]
 
 
 def summarize(runs: Sequence[tuple[str, Mapping[str, Any]]], metrics: Sequence[str]) -> Rows:
-  """Returns {label: {column: cell}}; runs of one label are repetitions of each other.
+  """Returns {label: {column: cell}}; runs with the same label are repetitions with other seeds.
 
   Args:
     runs: (label, summary) pairs; a summary is a tree of numbers, as `experiments.train` writes it.
-    metrics: names of numbers, such as "HR@10" or "domain/books/HR@10"; there is a column for each place of the tree
-      (select/validation, final/test, ...) that holds one.
+    metrics: names of metrics such as "HR@10" or "domain/books/HR@10"; there is one column for each path in the
+      summaries (select/validation, final/test, ...) that contains the metric.
 
   Raises:
-    ValueError: no run holds a metric.
+    ValueError: no run reports a metric.
 
   >>> rows = summarize([("a", {"test": {"MRR": 0.5}}), ("a", {"test": {"MRR": 0.75}})], ["MRR"])
   >>> rows["a"]["test/MRR"].mean, rows["a"]["test/MRR"].n
@@ -53,11 +55,11 @@ def summarize(runs: Sequence[tuple[str, Mapping[str, Any]]], metrics: Sequence[s
           found = True
     if flat_runs and not found:
       raise ValueError(f"{metric=} is in no summary; there are {', '.join(sorted(flat_runs[0][1]))}")
-  return {label: {path: _cell(numbers) for path, numbers in cells.items()} for label, cells in values.items()}
+  return {label: {path: _cell(samples) for path, samples in cells.items()} for label, cells in values.items()}
 
 
 def as_markdown(rows: Rows) -> str:
-  """Returns a Markdown table: a row for each label, a column for each number, and the number of runs.
+  """Formats the cells as a Markdown table: one row per label, one column per metric, and the number of runs.
 
   >>> print(as_markdown({"a": {"test/MRR": Cell(0.5, 0.1, 3)}}))
   | run | n |        test/MRR |
@@ -70,18 +72,13 @@ def as_markdown(rows: Rows) -> str:
     counts = sorted({cell.n for cell in cells.values()})
     count = "-".join(map(str, counts[:1] + counts[1:][-1:]))
     table.append([label, count, *(str(cells[column]) if column in cells else "" for column in columns)])
-  widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-  lines = ["| " + " | ".join(map(_pad, row, widths, range(len(row)))) + " |" for row in table]
-  dashes = [":" + "-" * (width + 1) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)]
-  return "\n".join([lines[0], "|" + "|".join(dashes) + "|", *lines[1:]])
+  return text_table(table, "lr", markdown=True)
 
 
 def plot(rows: Rows, path: str) -> bool:
-  """Draws bars with error bars, a panel a column, into a PNG; returns whether matplotlib was there to do it."""
+  """Plots bars with error bars, one panel per column, to a PNG; False without rows or matplotlib."""
   if not rows or importlib.util.find_spec("matplotlib") is None:
-    logging.info(
-      "no picture: %s", "matplotlib is not installed (pip install 'jaxrec[plots]')" if rows else "no results"
-    )
+    logging.info("no plot: %s", "matplotlib is not installed (pip install 'jaxrec[plots]')" if rows else "no results")
     return False
   from matplotlib.figure import Figure
 
@@ -102,7 +99,7 @@ def plot(rows: Rows, path: str) -> bool:
 
 
 def _flatten(tree, prefix=""):
-  """{"a": {"b": 1.0}} -> {"a/b": 1.0}; what is no number is left out."""
+  """Flattens a tree: {"a": {"b": 1.0}} -> {"a/b": 1.0}; values that are not numbers are dropped."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
@@ -113,15 +110,11 @@ def _flatten(tree, prefix=""):
 
 
 def _is_metric(path, metric):
-  """Whether a path of a summary is this metric, and not the same metric of one domain."""
-  place, _, _ = path.rpartition(metric)
-  return path.endswith(metric) and (place == "" or place.endswith("/")) and "domain" not in place.split("/")
+  """Returns whether a path of a summary ends in this metric and is not the same metric of a single domain."""
+  parent, _, _ = path.rpartition(metric)
+  return path.endswith(metric) and (parent == "" or parent.endswith("/")) and "domain" not in parent.split("/")
 
 
-def _cell(numbers):
-  std = statistics.stdev(numbers) if len(numbers) > 1 else None
-  return Cell(statistics.fmean(numbers), std, len(numbers))
-
-
-def _pad(text, width, column):
-  return text.ljust(width) if column == 0 else text.rjust(width)
+def _cell(samples):
+  std = statistics.stdev(samples) if len(samples) > 1 else None
+  return Cell(statistics.fmean(samples), std, len(samples))

@@ -1,17 +1,17 @@
-"""Trains any task from a config; the same command resumes an interrupted run.
+"""Trains a model from a config; the same command resumes an interrupted run.
 
     python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu \
       --config.train.batch_size=256
 
-What it does is `jaxrec.train.loop`. Training uses every device it finds. On a cluster run the same command on every
-host with a workdir that all of them share, with --distributed (TPU pods, Slurm and others that JAX knows) or with
+The training loop is `jaxrec.train.loop`. Training uses every device it finds. On a cluster run the same command on
+every host with a shared workdir, with --distributed (TPU pods, Slurm and other clusters that JAX detects) or with
 --coordinator_address, --num_processes and --process_id: each host builds its shard of the batch, host 0 writes metrics,
 all write checkpoints. If one host dies, the others exit.
 
 Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
 again to resume.
 
-On GPUs two runs are the same value for value only under XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
@@ -59,26 +59,26 @@ def main(argv: list[str]) -> None:
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-  """Defines the flags of this program; not on import, as other programs have flags of the same names."""
+  """Defines the flags of this program. Not done on import, because programs share flag names."""
   config_help = "Experiment config; --config.group.key=value changes a setting."
   config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
   texts = {
     "workdir": "Folder of the run; an unfinished run in it is resumed.",
-    "coordinator_address": "host:port of the first of several hosts, where no cluster manager provides it.",
+    "coordinator_address": "host:port of the first host, if no cluster manager provides it.",
   }
   for name, text in texts.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
-  flags.DEFINE_integer("num_processes", None, "With --coordinator_address: processes in all.", flag_values=values)
-  flags.DEFINE_integer("process_id", None, "With --coordinator_address: index of this one, from 0.", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "Number of processes, for --coordinator_address.", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "Index of this process, for --coordinator_address.", flag_values=values)
   flags.DEFINE_bool(
     "distributed",
     False,
-    "This is one host of several; JAX reads addresses and process ids from the cluster.",
+    "Train on several hosts; JAX reads addresses and process ids from the cluster.",
     flag_values=values,
   )
   flags.DEFINE_integer(
-    "heartbeat_timeout_seconds", 100, "How long a host may be silent before the others exit.",
+    "heartbeat_timeout_seconds", 100, "The others exit if a host sends no heartbeat for this long.",
     lower_bound=1, flag_values=values,
   )  # fmt: skip
-  flags.DEFINE_bool("profile", False, "Write a trace of a few steps to <workdir>/profile.", flag_values=values)
+  flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)
   flags.mark_flags_as_required(["config", "workdir"], flag_values=values)

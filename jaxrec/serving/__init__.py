@@ -1,1 +1,1 @@
-"""Using trained models."""
+"""Inference with trained models: recommendations, event-by-event queries, search of long histories."""

@@ -1,8 +1,8 @@
-"""Stage one of click-through ranking, served: the K events of a long history that matter for each of many candidates.
+"""Serving of stage one of click-through ranking: finds the K most relevant events of a history for each candidate.
 
-The vectors of a history that attention reads depend on no candidate. They are computed once, kept, and searched for
-every candidate of every request until the user does something new. A search costs what these vectors are wide: this is
-what a model with its own, narrower tables for attention (`attention_width` of DARE) saves.
+The history vectors that attention reads do not depend on the candidate. They are computed once, cached until the user's
+next event, and searched for every candidate of every request. The cost of a search is proportional to the width of
+these vectors, so a model with separate, narrower attention tables (`attention_width` of DARE) is cheaper to serve.
 
 Source: DARE, arXiv 2410.02604; approximate search: Chern et al. 2022, arXiv 2206.14286.
 """
@@ -18,25 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.batches import AnyArray
 from jaxrec.models.ctr import ClickThroughRanker
 
-AnyArray = Array | np.ndarray
-
 TILE = 128  # Candidates scored together: changes speed and memory, never results.
-_BLOCK = 16  # Events of which an exact search first reads the largest score alone; they fill a cache line.
-_MULTIPLE = 64  # Of places in a cache; powers of two up to it divide them into equal blocks.
+_BLOCK = 16  # Events per block of an exact search, which reads block maxima first; 16 scores fill a cache line.
+_MULTIPLE = 64  # The number of columns is padded to a multiple of this, so powers of two up to 64 divide it.
 
 
 @flax.struct.dataclass
 class HistoryKeys:
-  """What a search reads of a history (a pytree).
+  """The cached keys of a history (a pytree).
 
-  keys: a column for each event, in random order, then columns of padding.
-  place: where each event is in the history; -1 for padding.
+  keys: one column per event, in random order, followed by columns of padding.
+  position: index of each event in the history; -1 for padding.
   """
 
   keys: Float[Array, "M N"]
-  place: Int[Array, " N"]
+  position: Int[Array, " N"]
 
 
 def history_keys(
@@ -46,91 +45,94 @@ def history_keys(
   category: Int[AnyArray, " N"],
   age: Int[AnyArray, " N"],
 ) -> HistoryKeys:
-  """Returns what to keep of a history, so that it can be searched for any candidate.
+  """Returns the keys of a history, to be cached and searched for any candidate.
 
   Args:
     model: a ranker whose scores are dot products.
-    variables: its parameters.
-    item, category, age: the events as in a `CandidateBatch`, oldest first; item 0 is padding. Histories of one length
-      share their compiled program.
+    variables: the variables of the model.
+    item, category, age: the events as in a `CandidateBatch`, oldest first; item 0 is padding. Histories of the same
+      length share a compiled program.
 
   Raises:
-    ValueError: a model with other scores.
+    ValueError: the scores of the model are not dot products.
   """
   keys = model.apply(variables, item, category, age, method="search_keys")
-  return cached(keys, jnp.asarray(item) != 0)
+  return cache_keys(keys, jnp.asarray(item) != 0)
 
 
-def cached(keys: Float[Array, "N M"], is_real: Bool[Array, " N"]) -> HistoryKeys:
-  """Returns the vectors of events as a search reads them.
+def cache_keys(keys: Float[Array, "N M"], is_real: Bool[Array, " N"]) -> HistoryKeys:
+  """Returns the keys of events in the layout that `search` reads: shuffled, padded and transposed.
 
-  Events are shuffled, always in the same way for the same N: neighbours are alike, and would be in the same block.
+  The shuffle depends on N only. It puts consecutive events, which are often similar, into different blocks.
   """
   shuffled = jnp.asarray(np.random.default_rng(0).permutation(keys.shape[0]), jnp.int32)
-  order = shuffled[jnp.argsort(~is_real[shuffled], stable=True)]  # Padding behind all events.
-  place = jnp.where(is_real[order], order, -1)
+  order = shuffled[jnp.argsort(~is_real[shuffled], stable=True)]  # Events first, then padding.
+  position = jnp.where(is_real[order], order, -1)
   padding = -keys.shape[0] % _MULTIPLE
-  return HistoryKeys(jnp.pad(keys[order], ((0, padding), (0, 0))).T, jnp.pad(place, (0, padding), constant_values=-1))
+  return HistoryKeys(
+    jnp.pad(keys[order], ((0, padding), (0, 0))).T, jnp.pad(position, (0, padding), constant_values=-1)
+  )
 
 
 def search(
   queries: Float[AnyArray, "B M"], history: HistoryKeys, k: int, recall: float = 1.0
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-  """Returns the k largest scores of each candidate, largest first, and the places of these events in the history.
+  """Returns the k largest scores per candidate, in descending order, and the positions of these events in the history.
 
-  Where a history has fewer than k events, the rest of the row has the score -inf and the place -1. Of events with equal
-  scores any may come first.
+  If a history has fewer than k events, the rest of the row has score -inf and position -1. Ties are in any order.
 
   Args:
-    queries: vectors of at least one candidate: `model.apply(variables, item, category, method="search_queries")`.
-    history: what `history_keys` returned.
-    k: how many events, 1..N.
-    recall: 1: the search is exact. Below 1: the share of the k events that is found on average, at least; the history
-      is divided into random blocks of which each yields its best event only. On TPUs this is `jax.lax.approx_max_k`.
+    queries: query vectors of one or more candidates, from
+      `model.apply(variables, item, category, method="search_queries")`.
+    history: the result of `history_keys`.
+    k: how many events to find, 1..N.
+    recall: 1 for an exact search. Below 1: the least expected fraction of the top k that is found; the history is
+      divided into random blocks, and only the best event of each block is considered. On TPUs this is
+      `jax.lax.approx_max_k`.
 
   Raises:
-    ValueError: no candidate; k or recall out of range.
+    ValueError: no candidate, or k or recall out of range.
 
-  >>> history = cached(jnp.array([[1.0], [3.0], [2.0]]), jnp.array([True, True, True]))
-  >>> scores, places = search(jnp.array([[2.0], [-1.0]]), history, 2)
-  >>> scores.tolist(), places.tolist()
+  >>> history = cache_keys(jnp.array([[1.0], [3.0], [2.0]]), jnp.array([True, True, True]))
+  >>> scores, positions = search(jnp.array([[2.0], [-1.0]]), history, 2)
+  >>> scores.tolist(), positions.tolist()
   ([[6.0, 4.0], [-1.0, -2.0]], [[1, 2], [0, 2]])
   """
   if not queries.shape[0]:
-    raise ValueError(f"{queries.shape=} has no candidate")
+    raise ValueError(f"{queries.shape=} has no candidate; give at least one row")
   if not 1 <= k <= history.keys.shape[1]:
-    raise ValueError(f"{k=} must be between 1 and the {history.keys.shape[1]} places of the history")
+    raise ValueError(f"{k=} must be in 1..{history.keys.shape[1]}, the padded length of the history")
   if not 0 < recall <= 1:
-    raise ValueError(f"{recall=} must be above 0, and 1 for an exact search")
+    raise ValueError(f"{recall=} must be above 0 and at most 1; 1 is an exact search")
   return _search(jnp.asarray(queries), history, k, recall)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "recall"))
 def _search(queries, history, k, recall):
   find = exact_top_k if recall == 1 else functools.partial(approximate_top_k, recall=recall)
-  count = (history.place >= 0).sum()
+  count = (history.position >= 0).sum()
 
   def search_tile(tile):
     scores = jnp.matmul(tile, history.keys, precision=jax.lax.Precision.HIGHEST)  # [tile, N]
     return find(scores, count, k)
 
-  whole = queries.shape[0] // TILE * TILE
+  in_tiles = queries.shape[0] // TILE * TILE
   found = []
-  if whole:
-    tiled = jax.lax.map(search_tile, queries[:whole].reshape(-1, TILE, queries.shape[1]))
-    found.append(jax.tree.map(lambda x: x.reshape(whole, k), tiled))
-  if whole < queries.shape[0]:
-    found.append(search_tile(queries[whole:]))
-  scores, columns = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)  # [B, K]
-  return scores, jnp.where(scores > -jnp.inf, history.place[columns], -1)
+  if in_tiles:
+    tiled = jax.lax.map(search_tile, queries[:in_tiles].reshape(-1, TILE, queries.shape[1]))
+    found.append(jax.tree.map(lambda x: x.reshape(in_tiles, k), tiled))
+  if in_tiles < queries.shape[0]:
+    found.append(search_tile(queries[in_tiles:]))
+  scores, columns = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *found)  # [B, K]
+  return scores, jnp.where(scores > -jnp.inf, history.position[columns], -1)
 
 
 def exact_top_k(
   scores: Float[Array, "B N"], count: Int[Array, ""], k: int
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-  """As `jax.lax.top_k` of the first `count` columns, and several times as fast on a CPU; -inf where there are fewer.
+  """Returns `jax.lax.top_k` of the first `count` columns, several times faster on a CPU; -inf if `count` is below k.
 
-  The k largest scores lie in the k blocks with the largest maxima. So N / 16 maxima and 16 k scores are looked through
+  The k blocks with the largest maxima contain the k largest scores, so the search sorts N / 16 maxima and 16 k scores
   instead of N scores.
   """
   num_blocks, rest = divmod(scores.shape[1], _BLOCK)
@@ -147,11 +149,12 @@ def exact_top_k(
 def approximate_top_k(
   scores: Float[Array, "B N"], count: Int[Array, ""], k: int, recall: float
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-  """As `exact_top_k`, but a share `recall` of the k largest, on average, if the columns are in random order.
+  """Returns an approximate top k with expected recall at least `recall`, if the columns are in random order.
 
-  Of L blocks, `1 - (k - 1) / 2L` of the k largest scores are on average the largest of their block.
+  With L blocks, the expected fraction of the k largest scores that are the maximum of their block is
+  `1 - (k - 1) / 2L`.
 
-  Choice: `jax.lax.approx_max_k` on TPUs alone; elsewhere it looks through all scores in an order that CPUs are slow at.
+  Choice: `jax.lax.approx_max_k` on TPUs only; on other backends it reads all scores in an order that is slow on CPUs.
   """
 
   def on_tpu(scores):
@@ -169,9 +172,9 @@ def approximate_top_k(
 
 
 def block_maxima(blocks: Float[Array, "B L block"], count: Int[Array, ""]) -> Float[Array, "B L"]:
-  """The largest score of each block among the first `count` columns; -inf for a block beyond them.
+  """Returns the maximum of each block over the first `count` columns; -inf for a block of padding.
 
-  At most one block is partly padding, and it alone is masked: a mask of all scores takes longer than their maxima.
+  Only the one block that may mix events and padding is masked: masking all scores takes longer than their maxima.
 
   >>> block_maxima(jnp.array([[[1.0, 5.0], [2.0, 9.0], [8.0, 8.0]]]), jnp.array(3)).tolist()
   [[5.0, 2.0, -inf]]
@@ -185,9 +188,9 @@ def block_maxima(blocks: Float[Array, "B L block"], count: Int[Array, ""]) -> Fl
 
 
 def block_size(num_events: int, k: int, recall: float) -> int:
-  """Returns the largest power of two up to 64 that leaves enough equal blocks for the recall; 1 if none does.
+  """Returns the largest power of two up to 64 that gives enough equal blocks for the recall; 1 if none does.
 
-  >>> block_size(10_048, 20, 0.95)  # 314 blocks; 64 would leave 157, and 190 are needed
+  >>> block_size(10_048, 20, 0.95)  # 314 blocks; size 64 would give 157, and 190 are needed
   32
   """
   needed = max(k, (k - 1) / (2 * (1 - recall)))

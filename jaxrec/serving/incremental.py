@@ -1,14 +1,14 @@
-"""Recommends while a history grows: one event at a time against cached keys, values and domain states.
-
-The latest event of a user stays open: what the model makes of it depends on the domain and the time that are asked for
-next. It is fixed only when the next event arrives. So
+"""Incremental inference: encodes one event at a time against cached keys, values and domain states.
 
     state = serving.start(batch_size=2, capacity=200)
-    state = serving.observe(state, item, domain, time)   # each [B]
-    query = serving.query(state, wanted_domain, now)     # [B, M]; asks without changing the state
+    state = serving.observe(state, item, domain, time)      # each [B]
+    query = serving.query(state, target_domain, now)        # [B, M]; does not change the state
 
-gives what the model returns for the whole history at once. A query reads one domain's keys and values and C states (all
-keys and values, where attention is among all events).
+The query vectors equal those that the model returns for the whole history at once.
+
+The latest event of a history stays open: its encoding depends on the target domain and the target time. It is added to
+the cache when the next event arrives. A query reads the keys and values of one domain and C states, or all keys and
+values if the model attends to the events of all domains.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrec.batches import SequenceBatch
+from jaxrec.batches import AnyArray, SequenceBatch
 from jaxrec.layers.cache import CACHE, CacheSlot
 from jaxrec.models import SequentialModel
 
-AnyArray = Array | np.ndarray
 REQUEST_TIMES = ("target", "last_event")
 
 
 @flax.struct.dataclass
 class ServingState:
-  """B histories. G parts of a history don't read each other: the domains, or 1.
+  """The state of B histories (a pytree). G is the number of domains if attention stays inside a domain, else 1.
 
-  cache: keys, values and states of the events that are fixed: the Flax collection "cache".
-  position, time: of those events.
-  count: how many there are.
-  num_events: how many events of each domain came, the open one too.
-  item, domain, seen_at: the open event; item 0 = no event yet.
+  cache: keys, values and states of the cached events: the Flax collection "cache".
+  position, time: positions and times of the cached events.
+  count: number of cached events.
+  num_events: number of events of each domain, including the open one.
+  item, domain, seen_at: item, domain and time of the open event; item 0 = no event yet.
   """
 
   cache: Any
@@ -54,9 +53,12 @@ class ServingState:
 
 @dataclasses.dataclass(frozen=True)
 class IncrementalModel:
-  """A causal model without bottleneck tokens, fed event by event.
+  """Event-by-event inference with a causal model without bottleneck tokens.
 
-  request_time: as in training: the model is told the time of the request ("target") or that of the last event.
+  model: a model of `jaxrec.models`.
+  params: parameters of the model.
+  request_time: as in training: "target" if the model is given the time of the request, "last_event" if it is given
+    the time of the last event.
   """
 
   model: SequentialModel
@@ -65,84 +67,87 @@ class IncrementalModel:
 
   def __post_init__(self):
     if self.request_time not in REQUEST_TIMES:
-      raise ValueError(f"request_time={self.request_time!r} is not one of {REQUEST_TIMES}")
+      raise ValueError(f"request_time={self.request_time!r} must be one of {REQUEST_TIMES}")
 
   def start(self, batch_size: int, capacity: int) -> ServingState:
-    """Returns B empty histories with room for `capacity` events in each domain (or in all, see the module)."""
+    """Returns the state of B empty histories with room for `capacity` events per domain.
+
+    If the model attends to the events of all domains, `capacity` is for all events together.
+    """
     groups = self.model.num_cache_groups
     none = jnp.zeros(batch_size, jnp.int32)
-    kept = jnp.zeros((batch_size, groups, capacity), jnp.int32)
+    cached = jnp.zeros((batch_size, groups, capacity), jnp.int32)
     count = jnp.zeros((batch_size, groups), jnp.int32)
     num_events = jnp.zeros((batch_size, self.model.num_domains), jnp.int32)
-    empty = ServingState({}, kept, kept, count, num_events, none, none, none)
+    empty = ServingState({}, cached, cached, count, num_events, none, none, none)
     shapes = jax.eval_shape(functools.partial(_run, self.model), self.params, empty, none, none)[1]
     return empty.replace(cache=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
   def observe(
     self, state: ServingState, item: Int[AnyArray, " B"], domain: Int[AnyArray, " B"], time: Int[AnyArray, " B"]
   ) -> ServingState:
-    """Returns the histories with one more event each; item 0 leaves a row as it is.
+    """Returns the state after one more event per history; item 0 leaves a history unchanged.
 
     Args:
-      state: histories.
+      state: state of B histories.
       item, domain: ids from 1.
       time: seconds, as in training.
 
     Raises:
-      ValueError: a domain outside 1..C where there is an item, or a history that has outgrown its capacity.
+      ValueError: an event has a domain outside 1..C, or a cache is full.
     """
     self._check_domains(np.asarray(domain), np.asarray(item) != 0)
     capacity = state.time.shape[2]
     if int(state.count.max()) >= capacity:
       raise ValueError(
-        f"a history has all of its {capacity=} events; start with a larger capacity, or anew from its end"
+        f"a history has reached its {capacity=} events; start with a larger capacity, or again with its latest events"
       )
-    asked = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
-    return _observe(self.model, self.request_time == "target", self.params, state, *asked)
+    event = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
+    return _observe(self.model, self.request_time == "target", self.params, state, *event)
 
   def query(self, state: ServingState, domain: Int[AnyArray, " B"], time: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
-    """Returns query vectors for a domain each, asked for at a time; zero for an empty history.
+    """Returns one query vector per history, given its target domain and target time; zeros for an empty history.
 
     Args:
-      state: histories.
-      domain: wanted domains; models that don't ask for one ignore it.
-      time: of the request, in seconds; ignored where `request_time` is "last_event".
+      state: state of B histories.
+      domain: target domains; ignored by models that need no target domain.
+      time: time of the request in seconds; ignored if `request_time` is "last_event".
 
     Raises:
-      ValueError: a domain outside 1..C where it matters.
+      ValueError: the model needs a target domain, and one is outside 1..C.
     """
     if self.model.needs_target_domain:
       self._check_domains(np.asarray(domain), np.asarray(state.item) != 0)
-    asked = (jnp.asarray(x, jnp.int32) for x in (domain, time))
-    return _query(self.model, self.request_time == "target", self.params, state, *asked)
+    target = (jnp.asarray(x, jnp.int32) for x in (domain, time))
+    return _query(self.model, self.request_time == "target", self.params, state, *target)
 
-  def _check_domains(self, domain, matters):
-    outside = matters & ((domain < 1) | (domain > self.model.num_domains))
+  def _check_domains(self, domain, is_read):
+    outside = is_read & ((domain < 1) | (domain > self.model.num_domains))
     if outside.any():
       row = int(outside.argmax())
       raise ValueError(f"row {row} has domain={int(domain[row])}; domains are 1..{self.model.num_domains}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _query(model, knows_time, params, state, domain, time):
-  return _run(model, params, state, domain, time if knows_time else state.seen_at)[0]
+def _query(model, reads_time, params, state, domain, time):
+  return _run(model, params, state, domain, time if reads_time else state.seen_at)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _observe(model, knows_time, params, state, item, domain, time):
-  """Fixes the open event, now that what followed it is known, and opens the new one."""
-  _, cache = _run(model, params, state, domain, time if knows_time else state.seen_at)
+def _observe(model, reads_time, params, state, item, domain, time):
+  """Adds the open event to the cache, now that its target is known, and makes the new event the open one."""
+  _, cache = _run(model, params, state, domain, time if reads_time else state.seen_at)
   is_event = item != 0
-  is_fixed = is_event & (state.item != 0)
+  is_cached = is_event & (state.item != 0)
   slot = _slot(model, state)
   row = jnp.arange(item.shape[0])
-  cache = jax.tree.map(lambda new, old: jnp.where(_like(is_fixed, new), new, old), cache, state.cache)
+  cache = jax.tree.map(lambda new, old: jnp.where(_like(is_cached, new), new, old), cache, state.cache)
   keep = lambda new, old: jnp.where(is_event, new, old)  # noqa: E731
   return ServingState(
     cache=cache,
-    position=jnp.where(_like(is_fixed, state.position), slot.write(state.position, _position(state)), state.position),
-    time=jnp.where(_like(is_fixed, state.time), slot.write(state.time, state.seen_at), state.time),
-    count=state.count.at[row, slot.group].add(is_fixed),
+    position=jnp.where(_like(is_cached, state.position), slot.write(state.position, _position(state)), state.position),
+    time=jnp.where(_like(is_cached, state.time), slot.write(state.time, state.seen_at), state.time),
+    count=state.count.at[row, slot.group].add(is_cached),
     num_events=state.num_events.at[row, jnp.maximum(domain - 1, 0)].add(is_event),
     item=keep(item, state.item),
     domain=keep(domain, state.domain),
@@ -151,7 +156,7 @@ def _observe(model, knows_time, params, state, item, domain, time):
 
 
 def _run(model, params, state, next_domain, target_time):
-  """Query vectors of the open events, and the cache with them in it."""
+  """Returns the query vectors of the open events, and the cache including these events."""
   slot = _slot(model, state)
   position = _position(state)
   one = lambda x: x[:, None]  # noqa: E731

@@ -1,4 +1,4 @@
-"""Recommends items to users of the prepared data, and reads the result back as titles."""
+"""Recommendations for users of prepared data, as item ids and as text with titles."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from jaxrec.evaluation.model import last_queries
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-  """What one user did and what the model would show them next.
+  """The recommendations for one user, with the history that they are based on.
 
-  user: what the raw data call the user.
-  history: indices of the user's events that the model could read, oldest first.
-  items: recommended items, best first; fewer than asked for where candidates ran out.
-  scores: of those items.
-  held_out: the item that the user chose next, where the test event was held out.
-  held_out_rank: its rank among all candidates.
+  user: id of the user in the raw data.
+  history: indices of the user's events that the model read, oldest first.
+  items: ids of the recommended items, best first; fewer than k if there are fewer candidates.
+  scores: scores of these items.
+  held_out: item of the test event if that was held out, else None.
+  held_out_rank: rank of that item among all candidates.
   """
 
   user: str
@@ -52,59 +52,55 @@ def recommend(
   hold_out: bool = False,
   exclude_seen: bool = True,
 ) -> list[Recommendation]:
-  """Returns the k best items for each user, asked at the time of their last event.
+  """Returns the k best items for each user, in the order of `users`; the target time is that of the last event.
 
   Args:
     model: Linen module; see `jaxrec.models`.
-    params: its parameters.
+    params: parameters of the model.
     data: the prepared data that the model was trained on.
     config: `config.data` says how histories are cropped.
-    users: 0-based users; `data.user_index` finds them by raw id.
-    k: how many items.
-    domain: name of the domain to recommend from; None: all. A model that asks for a domain is then told that of the
-      test event, with `hold_out`.
-    hold_out: stop before the user's test event, and tell its rank, instead of reading the whole history.
-    exclude_seen: recommend no item that the user has met.
+    users: 0-based indices of users; `data.user_index` finds one by its raw id.
+    k: how many items to recommend.
+    domain: name of the domain to recommend from; None: all domains. Without it, a model that needs a target domain is
+      given the domain of the held-out event.
+    hold_out: if True, the history ends before the user's test event, and the rank of that event is returned.
+    exclude_seen: if True, items in the user's history are no candidates.
 
   Raises:
-    ValueError: an unknown user or domain, a user without events, or without a test event where one is to be held out;
-      no domain for a model that asks for one.
+    ValueError: an unknown user or domain; a user without events, or without a test event to hold out; no domain for a
+      model that needs a target domain.
   """
   if domain is None and not hold_out and getattr(model, "needs_target_domain", False):
-    raise ValueError(f"the model predicts for the domain that is asked for; name one of {', '.join(data.domain_names)}")
-  number = None if domain is None else domain_number(data, domain)
-  asked = _at_the_time_of_asking(data, users, number, hold_out)
+    raise ValueError(f"the model needs a target domain; give domain=, one of {', '.join(data.domain_names)}")
+  target_domain = None if domain is None else domain_id(data, domain)
+  requests = _with_target_events(data, users, target_domain, hold_out)
   queries_of = _compiled_queries(model)
   catalogue = Catalogue(model.apply({"params": params}, method="item_vectors").astype(jnp.float32))
-  item_domain = None if number is None else data.item_domain()
+  item_domain = None if target_domain is None else data.item_domain()
   found: dict[int, Recommendation] = {}
-  for batch in evaluation_batches(asked, TEST, min(len(users), config.eval.batch_size), config.data.max_length,
+  for batch in evaluation_batches(requests, TEST, min(len(users), config.eval.batch_size), config.data.max_length,
                                   config.data.task, request_time=config.data.request_time,
                                   reveal_domain=config.data.reveal_domain):  # fmt: skip
-    rows = len(batch.user)
-    options = {
-      "seen_items": batch.seen_items if exclude_seen else None,
-      "item_domain": item_domain,
-    }
+    options = {"seen_items": batch.seen_items if exclude_seen else None, "item_domain": item_domain}
     queries = queries_of(params, batch.batch)  # [B, M]
-    wanted = None if number is None else np.full(rows, number, np.int32)
-    scores, items = catalogue.top_k(queries, min(k, data.num_items), domain=wanted, **options)
-    ranks = catalogue.target_ranks(queries, batch.target_item, target_domain=wanted, **options)
-    for row, place in enumerate(batch.user):
-      if place >= 0:
-        user = users[place]
-        chosen = (int(batch.target_item[row]), int(ranks[row])) if hold_out else (None, None)
-        found[place] = _recommendation(data, user, hold_out, np.asarray(items[row]), np.asarray(scores[row]), *chosen)
-  return [found[place] for place in range(len(users))]
+    domains = None if target_domain is None else np.full(len(batch.user), target_domain, np.int32)
+    scores, items = catalogue.top_k(queries, min(k, data.num_items), domain=domains, **options)
+    ranks = catalogue.target_ranks(queries, batch.target_item, target_domain=domains, **options)
+    for row, index in enumerate(batch.user):
+      if index >= 0:
+        held_out = (int(batch.target_item[row]), int(ranks[row])) if hold_out else (None, None)
+        top = np.asarray(items[row]), np.asarray(scores[row])
+        found[index] = _recommendation(data, users[index], hold_out, *top, *held_out)
+  return [found[index] for index in range(len(users))]
 
 
-def domain_number(data: PreparedData, name: str) -> int:
-  """Returns the number 1..C of a domain.
+def domain_id(data: PreparedData, name: str) -> int:
+  """Returns the id 1..C of a domain.
 
   Raises:
-    ValueError: there is none of that name.
+    ValueError: no domain has that name.
 
-  >>> domain_number(PreparedData.from_columns(user=[0, 0], item_id=[1, 2], domain_id=[1, 2]), "domain 2")
+  >>> domain_id(PreparedData.from_columns(user=[0, 0], item_id=[1, 2], domain_id=[1, 2]), "domain 2")
   2
   """
   if name not in data.domain_names:
@@ -113,10 +109,10 @@ def domain_number(data: PreparedData, name: str) -> int:
 
 
 def describe(data: PreparedData, recommendation: Recommendation, history: int = 10) -> str:
-  """Returns a user's latest events and the recommended items as two columns of text.
+  """Formats the latest events of a user and the recommended items as two columns of text.
 
   Args:
-    data: what was recommended from.
+    data: the prepared data that was given to `recommend`.
     recommendation: one result of `recommend`.
     history: how many of the latest events to show.
   """
@@ -129,8 +125,8 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   events = recommendation.history[-history:][::-1] if history else recommendation.history[:0]
   left = [_day(data, event) + label(data.item_id[event], data.domain_id[event]) for event in events]
   right = [
-    f"{place:3}. {score:7.3f}  {label(item, domains[item])}" + " <- chosen next" * (item == recommendation.held_out)
-    for place, (item, score) in enumerate(zip(recommendation.items, recommendation.scores, strict=True), start=1)
+    f"{rank:3}. {score:7.3f}  {label(item, domains[item])}" + " <- chosen next" * (item == recommendation.held_out)
+    for rank, (item, score) in enumerate(zip(recommendation.items, recommendation.scores, strict=True), start=1)
   ]
   shown = f"{len(left)} of {len(recommendation.history)} events, newest first"
   lines = [f"User {recommendation.user}", *_columns([shown, *left], ["  recommended", *right])]
@@ -145,28 +141,26 @@ def _compiled_queries(model):
   return jax.jit(functools.partial(last_queries, model))
 
 
-def _at_the_time_of_asking(data, users, domain, hold_out):
-  """Returns data of these users alone, whose one test event is what is asked for.
+def _with_target_events(data, users, target_domain, hold_out):
+  """Returns the data of these users only, with exactly one test event each: the target of the query.
 
-  Where nothing is held out, that event is made up: it stands for the unknown, at the time of the last event. The model
-  never reads it; it only tells where to ask.
+  If no event is held out, the target is a copy of the last event. The model does not read its item; it only sets the
+  time and the domain of the query.
   """
   if not len(users):
-    raise ValueError("users is empty; name at least one")
-  parts = {name: [] for name in ("item_id", "domain_id", "timestamp", "action", "split")}
+    raise ValueError("users is empty; give at least one")
+  arrays = {name: [] for name in ("item_id", "domain_id", "timestamp", "action", "split")}
   lengths = []
   for user in users:
-    events = history_of(data, user, hold_out)
-    last = events[-1]
-    following = _test_event(data, user) if hold_out else last
-    asked = np.append(events, following)
-    lengths.append(len(asked))
+    history = history_of(data, user, hold_out)
+    events = np.append(history, _test_event(data, user) if hold_out else history[-1])
+    lengths.append(len(events))
     for name in ("item_id", "domain_id", "timestamp", "action"):
-      parts[name].append(getattr(data, name)[asked])
-    if domain is not None:
-      parts["domain_id"][-1][-1] = domain
-    parts["split"].append(np.append(np.zeros(len(events), np.uint8), np.uint8(TEST)))
-  columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+      arrays[name].append(getattr(data, name)[events])
+    if target_domain is not None:
+      arrays["domain_id"][-1][-1] = target_domain
+    arrays["split"].append(np.append(np.zeros(len(history), np.uint8), np.uint8(TEST)))
+  columns = {name: np.concatenate(parts) for name, parts in arrays.items()}
   if not data.has_timestamps:
     columns["timestamp"] = None
   return PreparedData.from_columns(
@@ -179,17 +173,17 @@ def _at_the_time_of_asking(data, users, domain, hold_out):
 
 
 def history_of(data: PreparedData, user: int, hold_out: bool) -> np.ndarray:
-  """Returns the indices of the user's events: all of them, or those before the test event.
+  """Returns the indices of the user's events: all, or with `hold_out` those before the test event.
 
   Raises:
-    ValueError: there is no such user or no such event.
+    ValueError: an unknown user, no event, or no test event to hold out.
   """
   span = data.user_slice(user)
   events = np.arange(span.start, span.stop)
   if hold_out:
     events = events[events < _test_event(data, user)]
   if not len(events):
-    raise ValueError(f"user {data.user_raw_id(user)!r} has no event to go by")
+    raise ValueError(f"user {data.user_raw_id(user)!r} has no event before the target; choose a user with a history")
   return events
 
 
@@ -197,14 +191,14 @@ def _test_event(data, user):
   span = data.user_slice(user)
   tests = span.start + np.flatnonzero(np.asarray(data.split[span]) == TEST)
   if not len(tests):
-    raise ValueError(f"user {data.user_raw_id(user)!r} has no test event to hold out; ask without hold_out")
+    raise ValueError(f"user {data.user_raw_id(user)!r} has no test event to hold out; use hold_out=False")
   return int(tests[0])
 
 
 def _recommendation(data, user, hold_out, items, scores, held_out, rank):
-  real = items > 0
-  history = history_of(data, user, hold_out)
-  return Recommendation(data.user_raw_id(user), history, items[real].tolist(), scores[real].tolist(), held_out, rank)
+  is_item = items > 0
+  lists = items[is_item].tolist(), scores[is_item].tolist()
+  return Recommendation(data.user_raw_id(user), history_of(data, user, hold_out), *lists, held_out, rank)
 
 
 def _day(data, event):
@@ -214,8 +208,8 @@ def _day(data, event):
 
 
 def _columns(left, right, width=56):
-  """Lines of two texts side by side; what is too wide on the left is cut."""
-  rows = max(len(left), len(right))
-  left, right = left + [""] * (rows - len(left)), right + [""] * (rows - len(right))
-  cut = [text if len(text) <= width else text[: width - 3] + "..." for text in left]
-  return [f"  {a:{width}}  {b}".rstrip() for a, b in zip(cut, right, strict=True)]
+  """Joins two lists of lines into two columns; lines of the left column that exceed `width` are truncated."""
+  num_lines = max(len(left), len(right))
+  left, right = left + [""] * (num_lines - len(left)), right + [""] * (num_lines - len(right))
+  truncated = [text if len(text) <= width else text[: width - 3] + "..." for text in left]
+  return [f"  {a:{width}}  {b}".rstrip() for a, b in zip(truncated, right, strict=True)]

@@ -1,4 +1,4 @@
-"""`experiments.evaluate`, `experiments.recommend` and `experiments.sweep` on a run that trains in a second."""
+"""`experiments.evaluate`, `experiments.recommend` and `experiments.sweep` on a run that trains in one second."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from jaxrec.cli import evaluate, recommend, sweep
 from jaxrec.train import loop
 from tests import tiny_run
 
-# ml_collections 1.1 loads config files in a way that Python is about to drop.
+# ml_collections 1.1 loads config files by a deprecated function of Python.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """A finished run and its summary."""
+  """The workdir of a finished run and its summary."""
   workdir = tmp_path_factory.mktemp("run")
   config = tiny_run.get_config()
   config.train.num_epochs = 1
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-  """Calls a program with flags, as from a shell, and returns what it printed."""
+  """Returns a function that calls a program with flags and returns its standard output."""
 
   def run(program, *arguments):
     values = flags.FlagValues()
@@ -39,7 +39,7 @@ def call(monkeypatch, capsys):
   return run
 
 
-def test_a_checkpoint_scores_as_it_did_in_training(trained, call):
+def test_a_checkpoint_has_the_metrics_of_its_training_run(trained, call):
   workdir, summary = trained
   call(evaluate, f"--workdir={workdir}", "--phase=select")
   scores = json.loads((workdir / "evaluation_test.json").read_text())
@@ -58,19 +58,19 @@ def test_the_table_has_a_row_for_each_domain_and_ranker(trained, call):
   assert int(lines[1][2]) == int(lines[4][2]) + int(lines[7][2]) == 200
 
 
-def test_candidates_can_be_chosen_anew(trained, call):
+def test_protocol_overrides_the_candidates_of_the_config(trained, call):
   workdir = trained[0]
   call(evaluate, f"--workdir={workdir}", f"--out={workdir}/pooled.json")
   call(evaluate, f"--workdir={workdir}", f"--out={workdir}/each.json", "--protocol=full_per_domain")
   pooled, each = (json.loads((workdir / f"{name}.json").read_text()) for name in ("pooled", "each"))
   assert each["eval"]["protocol"] == "full_per_domain"
-  assert each["random"]["MRR"] > pooled["random"]["MRR"]  # Half the rivals.
+  assert each["random"]["MRR"] > pooled["random"]["MRR"]  # Half as many candidates.
 
 
-def test_sampled_metrics_stand_in_a_table_of_their_own(trained, call):
+def test_sampled_metrics_are_in_a_separate_table(trained, call):
   workdir = trained[0]
   text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/sampled.json", "--sampled_negatives=20", "--ks=1")
-  assert "Among 20 sampled negatives; not comparable with the above:\ndomain" in text
+  assert "Among 20 sampled negatives; not comparable with full ranking:\ndomain" in text
   scores = json.loads((workdir / "sampled.json").read_text())
   assert scores["random"]["sampled/HR@1"] == pytest.approx(1 / 21, abs=0.05)
   assert scores["hstu"]["sampled/MRR"] > scores["hstu"]["MRR"]
@@ -94,20 +94,20 @@ def test_a_held_out_event_is_shown_with_its_rank(trained, call):
   [
     (["--user=nobody"], "user 'nobody' is not in the prepared data .200 users such as '0'"),
     (["--user=7", "--domain=opera"], "domain='opera' is unknown; the data has 'book', 'film'"),
-    ([], "no user to recommend to"),
+    ([], "no user given; use --user=<id>"),
   ],
 )
-def test_what_cannot_be_recommended_ends_with_a_sentence(trained, call, arguments, message):
+def test_wrong_flags_of_recommend_exit_with_one_line(trained, call, arguments, message):
   with pytest.raises(SystemExit, match=message):
     call(recommend, f"--workdir={trained[0]}", *arguments)
 
 
-def test_a_folder_without_a_run_ends_with_a_sentence(tmp_path, call):
+def test_a_folder_without_a_run_exits_with_one_line(tmp_path, call):
   with pytest.raises(SystemExit, match="must be the --workdir of a training run"):
     call(evaluate, f"--workdir={tmp_path}")
 
 
-def test_a_checkpoint_of_another_model_ends_with_what_differs(trained, tmp_path, call):
+def test_a_checkpoint_of_another_model_exits_with_the_difference(trained, tmp_path, call):
   workdir = tmp_path / "copy"
   shutil.copytree(trained[0], workdir)
   config = json.loads((workdir / "config.json").read_text())
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_model_ends_with_what_differs(trained, tmp_path,
     call(evaluate, f"--workdir={workdir}")
 
 
-def test_a_sweep_trains_what_is_missing_and_prints_the_table(tmp_path, call):
+def test_a_sweep_trains_the_missing_runs_and_prints_the_table(tmp_path, call):
   grid = ["--configs=tests/tiny_run.py", "--override=train.num_epochs=1", f"--out={tmp_path}", "--in_process"]
   assert "1 runs, 0 complete" in call(sweep, *grid, "--seeds=1", "--dry_run")
   call(sweep, *grid, "--seeds=1")

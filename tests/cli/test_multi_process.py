@@ -1,6 +1,6 @@
-"""`experiments.train` in several real processes on this machine: same numbers, one writer, deaths and restarts.
+"""`experiments.train` in several processes on this machine: same metrics, one writer, restart after a process dies.
 
-The item table is spread over the processes; `parallel_devices.py` spreads parameters.
+The item table is sharded over the processes; `parallel_devices.py` shards parameters.
 """
 
 import random
@@ -17,7 +17,7 @@ SETTINGS = (
   "--config.data.rows_per_batch=20", "--config.train.num_epochs=2", "--config.train.log_every_steps=1",
   "--config.train.checkpoint_every_steps=4", "--config.tables.placement=sharded",
 )  # fmt: skip
-OF_DEVICES = ("tables/rows",)  # Each device asks for its own rows: two ask twice for an item that both meet.
+PER_DEVICE = ("tables/rows",)  # Summed over devices: an item that two devices look up counts twice.
 
 
 def start_two(workdir, *overrides):
@@ -39,7 +39,7 @@ def config():
 
 
 def end_of(process, seconds=200):
-  """Exit code and output of a process that must end by itself."""
+  """Waits for a process and returns its exit code and output."""
   output, _ = process.communicate(timeout=seconds)
   return process.returncode, output
 
@@ -53,14 +53,14 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_go_on_after_the_death_of_either(one_process, tmp_path):
+def test_two_processes_train_as_one_and_resume_after_either_is_killed(one_process, tmp_path):
   killed_at = kill_one_and_start_again(tmp_path, victim=random.randint(0, 1))
-  assert metrics_text(tmp_path).startswith(killed_at)  # Steps after the checkpoint were done twice, value for value.
-  assert_same_metrics(one_process, tmp_path, but=OF_DEVICES)
+  assert metrics_text(tmp_path).startswith(killed_at)  # The repeated steps after the checkpoint have equal values.
+  assert_same_metrics(one_process, tmp_path, but=PER_DEVICE)
 
 
 @pytest.mark.slow
-def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_goes_on(one_process, tmp_path):
+def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resumes(one_process, tmp_path):
   processes = start_two(tmp_path, "--config.parallel.model=2")
   wait_for_step(processes[0], tmp_path, 3)
   processes[1].send_signal(signal.SIGTERM)
@@ -68,11 +68,11 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_goes_o
   assert [code for code, _ in ends] == [143, 143]
   assert all("'data': 1, 'fsdp': 1, 'model': 2" in output for _, output in ends)
   assert "resumes after step" in finish(start(tmp_path, *SETTINGS))
-  assert_same_metrics(one_process, tmp_path, but=OF_DEVICES)
+  assert_same_metrics(one_process, tmp_path, but=PER_DEVICE)
 
 
 def kill_one_and_start_again(workdir, victim):
-  """Lets a run of two processes end after the death of one; returns the metrics at that time."""
+  """Kills one of two processes, then resumes and finishes the run; returns the metrics written before."""
   processes = start_two(workdir)
   wait_for_step(processes[0], workdir, 6)
   processes[victim].send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Programs start themselves again with huge pages, once, and with the same arguments."""
+"""Programs restart themselves once with huge pages and the same arguments."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ def run(tmp_path, **environment):
   return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="huge pages are asked for through glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="huge pages are enabled through glibc")
 def test_a_program_restarts_once_with_its_arguments(tmp_path):
   lines = run(tmp_path, PYTHONPATH=os.getcwd())
   assert lines[:2] == ["start", "start"]
@@ -33,6 +33,6 @@ def test_a_program_restarts_once_with_its_arguments(tmp_path):
   assert "hugetlb=1" in lines[2] and lines[2].endswith("--config.name=a b x")
 
 
-def test_a_choice_of_the_user_is_kept(tmp_path):
+def test_tunables_set_by_the_user_are_kept(tmp_path):
   lines = run(tmp_path, PYTHONPATH=os.getcwd(), GLIBC_TUNABLES="glibc.malloc.check=0")
   assert lines == ["start", "glibc.malloc.check=0 --config.name=a b x"]

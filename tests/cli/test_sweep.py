@@ -1,4 +1,4 @@
-"""Grids of runs: what is run, what is skipped, what the table says."""
+"""Sweeps: which runs of a grid are started or skipped, and the table of results."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from jaxrec.cli import sweep, sweep_table
 from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
 
-# ml_collections 1.1 loads config files in a way that Python is about to drop.
+# ml_collections 1.1 loads config files by a deprecated function of Python.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIG = """
@@ -32,7 +32,7 @@ def config(tmp_path):
 
 
 def _train(job, workdir):
-  """A run whose result is 0.1 times its seed, and 0.5 more where it is wide."""
+  """Returns a summary whose HR@10 is 0.1 times the seed, plus 0.5 if `width` is above 8."""
   value = job.seed / 10 + (job.resolved["width"] > 8) / 2
   return {"select": {"best_epoch": 3, "test": {"HR@10": value, "domain/a/HR@10": 0.0}}}
 
@@ -44,7 +44,7 @@ def test_a_grid_is_the_product_of_overrides_and_seeds(config):
   ]
 
 
-def test_a_run_is_started_with_the_flags_of_the_train_binary(config):
+def test_a_run_is_started_with_the_flags_of_experiments_train(config):
   (job,) = make_jobs([config], ["width=16"], [7])
   assert job.flags == [f"--config={config}", "--config.width=16", "--config.seed=7"]
 
@@ -54,7 +54,7 @@ def test_commas_inside_brackets_belong_to_the_value(config):
   assert [job.resolved["eval"]["ks"] for job in jobs] == [[1, 5], [1, 50]]
 
 
-def test_a_run_is_known_by_what_its_config_comes_to(config, tmp_path):
+def test_the_key_of_a_run_depends_on_its_resolved_config(config, tmp_path):
   before = make_jobs([config], [], [1])[0].key
   assert make_jobs([config], ["width=8"], [1])[0].key == before
   (tmp_path / "small.py").write_text(CONFIG.replace("8", "9"))
@@ -71,12 +71,12 @@ def test_a_run_is_known_by_what_its_config_comes_to(config, tmp_path):
     ([], [1, 1], "are the same run"),
   ],
 )
-def test_a_grid_that_makes_no_sense_is_refused_before_anything_runs(config, overrides, seeds, message):
+def test_an_invalid_grid_is_refused_before_any_run(config, overrides, seeds, message):
   with pytest.raises(ValueError, match=message):
     make_jobs([config], overrides, seeds)
 
 
-def test_a_config_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_config_file_is_refused(tmp_path):
   with pytest.raises(ValueError, match="nowhere.py"):
     make_jobs([str(tmp_path / "nowhere.py")], [], [1])
 
@@ -93,22 +93,22 @@ def test_complete_runs_are_skipped(config, tmp_path):
   assert started == [1, 2, 3]
 
 
-def test_a_failed_run_is_told_and_tried_again_and_stops_no_other(config, tmp_path):
+def test_a_failed_run_is_returned_and_retried_and_stops_no_other(config, tmp_path):
   out, jobs = str(tmp_path / "out"), make_jobs([config], [], [1, 2])
 
   def train(job, workdir):
-    if job.seed == 1 and not os.path.exists(tmp_path / "repaired"):
+    if job.seed == 1 and not os.path.exists(tmp_path / "fixed"):
       raise RuntimeError("loss is NaN")
     return _train(job, workdir)
 
   assert [job.seed for job in run_jobs(jobs, out, train)] == [1]
   assert set(read_results(out)) == {jobs[1].key}
-  (tmp_path / "repaired").touch()
+  (tmp_path / "fixed").touch()
   assert run_jobs(jobs, out, train) == []
   assert set(read_results(out)) == {job.key for job in jobs}
 
 
-def test_an_interrupted_run_gets_its_old_folder_again(config, tmp_path):
+def test_an_interrupted_run_resumes_in_its_workdir(config, tmp_path):
   jobs, folders = make_jobs([config], [], [1]), []
 
   def train(job, workdir):
@@ -123,7 +123,7 @@ def test_an_interrupted_run_gets_its_old_folder_again(config, tmp_path):
   assert folders[0] == folders[1]
 
 
-def test_a_result_that_a_crash_cut_off_is_run_again(config, tmp_path):
+def test_an_incomplete_result_is_run_again(config, tmp_path):
   out, jobs = str(tmp_path), make_jobs([config], [], [1, 2])
   run_jobs(jobs, out, _train)
   path = tmp_path / "results.jsonl"
@@ -134,13 +134,13 @@ def test_a_result_that_a_crash_cut_off_is_run_again(config, tmp_path):
   assert path.read_text() == whole
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+def test_an_invalid_line_in_the_middle_is_named(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"key": \n{"key": "b"}\n')
   with pytest.raises(ValueError, match=r"results\.jsonl:1: not a result"):
     read_results(str(tmp_path))
 
 
-def test_a_plan_says_what_is_complete_begun_and_to_do(config, tmp_path):
+def test_a_plan_lists_complete_begun_and_missing_runs(config, tmp_path):
   jobs = make_jobs([config], [], [1, 2, 3])
   run_jobs(jobs[:1], str(tmp_path), _train)
   begun = tmp_path / "runs" / jobs[1].name
@@ -151,27 +151,27 @@ def test_a_plan_says_what_is_complete_begun_and_to_do(config, tmp_path):
   assert lines[3] == "3 runs, 1 complete"
 
 
-def test_the_table_holds_mean_sample_deviation_and_number_of_runs(config, tmp_path):
+def test_the_table_has_mean_sample_std_and_number_of_runs(config, tmp_path):
   jobs = make_jobs([config], ["width=8,16"], [1, 2, 4])
   run_jobs(jobs, str(tmp_path), _train)
   table = write_table(jobs, str(tmp_path), ["HR@10"])
-  spread = statistics.stdev([0.1, 0.2, 0.4])
+  std = statistics.stdev([0.1, 0.2, 0.4])
   assert table.splitlines() == [
     "| run      | n | select/test/HR@10 |",
     "|:---------|--:|------------------:|",
-    f"| width=8  | 3 |   {0.7 / 3:.4f} ± {spread:.4f} |",
-    f"| width=16 | 3 |   {0.7 / 3 + 0.5:.4f} ± {spread:.4f} |",
+    f"| width=8  | 3 |   {0.7 / 3:.4f} ± {std:.4f} |",
+    f"| width=16 | 3 |   {0.7 / 3 + 0.5:.4f} ± {std:.4f} |",
   ]
   assert (tmp_path / "table.md").read_text() == table + "\n"
 
 
-def test_a_single_run_has_no_spread(config, tmp_path):
+def test_a_single_run_has_no_std(config, tmp_path):
   jobs = make_jobs([config], [], [3])
   run_jobs(jobs, str(tmp_path), _train)
   assert "| small | 1 |            0.3000 |" in write_table(jobs, str(tmp_path), ["HR@10"])
 
 
-def test_numbers_of_a_domain_are_columns_of_their_own():
+def test_metrics_of_a_domain_are_separate_columns():
   runs = [("a", {"test": {"HR@10": 0.5, "domain/books/HR@10": 0.25, "SHR@10": 1.0}})]
   assert list(sweep_table.summarize(runs, ["HR@10"])["a"]) == ["test/HR@10"]
   assert list(sweep_table.summarize(runs, ["domain/books/HR@10"])["a"]) == ["test/domain/books/HR@10"]
@@ -182,15 +182,15 @@ def test_a_metric_that_no_run_reports_is_refused():
     sweep_table.summarize([("a", {"test": {"HR@10": 0.5}})], ["HR@3"])
 
 
-def test_the_picture_is_a_png(tmp_path):
+def test_the_plot_is_a_png(tmp_path):
   pytest.importorskip("matplotlib")
   rows = sweep_table.summarize([("a", {"HR@10": 0.5}), ("a", {"HR@10": 0.7}), ("b", {"HR@10": 0.1})], ["HR@10"])
   assert sweep_table.plot(rows, str(tmp_path / "table.png"))
   assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_breaks_reports_the_end_of_its_output(config, tmp_path):
-  (job,) = make_jobs([config], [], [1])  # Not a config that the train binary accepts.
+def test_a_failed_run_reports_the_end_of_its_output(config, tmp_path):
+  (job,) = make_jobs([config], [], [1])  # Not a valid config of experiments.train.
   with pytest.raises(RuntimeError, match=r"(?s)exit code 1; the end of .*output\.log"):
     sweep.train_in_subprocess(job, str(tmp_path))
 
@@ -210,7 +210,7 @@ def test_a_stop_signal_reaches_the_run(tmp_path):
     os.kill(child, 0)
 
 
-def test_results_can_be_read_by_other_tools(config, tmp_path):
+def test_results_are_json_lines(config, tmp_path):
   jobs = make_jobs([config], ["width=16"], [1])
   run_jobs(jobs, str(tmp_path), _train)
   (line,) = (tmp_path / "results.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""`experiments.train` from end to end, on a config that trains in a second."""
+"""`experiments.train` end to end, on a config that trains in one second."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from jaxrec.train.writers import read_records
 
 
 def tiny(**settings):
-  """The tiny config with some settings changed: `tiny(train__num_epochs=1)`."""
+  """Returns the tiny config with overrides: `tiny(train__num_epochs=1)`."""
   config = tiny_run.get_config()
   for name, value in settings.items():
     group, key = name.split("__")
@@ -54,7 +54,7 @@ def metrics_text(workdir):
 
 
 def wait_for_step(process, workdir, step, phase="select"):
-  """Returns when the metrics file holds a record of that step, or of a later one."""
+  """Waits until the metrics file has a record of that step or a later one."""
   path = workdir / "metrics.jsonl"
   while process.poll() is None:
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -69,7 +69,7 @@ LOG_EACH_STEP = ("--config.train.log_every_steps=1", "--config.train.checkpoint_
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-  """The workdir of a run with both phases that nothing disturbed, started from the command line."""
+  """The workdir of an uninterrupted run with both phases, started from the command line."""
   workdir = tmp_path_factory.mktemp("uninterrupted")
   finish(start(workdir, *LOG_EACH_STEP, "--config.train.retrain=true"))
   return workdir
@@ -98,7 +98,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_143(uninterrupted, tmp_path):
   assert metrics_text(tmp_path) == metrics_text(uninterrupted)
 
 
-def test_the_summary_holds_the_epoch_chosen_on_validation_and_both_test_scores(uninterrupted):
+def test_the_summary_has_the_epoch_chosen_on_validation_and_both_test_metrics(uninterrupted):
   summary = json.loads((uninterrupted / "summary.json").read_text())
   validations = [r for r in read_records(str(uninterrupted / "metrics.jsonl")) if r["kind"] == "validation"]
   best = max(validations, key=lambda record: record["NDCG@10"])
@@ -108,7 +108,7 @@ def test_the_summary_holds_the_epoch_chosen_on_validation_and_both_test_scores(u
   assert summary["select"]["test_of_selected"]["count"] == summary["final"]["test"]["count"] == 200
 
 
-def test_a_run_leaves_its_config_curves_and_tensorboard_events(uninterrupted):
+def test_a_run_writes_its_config_curves_and_tensorboard_events(uninterrupted):
   assert json.loads((uninterrupted / "config.json").read_text())["train"]["checkpoint_every_steps"] == 5
   assert (uninterrupted / "curves.png").stat().st_size > 1000
   assert list((uninterrupted / "tensorboard" / "select").iterdir())
@@ -138,7 +138,7 @@ def test_two_devices_give_the_result_of_one(tmp_path):
 
 
 def assert_same_metrics(one, other, but=()):
-  """Same records; numbers equal but for the order of summation, and those named in `but`."""
+  """Asserts equal records up to the order of summation, except for the metrics in `but`."""
   left, right = (read_records(str(workdir / "metrics.jsonl")) for workdir in (one, other))
   assert [list(record) for record in left] == [list(record) for record in right]
   for a, b in zip(left, right, strict=True):
@@ -149,7 +149,7 @@ def assert_same_metrics(one, other, but=()):
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5, err_msg=name)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path):
   config = tiny(train__checkpoint_every_steps=1, train__log_every_steps=1)
   config.optimizer.learning_rate = 1e38
   with pytest.raises(
@@ -167,7 +167,7 @@ def test_a_run_stops_when_validation_does_not_improve(tmp_path):
   assert (summary["select"]["best_epoch"], summary["select"]["epochs"]) == (1, 2)
 
 
-def test_profile_leaves_a_trace(tmp_path):
+def test_profile_writes_a_trace(tmp_path):
   loop.run(tiny(train__num_epochs=4, train__evaluate_every_epochs=4), str(tmp_path), profile=True)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
@@ -186,7 +186,7 @@ def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
     ("--config.train.dtype=float16", "config.train.dtype='float16' is unknown; use one of ('float32', 'bfloat16')"),
   ],
 )
-def test_a_wrong_override_is_explained_without_a_traceback(tmp_path, override, message):
+def test_a_wrong_override_exits_with_one_line_instead_of_a_traceback(tmp_path, override, message):
   result = subprocess.run(command(tmp_path, override), cwd=REPOSITORY, capture_output=True, text=True)
   assert result.returncode == 1
   assert message in result.stderr

@@ -1,4 +1,4 @@
-"""The benchmark of steps with and without AutoCDSR: it runs, and it compares in turn."""
+"""The benchmark of training steps with and without AutoCDSR: it runs, and interleaves the variants."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from experiments.benchmarks import cross_domain_step
-from experiments.benchmarks.cross_domain_step import SIZES, config_of, random_events, time_in_turn
+from experiments.benchmarks.cross_domain_step import SIZES, config_of, random_events, time_interleaved
 from experiments.configs._cross_domain import ENCODERS, INTRA_DOMAIN, VARIANTS
 from jaxrec.train.config import check_config
 
@@ -28,7 +28,7 @@ def test_variants_take_steps_and_are_compared_with_base(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("config_file", SIZES)
 @pytest.mark.parametrize("smoke", [False, True])
-def test_the_settings_of_every_variant_hold_together(config_file, smoke):
+def test_the_config_of_every_variant_is_valid(config_file, smoke):
   for encoder in ENCODERS:
     for variant in set(VARIANTS) - (set() if encoder == "hstu" else set(INTRA_DOMAIN)):
       config = config_of(config_file, f"{encoder}-{variant}", "somewhere", smoke)
@@ -38,16 +38,16 @@ def test_the_settings_of_every_variant_hold_together(config_file, smoke):
     config_of(config_file, "sasrec-intra", "somewhere", smoke)
 
 
-def test_functions_are_called_in_turn_each_round_beginning_with_another():
+def test_the_order_of_the_functions_is_rotated_every_round():
   calls = []
   steps = {name: lambda i, name=name: calls.append((name, i)) for name in "abc"}
-  times = time_in_turn(steps, rounds=2)
+  times = time_interleaved(steps, rounds=2)
   assert "".join(name for name, _ in calls) == "abc" + "abc" + "bca"
   assert [i for _, i in calls] == [0] * 6 + [1] * 3
   assert {name: len(ms) for name, ms in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
-def test_random_events_have_the_sizes_asked_for():
+def test_random_events_have_the_given_sizes():
   data = random_events(SIZES["abxi"])
   assert (data.num_users, data.num_items, data.num_events) == (1024, 28_095, 24 * 1024)
   assert np.bincount(data.domain_id)[1:].min() > 0.45 * data.num_events

@@ -1,4 +1,4 @@
-"""The benchmark of attention inside a domain: it runs, and it counts what is really read."""
+"""The benchmark of intra-domain attention: it runs, and counts query-key pairs correctly."""
 
 import json
 import os
@@ -24,6 +24,6 @@ def test_the_program_measures_a_small_size_and_appends_whole_lines(tmp_path):
   assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 2 + len(records)
 
 
-def test_every_domain_has_as_many_events():
+def test_every_domain_has_equally_many_events():
   row = multi_domain.random_row(64, 16)
   assert sorted(row.domain_id[0].tolist()) == sorted([*range(1, 17)] * 4)

@@ -1,4 +1,4 @@
-"""The benchmark of what stands beside attention: it runs, and it gives no time to a wrong result."""
+"""The benchmark of the operations around attention: it runs, and a wrong result gets no time."""
 
 import json
 import os
@@ -28,6 +28,6 @@ def test_the_program_measures_small_sizes_and_appends_whole_lines(tmp_path):
 def test_a_wrong_result_gets_no_time(monkeypatch):
   monkeypatch.setattr(neighbours, "_dense_softmax", lambda query, items, target, temperature: query @ items[0])
   dense, *others = neighbours.measure({"one": neighbours.SMALL["softmax"]}, 1)
-  assert "median_ms" in dense  # What is first is what the others are compared with.
+  assert "median_ms" in dense  # The others are compared with the first variant.
   assert all("differs by" in record["wrong"] and "median_ms" not in record for record in others)
   assert "differs by" in neighbours.table([dense, *others])

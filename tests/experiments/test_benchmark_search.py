@@ -1,4 +1,4 @@
-"""The benchmark of searches: it runs, and it gives no time to a wrong result."""
+"""The benchmark of searches: it runs, and a wrong result gets no time."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from experiments.benchmarks import search
 
 
-def test_a_small_run_prints_a_line_for_each_variant_and_width_and_a_table(tmp_path):
+def test_a_small_run_prints_one_line_per_variant_and_width_and_a_table(tmp_path):
   out = tmp_path / "lines.jsonl"
   command = [sys.executable, "-m", "experiments.benchmarks.search", "--smoke", f"--out={out}"]
   done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=dict(os.environ))
@@ -29,9 +29,9 @@ def test_a_small_run_prints_a_line_for_each_variant_and_width_and_a_table(tmp_pa
 
 def test_a_wrong_result_gets_no_time(monkeypatch):
   monkeypatch.setattr(
-    search.search, "exact_top_k", lambda scores, count, k: (scores[:, :k], search.jnp.argsort(scores)[:, :k])
+    search.history_search, "exact_top_k", lambda scores, count, k: (scores[:, :k], search.jnp.argsort(scores)[:, :k])
   )
   records = list(search.measure([8], [3], 640, 5, 1, 0.95))
   wrong = {r["variant"]: r["wrong"] for r in records if "wrong" in r}
   assert set(wrong) == {"exact"} and "median_us" not in records[1]
-  assert "not those of the places" in search.table(records)
+  assert "not those of the positions" in search.table(records)

@@ -1,4 +1,4 @@
-"""The benchmark of tables: it runs, and says what it does not try."""
+"""The benchmark of tables: it runs, and skips what does not fit with a reason."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from experiments.benchmarks import tables
 
 
-def test_a_small_run_prints_a_line_for_each_implementation_and_a_table(tmp_path):
+def test_a_small_run_prints_one_line_per_implementation_and_a_table(tmp_path):
   out = tmp_path / "lines.jsonl"
   command = [sys.executable, "-m", "experiments.benchmarks.tables", "--smoke", "--implementations=adamw,dense"]
   done = subprocess.run(
@@ -24,12 +24,12 @@ def test_a_small_run_prints_a_line_for_each_implementation_and_a_table(tmp_path)
   assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 4
 
 
-def test_what_does_not_fit_is_said_and_not_tried():
+def test_a_size_that_does_not_fit_is_skipped_with_the_reason():
   record = tables.measure("dense", 3 * 10**7, (4, 6, 5), 2, max_gib=12)
   assert record["skipped"] == "does not fit: 28.6 GiB of arrays"
   assert "does not fit" in tables.table([record])
 
 
-def test_a_step_looks_up_as_many_rows_of_a_large_table_as_of_a_small_one():
+def test_a_step_looks_up_equally_many_rows_of_large_and_small_tables():
   seen = [len(np.unique(tables.problem(num_rows, (128, 50, 128), 1)["input"])) for num_rows in (10**5, 10**6, 10**7)]
   assert max(seen) < 1.1 * min(seen)

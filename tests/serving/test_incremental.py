@@ -1,4 +1,4 @@
-"""A model that reads a history event by event gives the same results as for the whole history at once."""
+"""Event-by-event inference gives the query vectors that the model returns for the whole history at once."""
 
 import functools
 
@@ -21,14 +21,14 @@ MODELS = {
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},
-  "states_of_the_target": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
+  "states_of_the_target_domain": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
   "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
   "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},
 }
 
 
 def events(seed, lengths):
-  """Items, domains and times `[B, LENGTH]` of users with so many events each; the last event is the one to predict."""
+  """Returns items, domains and times `[B, LENGTH]` of users with that many events; the last event is the target."""
   rng = np.random.default_rng(seed)
   is_real = np.arange(LENGTH) < np.array(lengths)[:, None]
   shape = is_real.shape
@@ -38,7 +38,7 @@ def events(seed, lengths):
 
 
 def batch_of_prefixes(item, domain, time, request_time="target"):
-  """All events but the last as inputs, each with the next one as its target."""
+  """Returns all events except the last as inputs, each with the next event as its target."""
   is_real = item[:, 1:] != 0
   fields = {
     "item_id": item[:, :-1], "domain_id": domain[:, :-1], "timestamp": time[:, :-1],
@@ -63,7 +63,7 @@ def model_and_params(name):
 
 
 @pytest.mark.parametrize("name, request_time", [*((name, "target") for name in MODELS), ("intra", "last_event")])
-def test_event_by_event_is_the_whole_history_at_once(name, request_time):
+def test_event_by_event_equals_the_whole_history_at_once(name, request_time):
   model, params = model_and_params(name)
   item, domain, time = events(2, [LENGTH, 4, 2])
   expected = model.apply({"params": params}, batch_of_prefixes(item, domain, time, request_time))
@@ -74,34 +74,34 @@ def test_event_by_event_is_the_whole_history_at_once(name, request_time):
     query = serving.query(state, np.maximum(domain[:, n + 1], 1), time[:, n + 1])
     is_real = item[:, n + 1] != 0
     np.testing.assert_allclose(query[is_real], expected[is_real, n], atol=2e-5)
-  assert is_real.sum() == 1  # The other users stopped earlier.
+  assert is_real.sum() == 1  # The other users have shorter histories.
 
 
-def test_asking_changes_nothing_and_other_wishes_get_other_answers():
+def test_a_query_changes_nothing_and_depends_on_the_target_domain():
   model, params = model_and_params("tape_and_states")
   item, domain, time = events(3, [5])
   serving = IncrementalModel(model, params)
   state = serving.start(1, LENGTH)
   for n in range(4):
     state = serving.observe(state, item[:, n], domain[:, n], time[:, n])
-  answers = [np.asarray(serving.query(state, np.array([wanted]), time[:, 4])) for wanted in (1, 2, 3, 1)]
-  np.testing.assert_array_equal(answers[0], answers[3])
-  assert min(np.abs(answers[a] - answers[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+  queries = [np.asarray(serving.query(state, np.array([target]), time[:, 4])) for target in (1, 2, 3, 1)]
+  np.testing.assert_array_equal(queries[0], queries[3])
+  assert min(np.abs(queries[a] - queries[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
 
 
 def test_a_query_reads_the_cache_of_one_domain_only():
-  """What is cached of other domains may be anything but for their states."""
+  """NaN keys and values of the other domains do not change a query."""
   model, params = model_and_params("intra")
   serving = IncrementalModel(model, params)
   state = serving.start(1, LENGTH)
   for item, domain in ((1, 1), (2, 2), (3, 1)):
     state = serving.observe(state, np.array([item]), np.array([domain]), np.array([item]))
-  spoilt = state.replace(cache=jax.tree.map(lambda x: x.at[:, 1:].set(jnp.nan), state.cache))
-  asked = np.array([2]), np.array([9])
-  np.testing.assert_array_equal(serving.query(spoilt, *asked), serving.query(state, *asked))
+  corrupted = state.replace(cache=jax.tree.map(lambda x: x.at[:, 1:].set(jnp.nan), state.cache))
+  target = np.array([2]), np.array([9])
+  np.testing.assert_array_equal(serving.query(corrupted, *target), serving.query(state, *target))
 
 
-def test_a_row_without_an_event_stays_as_it_is():
+def test_item_0_leaves_a_history_unchanged():
   model, params = model_and_params("tape_and_states")
   serving = IncrementalModel(model, params)
   both = serving.start(2, LENGTH)
@@ -115,7 +115,7 @@ def test_a_row_without_an_event_stays_as_it_is():
   assert int(both.num_events[1].sum()) == 0
 
 
-def test_a_full_history_is_refused():
+def test_an_event_beyond_the_capacity_is_refused():
   model, params = model_and_params("hstu")
   serving = IncrementalModel(model, params)
   state = serving.start(1, capacity=2)
@@ -140,5 +140,5 @@ def test_models_that_read_in_both_directions_are_refused():
 
 def test_an_unknown_request_time_is_refused():
   model, params = model_and_params("hstu")
-  with pytest.raises(ValueError, match="request_time='now' is not one of"):
+  with pytest.raises(ValueError, match="request_time='now' must be one of"):
     IncrementalModel(model, params, "now")

@@ -1,4 +1,4 @@
-"""Stage one, served: exact and approximate search of cached histories."""
+"""Exact and approximate search of cached histories."""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,16 @@ RNG = np.random.default_rng(5)
 
 
 def random_history(length, width=4, num_padding=0):
-  """Random keys, padded on the left, and the history that is searched."""
+  """Returns random keys, padded on the left, and the cached history."""
   keys = RNG.normal(size=(length, width)).astype(np.float32)
-  return keys, history_search.cached(jnp.asarray(keys), jnp.arange(length) >= num_padding)
+  return keys, history_search.cache_keys(jnp.asarray(keys), jnp.arange(length) >= num_padding)
 
 
-def sorted_by_hand(queries, keys, k, num_padding=0):
+def sorted_by_numpy(queries, keys, k, num_padding=0):
   scores = np.asarray(queries, np.float64) @ keys.T
   scores[:, :num_padding] = -np.inf
-  places = np.argsort(-scores, axis=1)[:, :k]
-  return np.take_along_axis(scores, places, axis=1), places
+  positions = np.argsort(-scores, axis=1)[:, :k]
+  return np.take_along_axis(scores, positions, axis=1), positions
 
 
 @pytest.mark.parametrize(
@@ -32,31 +32,31 @@ def sorted_by_hand(queries, keys, k, num_padding=0):
 def test_an_exact_search_finds_what_sorting_finds(length, num_padding, num_candidates, k):
   keys, history = random_history(length, num_padding=num_padding)
   queries = RNG.normal(size=(num_candidates, 4)).astype(np.float32)
-  scores, places = history_search.search(queries, history, k)
-  expected_scores, expected_places = sorted_by_hand(queries, keys, k, num_padding)
+  scores, positions = history_search.search(queries, history, k)
+  expected_scores, expected_positions = sorted_by_numpy(queries, keys, k, num_padding)
   np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
-  np.testing.assert_array_equal(places, expected_places)
+  np.testing.assert_array_equal(positions, expected_positions)
 
 
 @pytest.mark.parametrize("recall", [1.0, 0.9])
 @pytest.mark.parametrize("num_real", [0, 1, 3, 17])
 def test_padding_is_never_found(recall, num_real):
   _, history = random_history(200, num_padding=200 - num_real)
-  scores, places = (np.asarray(x) for x in history_search.search(-np.ones((2, 4), np.float32), history, 5, recall))
-  found = places >= 0
+  scores, positions = (np.asarray(x) for x in history_search.search(-np.ones((2, 4), np.float32), history, 5, recall))
+  found = positions >= 0
   assert (found.sum(axis=1) == min(num_real, 5)).all() or (recall < 1 and found.any())
-  assert (places[found] >= 200 - num_real).all()
+  assert (positions[found] >= 200 - num_real).all()
   np.testing.assert_array_equal(found, np.isfinite(scores))
 
 
-def test_an_approximate_search_finds_the_share_that_was_asked_for():
+def test_an_approximate_search_has_the_given_recall():
   keys, history = random_history(6400, width=8)
   queries = RNG.normal(size=(64, 8)).astype(np.float32)
   exact = np.asarray(history_search.search(queries, history, 20)[1])
   for recall in (0.9, 0.97):
     scores, found = (np.asarray(x) for x in history_search.search(queries, history, 20, recall))
-    share = np.mean([len(np.intersect1d(a, b)) / 20 for a, b in zip(exact, found, strict=True)])
-    assert recall - 0.02 < share < 1
+    found_fraction = np.mean([len(np.intersect1d(a, b)) / 20 for a, b in zip(exact, found, strict=True)])
+    assert recall - 0.02 < found_fraction < 1
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ keys.T, found, axis=1), atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
 
@@ -67,7 +67,7 @@ def test_blocks_are_as_large_as_the_recall_allows():
   assert history_search.block_size(6401, 20, 0.5) == 1
 
 
-def test_a_served_search_finds_what_the_model_keeps():
+def test_a_search_finds_the_events_that_the_model_keeps():
   model = build({"name": "dare", "width": 3, "attention_width": 2, "max_age": 6, "top_k": 3},
                 num_items=NUM_ITEMS, num_categories=NUM_CATEGORIES)  # fmt: skip
   batch = candidate_batch([[2, 6, 5, 3, 8]] * 4, [5, 9, 3, 2])
@@ -77,18 +77,20 @@ def test_a_served_search_finds_what_the_model_keeps():
   )
   queries = model.apply(variables, batch.item, batch.category, method="search_queries")
   output = model.apply(variables, batch)
-  scores, places = history_search.search(queries, history, 3)
-  np.testing.assert_array_equal(np.sort(places, axis=1), np.argwhere(output.kept)[:, 1].reshape(4, 3))
-  np.testing.assert_allclose(scores, np.take_along_axis(np.asarray(output.score), np.asarray(places), 1), atol=1e-6)
+  scores, positions = history_search.search(queries, history, 3)
+  np.testing.assert_array_equal(np.sort(positions, axis=1), np.argwhere(output.kept)[:, 1].reshape(4, 3))
+  np.testing.assert_allclose(scores, np.take_along_axis(np.asarray(output.score), np.asarray(positions), 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("k, recall, text", [(0, 1.0, "k=0 must be"), (65, 1.0, "the 64 places"), (5, 0.0, "recall=")])
-def test_what_cannot_be_searched_for_is_refused(k, recall, text):
+@pytest.mark.parametrize(
+  "k, recall, text", [(0, 1.0, "k=0 must be"), (65, 1.0, r"k=65 must be in 1\.\.64"), (5, 0.0, "recall=")]
+)
+def test_k_and_recall_out_of_range_are_refused(k, recall, text):
   with pytest.raises(ValueError, match=text):
     history_search.search(np.ones((1, 4), np.float32), random_history(64)[1], k, recall)
 
 
-def test_no_candidate_is_refused():
+def test_a_search_without_candidates_is_refused():
   with pytest.raises(ValueError, match="has no candidate"):
     history_search.search(np.ones((0, 4), np.float32), random_history(64)[1], 5)
 
@@ -99,7 +101,7 @@ def test_a_model_without_dot_products_has_nothing_to_cache():
     history_search.history_keys(model, {}, np.ones(2, np.int32), np.ones(2, np.int32), np.ones(2, np.int32))
 
 
-def test_only_on_tpus_an_approximate_search_is_that_of_jax():
+def test_only_tpus_use_approx_max_k_for_an_approximate_search():
   _, history = random_history(640)
   find = jax.jit(lambda queries, history: history_search.search(queries, history, 5, recall=0.9))
   shapes = (
