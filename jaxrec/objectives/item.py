@@ -76,9 +76,7 @@ class ItemObjective:
     dropout_key, _ = jax.random.split(rng)
     batch = jax.tree.map(jnp.asarray, batch)
     items = ParameterItems(model, batch, self.scored_ids(model, batch, rng)) if items is None else items
-    rest = {name: value for name, value in params.items() if name != TABLE}
-    rngs = {"dropout": dropout_key}
-    query = model.apply({"params": rest}, batch, deterministic, items.input(params), rngs=rngs)  # [B, N, M]
+    query = items.encode(params, batch, deterministic, {"dropout": dropout_key})  # [B, N, M]
     loss = self.loss_from_queries(query, items, params, batch, model.num_items)
     return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
 
@@ -168,6 +166,10 @@ class Items(Protocol):
 
   ids: dict[str, Int[Array, "..."]]
 
+  def encode(self, params: Any, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
+    """Returns the query vectors of the model."""
+    ...
+
   def input(self, params: Any) -> Float[Array, "B N M"]:
     """Returns the rows of the batch's items, as the encoder reads them."""
     ...
@@ -190,6 +192,10 @@ class ParameterItems:
   model: nn.Module
   batch: SequenceBatch
   ids: dict[str, Int[Array, "..."]]
+
+  def encode(self, params: Any, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
+    """See `Items`."""
+    return self.model.apply({"params": params}, batch, deterministic=deterministic, rngs=rngs)
 
   def input(self, params: Any) -> Float[Array, "B N M"]:
     """See `Items`."""

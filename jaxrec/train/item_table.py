@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
+from jaxrec.batches import SequenceBatch
 from jaxrec.embedding import Plan, RowAdagrad, RowAdamW, RowSGD, Table, Tables, TableState
 from jaxrec.embedding.table import SHARDED
 from jaxrec.evaluation.catalogue import Catalogue
@@ -282,6 +283,10 @@ class ShardedItems:
   tables: Tables
   plan: Plan
   ids: dict[str, Int[Array, "..."]]
+
+  def encode(self, params: Params, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
+    """See `Items`."""
+    return self.model.apply({"params": _without_rows(params)}, batch, deterministic, self.input(params), rngs=rngs)
 
   def input(self, params: Params) -> Float[Array, "B N M"]:
     """See `Items`."""

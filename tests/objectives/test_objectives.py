@@ -48,7 +48,7 @@ def loss_of(objective, batch=BATCH, key=0, model=MODEL, **options):
 class FixedDraw(ItemObjective):
   """Draws the items 2, 5, 7, however they are shared."""
 
-  def draw(self, key, batch, num_items):
+  def sample_negatives(self, key, batch, num_items):
     lead = {"position": batch.target_item.shape, "row": batch.target_item.shape[:1], "batch": ()}[self.sharing]
     return jnp.broadcast_to(jnp.array([2, 5, 7]), (*lead, 3))
 
@@ -63,7 +63,7 @@ def test_sharing_the_same_ids_gives_the_same_loss(options):
 @pytest.mark.parametrize("sampler", ["uniform", "log_uniform", "in_batch"])
 def test_a_draw_has_one_sample_for_each_that_shares_none(sampler, sharing, shape):
   objective = ItemObjective(num_negatives=8, sampler=sampler, sharing=sharing)
-  ids = objective.draw(jax.random.key(0), BATCH, NUM_ITEMS)
+  ids = objective.sample_negatives(jax.random.key(0), BATCH, NUM_ITEMS)
   assert ids.shape == shape and int(ids.min()) >= 1 and int(ids.max()) <= NUM_ITEMS
 
 
