@@ -29,6 +29,7 @@ from jaxrec.data.prepared import TEST
 from jaxrec.models import ctr
 from jaxrec.train import click_task, writers
 from jaxrec.train.click_task import ClickTask
+from jaxrec.train.config import CLICK_THROUGH
 from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
@@ -74,7 +75,7 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
 
 def load(workdir: str) -> tuple[ClickTask, Mapping[str, Any]]:
   """Returns the task of a run, and its best variables."""
-  loaded = load_run(workdir)
+  loaded = load_run(workdir, task=CLICK_THROUGH)
   return loaded.task, {"params": loaded.params, **loaded.state.model_state}
 
 

@@ -30,6 +30,7 @@ from jaxrec.cli.text_table import text_table
 from jaxrec.data.generators.planted_transfer import planted_truth
 from jaxrec.evaluation.model import evaluation_batches, user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
+from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
 from jaxrec.train.sequence_task import SequenceTask
@@ -92,7 +93,7 @@ def load(workdir: str, single: bool = False) -> Run:
     ValueError: a model without cross-domain attention, or a single-domain run in place of a multi-domain one (or the
       reverse).
   """
-  loaded = load_run(workdir, FLAGS.checkpoint, FLAGS.phase)
+  loaded = load_run(workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
   task, params = loaded.task, loaded.params
   model, data, config = task.model, task.data, task.config
   if single != bool(config.data.only_domain):

@@ -19,6 +19,7 @@ from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
+from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
 from jaxrec.train.sequence_task import SequenceTask, train_users
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
-    loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+    loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
     task = loaded.task
     _apply_flags(task.config)
     scores = score(task, loaded.params, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)

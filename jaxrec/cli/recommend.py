@@ -15,6 +15,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxrec.serving.recommend import describe, recommend
+from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
 
@@ -36,7 +37,7 @@ def recommendations() -> str:
   """Returns the recommendations for the users given by the flags, as text."""
   if not FLAGS.user and not FLAGS.random:
     raise ValueError("no user given; use --user=<id> or --random=5")
-  loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
   task, data = loaded.task, loaded.task.data
   users = [data.user_index(raw) for raw in FLAGS.user]
   drawn = np.random.default_rng(FLAGS.seed).choice(data.num_users, min(FLAGS.random, data.num_users), replace=False)

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 import tiny_run
-from test_train import assert_same_metrics, finish, metrics_text, start, wait_for_step
+from test_train import PAIRS, assert_same_metrics, finish, metrics_text, start, wait_for_step
 
 from jaxrec.train import loop
 
@@ -20,13 +20,13 @@ SETTINGS = (
 PER_DEVICE = ("tables/rows",)  # Summed over devices: an item that two devices look up counts twice.
 
 
-def start_two(workdir, *overrides):
+def start_two(workdir, *overrides, settings=SETTINGS, config="tiny_run"):
   """Starts both processes of a run; each has one device."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   cluster = (f"--coordinator_address={address}", "--num_processes=2", "--heartbeat_timeout_seconds=10")
-  return [start(workdir, *SETTINGS, *cluster, f"--process_id={index}", *overrides) for index in range(2)]
+  return [start(workdir, *settings, *cluster, f"--process_id={index}", *overrides, config=config) for index in range(2)]
 
 
 def config():
@@ -69,6 +69,14 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resume
   assert all("'data': 1, 'fsdp': 1, 'model': 2" in output for _, output in ends)
   assert "resumes after step" in finish(start(tmp_path, *SETTINGS))
   assert_same_metrics(one_process, tmp_path, but=PER_DEVICE)
+
+
+@pytest.mark.slow
+def test_click_through_in_two_processes_equals_one(tmp_path):
+  finish(start(tmp_path / "one", config="tiny_click"))
+  for process in start_two(tmp_path / "two", config="tiny_click", settings=()):
+    finish(process)
+  assert_same_metrics(tmp_path / "one", tmp_path / "two", but=PAIRS, rtol=1e-4)
 
 
 def kill_one_and_start_again(workdir, victim):

@@ -22,6 +22,7 @@ from jaxrec.parallel import make_mesh
 from jaxrec.train import click_task, loop, writers
 from jaxrec.train.click_task import ClickTask, default_config
 from jaxrec.train.monitor import Interrupted
+from jaxrec.train.runs import load_run
 
 OPTIONS = {"num_users": 60, "num_categories": 8, "items_per_category": 12, "mean_events": 40.0, "group_size": 2}
 
@@ -246,6 +247,8 @@ def test_the_sweep_trains_this_task(tmp_path):
 
 def test_finished_runs_can_be_looked_into(tmp_path):
   summary = loop.run(tiny_config(num_epochs=1), str(tmp_path / "dare"))
+  with pytest.raises(ValueError, match="holds a run of task 'click_through'; this needs one of task 'sequential'"):
+    load_run(str(tmp_path / "dare"), task="sequential")
   numbers = analyze_click_through.analyze([["DARE", str(tmp_path / "dare")]], str(tmp_path / "look"), [2, 4], 3)
   assert numbers["convergence"]["DARE"][summary["select"]["best_step"]] == summary["select"]["validation"]["AUC"]
   ndcg = numbers["search_ndcg"]["DARE"][0]
