@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Most of the time goes into compiling programs that run once or twice. Values differ by rounding only.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import flax.struct  # noqa: E402
 import jax  # noqa: E402
@@ -53,6 +55,16 @@ def shape_checks(request):
   jaxtyping.config.update("jaxtyping_disable", unchecked)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+  """Compiles as users do, in this process and in those that the test starts."""
+  monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 def existing_folder(path: Path, option: str) -> Path:

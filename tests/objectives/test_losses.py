@@ -79,7 +79,7 @@ def test_all_items_as_negatives_make_the_full_softmax():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 11, 5000])
-def test_chunks_of_items_change_neither_the_full_softmax_nor_its_gradients(chunk_size):
+def test_chunks_of_items_change_neither_the_full_softmax_nor_its_gradients(chunk_size, optimized):
   def total(loss):
     return jax.jit(jax.value_and_grad(lambda query, items: (loss(query, items) * (TARGET > 0)).sum(), (0, 1)))
 

@@ -16,6 +16,7 @@ from experiments.benchmarks import compile_check
 from pallas_kernels import IntervalMask, aot, segment_attention
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("optimized")
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 WITHOUT_TPU_COMPILER = pytest.mark.skipif(aot.why_not("v6e:2x2") is not None, reason=str(aot.why_not("v6e:2x2")))
 
