@@ -60,8 +60,8 @@ def shape_checks(request):
 @pytest.fixture
 def optimized(monkeypatch):
   """Compiles as users do, in this process and in those that the test starts."""
-  monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
-  before = jax.config.jax_disable_most_optimizations
+  monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
