@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-FAST := tests/test_house.py tests/objectives tests/evaluation/test_metrics.py tests/evaluation/test_catalogue.py tests/data/test_packing.py
+FAST := tests/test_house.py tests/objectives/test_losses.py tests/objectives/test_negatives.py tests/objectives/test_objectives.py tests/evaluation/test_metrics.py tests/evaluation/test_catalogue.py tests/data/test_packing.py
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
