@@ -149,7 +149,6 @@ def click_run(tmp_path_factory):
 def test_click_through_on_eight_devices_equals_one(click_run, tmp_path):
   eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   finish(start(tmp_path, "--config.train.retrain=true", config="tiny_click", **eight))
-  # Adam at a rate of 0.01 amplifies rounding: 3e-5 after 30 steps.
   assert_same_metrics(click_run, tmp_path, but=PAIRS, rtol=1e-4)
 
 
