@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from jaxrec.analysis import ctr as analysis
+from jaxrec.analysis import ctr_analysis as analysis
 from jaxrec.analysis import ctr_plots as plots
 from jaxrec.data.batches.candidates import TrainingCandidates, held_out_candidates
 from jaxrec.data.generators.planted_interest import planted_interest_truth

@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxrec import parallel
-from jaxrec.analysis import autocdsr, autocdsr_plots
+from jaxrec.analysis import autocdsr_analysis, autocdsr_plots
 from jaxrec.cli.sweep import read_results
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.generators.planted_transfer import planted_truth
@@ -46,7 +46,7 @@ class Run:
   workdir: str
   task: SequenceTask
   ranks: UserRanks
-  attention: autocdsr.QueryAttention | None
+  attention: autocdsr_analysis.QueryAttention | None
 
 
 def main(argv: list[str]) -> None:
@@ -102,7 +102,7 @@ def load(workdir: str, single: bool = False) -> Run:
       " of one of them"
     )
   try:
-    autocdsr.check_model(model)
+    autocdsr_analysis.check_model(model)
   except ValueError as error:
     raise ValueError(f"{workdir}: {error}") from error
   with config.unlocked():
@@ -112,7 +112,7 @@ def load(workdir: str, single: bool = False) -> Run:
   if single:
     return Run(workdir, task, ranks, None)
   batches = evaluation_batches(data, config, split, parallel.make_mesh())
-  return Run(workdir, task, ranks, autocdsr.query_attention(model, params, batches))
+  return Run(workdir, task, ranks, autocdsr_analysis.query_attention(model, params, batches))
 
 
 def check_same_events(runs: Sequence[Run]) -> None:
@@ -134,7 +134,7 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
     singles: single-domain runs.
     split: split of the targets, 1 validation or 2 test.
     k: length of the recommendation list.
-    own: see `jaxrec.analysis.autocdsr.QueryAttention.cross_domain_share`.
+    own: see `jaxrec.analysis.autocdsr_analysis.QueryAttention.cross_domain_share`.
 
   Raises:
     ValueError: a user in two of `singles`, or no user in all of the runs.
@@ -148,11 +148,11 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
   shares = {name: run.attention.select(users).cross_domain_share(own) for name, run in runs.items()}
 
   def strata(values):
-    every = {"all": autocdsr.Mean.from_values(values)}
+    every = {"all": autocdsr_analysis.Mean.from_values(values)}
     if single_ranks is None:
       return every
     single, cross = (ranks.rank[np.isin(ranks.user, users)] for ranks in (single_ranks, first.ranks))
-    return autocdsr.attention_by_strata(values, single, cross, k) | every
+    return autocdsr_analysis.attention_by_strata(values, single, cross, k) | every
 
   start = shares[next(iter(runs))]
   change = {name: strata(values - start) for name, values in list(shares.items())[1:]}
@@ -174,7 +174,7 @@ def read_sweep(folder: str, metric: str) -> tuple[dict, dict]:
   if not records:
     raise ValueError(f"--sweep={folder} has no complete run; pass the --out of an experiments.sweep")
   runs = [(read_json(os.path.join(record["workdir"], "config.json")), record["summary"]) for record in records]
-  return autocdsr.weight_sweep(runs, metric)
+  return autocdsr_analysis.weight_sweep(runs, metric)
 
 
 def draw(numbers: Mapping[str, Any], out: str, metric: str) -> None:
@@ -192,7 +192,7 @@ def draw(numbers: Mapping[str, Any], out: str, metric: str) -> None:
 def as_json(value: Any) -> Any:
   """Returns a tree with named tuples as dicts, arrays as lists, and all keys as strings.
 
-  >>> as_json({0.5: autocdsr.MeanStd(1, 0.25, None)})
+  >>> as_json({0.5: autocdsr_analysis.MeanStd(1, 0.25, None)})
   {'0.5': {'count': 1, 'mean': 0.25, 'std': None}}
   """
   if isinstance(value, Mapping):
@@ -204,10 +204,10 @@ def as_json(value: Any) -> Any:
   return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def table(strata: Mapping[str, Mapping[str, autocdsr.Mean]]) -> str:
+def table(strata: Mapping[str, Mapping[str, autocdsr_analysis.Mean]]) -> str:
   """Formats the strata as text, one row per run.
 
-  >>> print(table({"a": {"all": autocdsr.Mean(7, 0.25, 0.125)}}))
+  >>> print(table({"a": {"all": autocdsr_analysis.Mean(7, 0.25, 0.125)}}))
   run  all (7 users)
   a    0.2500 ± 0.1250
   """
@@ -240,7 +240,7 @@ def _weights(runs):
   for name, run in runs.items():
     if run.task.config.multi_objective.objectives:
       records = read_records(os.path.join(run.workdir, "metrics.jsonl"))
-      found[name] = autocdsr.weight_trajectory(records)
+      found[name] = autocdsr_analysis.weight_trajectory(records)
   return found
 
 
@@ -249,7 +249,7 @@ def _usefulness(runs, split):
   for name, run in runs.items():
     data = run.task.data
     if data.meta["source"] == "planted":
-      found[name] = autocdsr.attention_to_usefulness(run.attention, data, planted_truth(data), split)
+      found[name] = autocdsr_analysis.attention_to_usefulness(run.attention, data, planted_truth(data), split)
   return found
 
 
@@ -263,7 +263,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string("metric", "select/test_of_selected/NDCG@10", metric_help, flag_values=values)
   flags.DEFINE_integer("k", 10, "A target in the top k is a hit.", lower_bound=1, flag_values=values)
   own_help = "Cross-domain attention goes to domains other than that of the query's event, or of the target."
-  flags.DEFINE_enum("own", "query", autocdsr.OWN, own_help, flag_values=values)
+  flags.DEFINE_enum("own", "query", autocdsr_analysis.OWN, own_help, flag_values=values)
   flags.DEFINE_enum("split", "test", ["validation", "test"], "Split of the targets.", flag_values=values)
   protocol_help = "Candidates; single-domain models have the items of their domain only."
   flags.DEFINE_enum("protocol", "full_per_domain", PROTOCOLS, protocol_help, flag_values=values)

@@ -100,6 +100,15 @@ def test_packages_import_downwards_only():
   assert upwards == []
 
 
+def test_a_file_name_is_unique_inside_jaxrec():
+  """A model may share its name with its layer, and a program with what it runs."""
+  rooms = {}
+  for path in source_files("jaxrec"):
+    if path.name != "__init__.py" and room_of(module_name(path)) != "cli":
+      rooms.setdefault(path.name, []).append(room_of(module_name(path)))
+  assert {n: r for n, r in rooms.items() if len(r) > 1 and sorted(r) != ["layers", "models"]} == {}
+
+
 def test_every_room_of_jaxrec_has_a_level():
   rooms = {room_of(module_name(path)) for path in source_files("jaxrec")} - {None}
   assert rooms == set(LEVEL_IN_JAXREC)

@@ -1,4 +1,4 @@
-"""Plots of the results of `jaxrec.analysis.autocdsr`.
+"""Plots of the results of `jaxrec.analysis.autocdsr_analysis`.
 
 Each function writes a PNG and returns whether matplotlib, which it needs, is installed.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jaxrec.analysis.autocdsr import TRAJECTORY, Mean, MeanStd
+from jaxrec.analysis.autocdsr_analysis import TRAJECTORY, Mean, MeanStd
 
 USEFULNESS = ("own", "informative", "noise", "bottleneck")
 

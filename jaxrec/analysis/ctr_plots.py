@@ -1,4 +1,4 @@
-"""Plots of the results of `jaxrec.analysis.ctr`.
+"""Plots of the results of `jaxrec.analysis.ctr_analysis`.
 
 Each function writes a PNG and returns whether matplotlib, which it needs, is installed.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxrec.analysis.autocdsr_plots import new_figure
-from jaxrec.analysis.ctr import ROLES, RoleGradients
+from jaxrec.analysis.ctr_analysis import ROLES, RoleGradients
 
 
 def draw_role_gradients(gradients: RoleGradients, path: str) -> bool:

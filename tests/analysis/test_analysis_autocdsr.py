@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.analysis import autocdsr_plots as plots
-from jaxrec.analysis.autocdsr import (
+from jaxrec.analysis.autocdsr_analysis import (
   QueryAttention,
   attention_by_strata,
   attention_to_usefulness,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from candidates import NUM_CATEGORIES, NUM_ITEMS, candidate_batch
 
-from jaxrec.analysis import ctr as analysis
+from jaxrec.analysis import ctr_analysis as analysis
 from jaxrec.analysis import ctr_plots as plots
 from jaxrec.models import ctr
 

@@ -26,7 +26,7 @@ SOURCES: Mapping[str, str] = {
   "taobao": "alibaba:read_taobao",
   "tmall": "alibaba:read_tmall",
   "abxi": "abxi:read_abxi",
-  "table": "table:read_table",
+  "table": "tabular:read_table",
 }
 """Source name -> module:function of its reader. `merge` is not listed: it reads other sources."""
 
