@@ -21,7 +21,8 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   entry_points={"console_scripts": ["jaxrec = jaxrec.cli.__main__:main"]},
-  packages=find_packages(include=["jaxrec*", "pallas_kernels*", "experiments*"]),
+  packages=find_packages(include=["jaxrec*", "pallas_kernels*"]),
+  package_data={"jaxrec": ["py.typed"], "pallas_kernels": ["py.typed"]},
   install_requires=[
     "absl-py",
     "flax",
@@ -49,6 +50,8 @@ setup(
     "Intended Audience :: Science/Research",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Typing :: Typed",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
   ],
 )

@@ -44,6 +44,10 @@ _HOMES = {
   "Table": "jaxrec.embedding",
   "Tables": "jaxrec.embedding",
   "default_config": "jaxrec.train.config",
+  "Recommender": "jaxrec.serving.recommender",
+  "load": "jaxrec.recommenders",
+  "fit": "jaxrec.recommenders",
+  "from_events": "jaxrec.data.preparation.from_events",
 }
 _MODULES = (
   "analysis",

@@ -29,7 +29,7 @@ from jaxrec.evaluation import baselines
 from jaxrec.evaluation.model import evaluate
 from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import split_uvqk
-from jaxrec.serving.recommend import describe, recommend
+from jaxrec.serving.recommendation import describe
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 from pallas_kernels import RelativeBias, attention_weights
@@ -77,7 +77,8 @@ for name, values in scores.items():
   print(f"{name:10}  HR@10 {values['HR@10']:.3f}  NDCG@10 {values['NDCG@10']:.3f}   HR@10 in {by_domain}")
 
 # %%
-for shown in recommend(model, state.params, data, config, users=[1, 2], k=8, hold_out=True):
+recommender = jaxrec.Recommender(model, state.params, data, config)
+for shown in recommender.recommend(users=[1, 2], k=8, hold_out=True):
   print(describe(data, shown, history=8), end="\n\n")
 
 # %% [markdown]
@@ -87,13 +88,16 @@ for shown in recommend(model, state.params, data, config, users=[1, 2], k=8, hol
 # the latest film?
 
 # %%
-genres = np.array([title[title.find("(") + 1 : -1] for title in data.item_titles()])
+def genre(title):
+  return title[title.find("(") + 1 : -1]
+
+
+genres = np.array([genre(title) for title in data.item_titles()])
 agreement = {"latest book": [], "latest film": []}
-for shown in recommend(model, state.params, data, config, users=range(400), k=10, domain="film", hold_out=True):
-  events = np.array(shown.history)
+for shown in recommender.recommend(users=range(400), k=10, domain="film", hold_out=True):
   for number, share in enumerate(agreement.values(), start=1):
-    latest = events[data.domain_id[events] == number][-1:]
-    share.extend(np.mean(genres[shown.items] == genres[data.item_id[event]]) for event in latest)
+    latest = shown.history.item_id[shown.history.domain_id == number][-1:]
+    share.extend(np.mean([genre(film.title) == genres[item] for film in shown.items]) for item in latest)
 
 figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
 names = [*agreement, "chance"]

@@ -18,6 +18,7 @@ import flax.struct  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from absl import flags  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -65,6 +66,21 @@ def optimized(monkeypatch):
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+  """Returns a function that calls a program with flags and returns its standard output."""
+
+  def run(program, *arguments):
+    values = flags.FlagValues()
+    program.define_flags(values)
+    values([program.__name__, *arguments])
+    monkeypatch.setattr(program, "FLAGS", values)
+    program.main([program.__name__])
+    return capsys.readouterr().out
+
+  return run
 
 
 def existing_folder(path: Path, option: str) -> Path:

@@ -23,7 +23,7 @@ LEVEL = {"notebooks": 2, "experiments": 2, "jaxrec": 1, "pallas_kernels": 0}
 # The same for every folder and module of jaxrec: it imports from lower levels and from itself.
 LEVEL_IN_JAXREC = {
   "cli": 7,
-  "analysis": 6, "device_report": 6,
+  "analysis": 6, "device_report": 6, "recommenders": 6,
   "train": 5, "serving": 5,
   "evaluation": 4,
   "objectives": 3,

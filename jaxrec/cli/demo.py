@@ -12,7 +12,8 @@ from absl import app, logging
 from ml_collections import ConfigDict
 
 from jaxrec.cli import evaluate
-from jaxrec.serving.recommend import describe, recommend
+from jaxrec.serving.recommendation import describe
+from jaxrec.serving.recommender import Recommender
 from jaxrec.train.config import default_config
 from jaxrec.train.loop import run
 from jaxrec.train.runs import load_run
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> None:
   print(evaluate.table(evaluate.score(task, loaded.params, TEST), data.domain_names, (10,)))
 
   print("\nRecommendations after each history:")
-  for one in recommend(task.model, loaded.params, data, task.config, range(NUM_USERS), k=8, hold_out=True):
+  recommender = Recommender(task.model, loaded.params, data, task.config)
+  users = [data.user_raw_id(user) for user in range(NUM_USERS)]
+  for one in recommender.recommend(users=users, k=8, hold_out=True):
     print(f"\n{describe(data, one, history=8)}")
   print(f"\nCurves: {folder}/curves.png")
 

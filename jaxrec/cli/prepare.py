@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
 import sys
 import time
 import urllib.parse
@@ -57,6 +58,13 @@ def main(_) -> None:
     raise SystemExit(f"prepare: {error}") from error
   report("done")
   print(summary(data))
+  print(f"\nTrain on it: {next_command(data)}")
+
+
+def next_command(data: PreparedData) -> str:
+  """Returns the command that trains a model on prepared data."""
+  folder = shlex.quote(str(data.path))
+  return f"jaxrec train --config=hstu --data={folder} --workdir={shlex.quote('runs/' + data.path.name)}"
 
 
 def summary(data: PreparedData) -> str:

@@ -15,6 +15,8 @@ _VARIABLE = "GLIBC_TUNABLES"
 def start(module: str) -> None:
   """Runs the program in a module with `main(argv)` and `define_flags()`. Call it before JAX is imported.
 
+  A module may have `rewrite_arguments(argv)` too, which is applied before flags are parsed.
+
   Args:
     module: dotted name such as "jaxrec.cli.train".
   """
@@ -24,6 +26,7 @@ def start(module: str) -> None:
   from absl import app
 
   program.define_flags()
+  sys.argv = getattr(program, "rewrite_arguments", list)(sys.argv)  # Config flags look for overrides in sys.argv.
   app.run(program.main, flags_parser=parse_flags)
 
 

@@ -1,23 +1,33 @@
-"""Prints the histories of users and the recommendations of a trained model, as titles.
+"""Recommends items to users of the data or to strangers: as text with titles, or as a table for many users.
 
-    python -m experiments.recommend --workdir=runs/ml1m_hstu --user=17 --user=4169
+    python -m experiments.recommend --workdir=runs/shop --user=17 --user=4169
     python -m experiments.recommend --workdir=runs/demo --random=5 --domain=film --hold_out
+    python -m experiments.recommend --workdir=runs/shop --all --k=50 --out=recommendations.parquet
+    python -m experiments.recommend --workdir=runs/shop --histories=new_users.csv --out=new_users.jsonl
 
---user takes ids of the raw data. With --hold_out, histories end before the test event, and the rank of that event is
-shown.
+Users are named by their ids in the raw data. A file of histories has the columns of the file from which the data was
+prepared (`--source=table`), with a row for each event; users need not be in the data. A table has the columns user,
+rank, item, title, domain, score and ranked_by. A killed program that writes a table continues where it was when it is
+started again.
 """
 
 from __future__ import annotations
 
+import pathlib
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from absl import app, flags, logging
+from tqdm import tqdm
 
-from jaxrec.serving.recommend import describe, recommend
-from jaxrec.train.config import SEQUENTIAL
+from jaxrec.cli.history_files import read_histories
+from jaxrec.cli.part_files import PartFiles
+from jaxrec.recommenders import load
+from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
+from jaxrec.serving.recommendation import describe, table
+from jaxrec.serving.recommender import Recommender
 from jaxrec.train.log import HideOrbaxDetails
-from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
 
@@ -28,42 +38,100 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown arguments {argv[1:]}; users are given as --user=<id>")
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
-    print(recommendations())
-  except (FileNotFoundError, ValueError) as error:
+    print(_write_table() if FLAGS.out else _as_text())
+  except (OSError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 
 
-def recommendations() -> str:
+def _as_text() -> str:
   """Returns the recommendations for the users given by the flags, as text."""
-  if not FLAGS.user and not FLAGS.random:
-    raise ValueError("no user given; use --user=<id> or --random=5")
-  loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
-  task, data = loaded.task, loaded.task.data
-  users = [data.user_index(raw) for raw in FLAGS.user]
-  drawn = np.random.default_rng(FLAGS.seed).choice(data.num_users, min(FLAGS.random, data.num_users), replace=False)
-  found = recommend(
-    task.model,
-    loaded.params,
-    data,
-    task.config,
-    [*users, *drawn.tolist()],
-    k=FLAGS.k,
-    domain=FLAGS.domain,
-    hold_out=FLAGS.hold_out,
-    exclude_seen=FLAGS.exclude_seen,
-  )
-  return "\n\n".join(describe(data, one, FLAGS.history) for one in found)
+  if FLAGS.all or FLAGS.users_file:
+    raise ValueError("--all and --users_file write a table: give --out=recommendations.parquet (or .csv, .jsonl)")
+  recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  options = _options() | {"hold_out": FLAGS.hold_out}
+  if FLAGS.histories:
+    given = read_histories(FLAGS.histories, recommender.data)
+    found = recommender.recommend(histories=given, **options)
+  else:
+    found = recommender.recommend(users=_named_users(recommender), **options)
+  return "\n\n".join(describe(recommender.data, one, FLAGS.history) for one in found)
+
+
+def _write_table() -> str:
+  """Writes the table, part by part, and returns what to tell the user."""
+  recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  if FLAGS.hold_out:
+    raise ValueError("--hold_out shows ranks as text; leave --out away")
+  count, histories_of = _requested(recommender)
+  identity = _options() | {"users": count, "part_size": FLAGS.part_size, "checkpoint": _checkpoint_identity()}
+  parts = PartFiles(FLAGS.out, identity)
+  starts = range(0, count, FLAGS.part_size)
+  bar = tqdm(total=count, unit="user", desc="recommend", mininterval=0.5 if sys.stderr.isatty() else 30)
+  for part, start in enumerate(starts):
+    end = min(start + FLAGS.part_size, count)
+    if not parts.has(part):
+      histories = histories_of(start, end)
+      best = recommender.best_items(histories, **_options())
+      parts.write(part, table(recommender.data, histories, best))
+    bar.update(end - start)
+  bar.close()
+  rows = parts.finish(len(starts))
+  return f"{count:,} users, {rows:,} recommendations: {FLAGS.out}"
+
+
+def _requested(recommender: Recommender) -> tuple[int, Callable[[int, int], Histories]]:
+  """Returns the number of users, and a function from a range of them to their histories."""
+  data = recommender.data
+  if FLAGS.histories:
+    given = read_histories(FLAGS.histories, data)
+    names = list(given)
+    return len(names), lambda start, end: histories_of_events(data, {name: given[name] for name in names[start:end]})
+  if FLAGS.all:
+    users = np.flatnonzero(np.diff(data.offsets))
+  else:
+    users = np.array([data.user_index(user) for user in _named_users(recommender)], np.int64)
+  return len(users), lambda start, end: histories_of_users(data, users[start:end])
+
+
+def _named_users(recommender: Recommender) -> list[str]:
+  data, named = recommender.data, list(FLAGS.user)
+  if FLAGS.users_file:
+    lines = pathlib.Path(FLAGS.users_file).read_text(encoding="utf-8").splitlines()
+    named += [line.strip() for line in lines if line.strip()]
+  filled = np.flatnonzero(np.diff(data.offsets))
+  drawn = np.random.default_rng(FLAGS.seed).choice(filled, min(FLAGS.random, len(filled)), replace=False)
+  named += [data.user_raw_id(user) for user in drawn.tolist()]
+  if not named:
+    raise ValueError("no user given; use --user=<id>, --random=5, --users_file, --histories, or --all")
+  return named
+
+
+def _options() -> dict:
+  return {"k": FLAGS.k, "domain": FLAGS.domain, "exclude_seen": FLAGS.exclude_seen, "at": FLAGS.at}
+
+
+def _checkpoint_identity() -> list:
+  return [str(pathlib.Path(FLAGS.workdir).resolve()), FLAGS.phase, FLAGS.checkpoint]
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  flags.DEFINE_string("workdir", None, "Workdir of the training run.", flag_values=values)
+  text, number = flags.DEFINE_string, flags.DEFINE_integer
+  text("workdir", None, "Workdir of the training run.", flag_values=values)
   flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; repeatable.", flag_values=values)
-  flags.DEFINE_integer("random", 0, "Number of additional users, drawn at random.", lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Seed of --random.", flag_values=values)
-  flags.DEFINE_integer("k", 10, "Number of items to recommend.", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("history", 10, "Number of latest events to show.", lower_bound=0, flag_values=values)
-  flags.DEFINE_string("domain", None, "Recommend from this domain only.", flag_values=values)
+  number("random", 0, "Number of additional users, drawn at random.", lower_bound=0, flag_values=values)
+  number("seed", 0, "Seed of --random.", flag_values=values)
+  flags.DEFINE_bool("all", False, "All users of the data; needs --out.", flag_values=values)
+  text("users_file", None, "Text file with the raw id of a user on each line; needs --out.", flag_values=values)
+  text(
+    "histories", None, "CSV or Parquet file with the events of users who need not be in the data.", flag_values=values
+  )
+  text("out", None, "Table to write: .parquet, .csv or .jsonl; default: text on the screen.", flag_values=values)
+  number("part_size", 4096, "Users of a part of the table, written together.", lower_bound=1, flag_values=values)
+  number("k", 10, "Number of items to recommend.", lower_bound=1, flag_values=values)
+  number("at", None, "Time of the request in seconds since 1970; default: each user's last event.", flag_values=values)
+  number("history", 10, "Number of latest events to show.", lower_bound=0, flag_values=values)
+  text("domain", None, "Recommend from this domain only.", flag_values=values)
   flags.DEFINE_bool("hold_out", False, "End histories before the test event and show its rank.", flag_values=values)
   flags.DEFINE_bool("exclude_seen", True, "Recommend no item of the user's history.", flag_values=values)
   flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Checkpoint to load.", flag_values=values)

@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
+from jaxrec.cli.config_argument import config_file, label
 from jaxrec.train import loop, monitor, writers
 
 FLAGS = flags.FLAGS
@@ -56,7 +57,7 @@ class Job:
   @property
   def name(self) -> str:
     """The name of the run's folder: the name of the config file and the key."""
-    return f"{os.path.splitext(os.path.basename(self.config.split(':')[0]))[0]}-{self.key}"
+    return f"{label(self.config)}-{self.key}"
 
   @property
   def flags(self) -> list[str]:
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
-    jobs = make_jobs(FLAGS.configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
+    configs = [config_file(config, FLAGS.data) for config in FLAGS.configs]
+    jobs = make_jobs(configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
     if FLAGS.dry_run:
       print(plan(jobs, FLAGS.out))
       return
@@ -315,7 +317,8 @@ def _append_result(out, job, workdir, summary):
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  flags.DEFINE_list("configs", None, "Config files of experiments.train.", flag_values=values)
+  flags.DEFINE_list("configs", None, "Config files, or names of `jaxrec train --list`.", flag_values=values)
+  flags.DEFINE_string("data", None, "Folder of prepared data, for configs given by name.", flag_values=values)
   flags.DEFINE_multi_string(
     "override", [], "group.key=value1,value2,...; repeatable; the grid is the product of all.", flag_values=values
   )

@@ -1,7 +1,10 @@
 """Trains a model from a config; the same command resumes an interrupted run.
 
-    python -m experiments.train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu \
-      --config.train.batch_size=256
+    jaxrec train --config=hstu --data=prepared/log --workdir=runs/log
+    jaxrec train --config=experiments/configs/ml1m_hstu.py --workdir=runs/ml1m_hstu --config.train.batch_size=256
+    jaxrec train --list
+
+A config is a file, or a name (`--list` prints them) whose sizes are derived from the data.
 
 The training loop is `jaxrec.train.loop`. Training uses every device it finds. On a cluster run the same command on
 every host with a shared workdir, with --distributed (TPU pods, Slurm and other clusters that JAX detects) or with
@@ -25,17 +28,24 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxrec import parallel
+from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
+from jaxrec.cli.text_table import text_table
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.loop import run
 from jaxrec.train.monitor import Interrupted, NonFiniteLossError, TableError
+from jaxrec.train.named_configs import NAMES
 
 FLAGS = flags.FLAGS
+rewrite_arguments = with_config_file
 
 
 def main(argv: list[str]) -> None:
   """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.group.key=value")
+  if FLAGS.list:
+    print(config_list())
+    return
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     parallel.initialize(
@@ -58,10 +68,17 @@ def main(argv: list[str]) -> None:
   print(json.dumps(summary, indent=2))
 
 
+def config_list() -> str:
+  """Returns the names of configs with a line each, as text."""
+  rows = [("name", "config"), *((name, one.text) for name, one in NAMES.items())]
+  return f"{text_table(rows, 'll')}\n\njaxrec train --config=NAME --data=PREPARED_FOLDER --workdir=FOLDER"
+
+
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_help = "Experiment config; --config.group.key=value changes a setting."
-  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values)
+  flags.DEFINE_string("data", None, DATA_HELP, flag_values=values)
+  flags.DEFINE_bool("list", False, "Print the names of configs and exit.", flag_values=values)
   texts = {
     "workdir": "Folder of the run; an unfinished run in it is resumed.",
     "coordinator_address": "host:port of the first host, if no cluster manager provides it.",
@@ -81,4 +98,8 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     lower_bound=1, flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)
-  flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+  for name in ("config", "workdir"):
+    flags.register_multi_flags_validator(
+      [name, "list"], lambda given, name=name: given["list"] or given[name] is not None, f"--{name} is needed",
+      flag_values=values,
+    )  # fmt: skip

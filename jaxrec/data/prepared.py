@@ -265,6 +265,51 @@ class PreparedData:
   def _index_of_raw_user(self) -> dict[str, int]:
     return {raw_id: index for index, raw_id in enumerate(self.users["raw_id"])}
 
+  def item_index(self, raw_id: str | int, domain: str | None = None) -> int:
+    """Returns the id 1..V of the item with this id in the raw data; see `find_item`.
+
+    Raises:
+      ValueError: there is no such item, or several domains have one and none is given.
+    """
+    item = self.find_item(raw_id, domain)
+    if not item:
+      examples = ", ".join(map(repr, self.items["raw_id"].head(3)))
+      raise ValueError(f"item {str(raw_id)!r} is not in the prepared data ({self.num_items} items such as {examples})")
+    return item
+
+  def find_item(self, raw_id: str | int, domain: str | None = None) -> int:
+    """Returns the id 1..V of the item with this id in the raw data; 0: there is no such item.
+
+    Args:
+      raw_id: as in the raw data.
+      domain: name of the item's domain, needed where domains share raw ids (`item_identity="per_domain"`).
+
+    Raises:
+      ValueError: several domains have an item with this id, and none is given.
+    """
+    found = self._items_of_raw_id.get(str(raw_id), 0)
+    if isinstance(found, int):
+      return found
+    by_domain = {self.domain_names[self.items["domain_id"][item - 1] - 1]: item for item in found}
+    if domain is None:
+      raise ValueError(f"raw id {str(raw_id)!r} is an item of each of {', '.join(map(repr, by_domain))}; name a domain")
+    return by_domain.get(domain, 0)
+
+  def item_raw_id(self, item: int) -> str:
+    """Returns the id that the item 1..V has in the raw data."""
+    if not 1 <= item <= self.num_items:
+      raise ValueError(f"{item=} is outside 1..{self.num_items}")
+    return self.items["raw_id"][item - 1]
+
+  @functools.cached_property
+  def _items_of_raw_id(self) -> dict[str, int | list[int]]:
+    """Raw id to its item, or to its items in several domains."""
+    found: dict[str, int | list[int]] = {}
+    for item, raw_id in enumerate(self.items["raw_id"], 1):
+      before = found.get(raw_id)
+      found[raw_id] = item if before is None else [*(before if isinstance(before, list) else [before]), item]
+    return found
+
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
   """Returns the split of each event: a user's last event 2, the second-to-last 1, earlier ones 0.

@@ -54,7 +54,11 @@ class SequenceTask(BaseTask):
       ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
     """
     config_lib.check_config(config)
-    data = load.load_data(config.data)
+    return cls.from_data(config, load.load_data(config.data))
+
+  @classmethod
+  def from_data(cls, config: ConfigDict, data: PreparedData) -> SequenceTask:
+    """Returns the task of a config and data that are in memory; `config.data` says how histories become sequences."""
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = item.build(config.objective.to_dict())

@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-from absl import flags
 
 from jaxrec.cli import evaluate, recommend, sweep
 from jaxrec.train import loop
@@ -22,21 +21,6 @@ def trained(tmp_path_factory):
   config = tiny_run.get_config()
   config.train.num_epochs = 1
   return workdir, loop.run(config, str(workdir))
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-  """Returns a function that calls a program with flags and returns its standard output."""
-
-  def run(program, *arguments):
-    values = flags.FlagValues()
-    program.define_flags(values)
-    values([program.__name__, *arguments])
-    monkeypatch.setattr(program, "FLAGS", values)
-    program.main([program.__name__])
-    return capsys.readouterr().out
-
-  return run
 
 
 def test_a_checkpoint_has_the_metrics_of_its_training_run(trained, call):

@@ -46,26 +46,49 @@ def read_table(
     ValueError: a column is missing, a value is empty or not of its type, a time has another unit.
   """
   path = require_file(raw)
-  name_of = {
-    "user": user,
-    "item": item,
-    "timestamp": timestamp,
-    "domain": domain,
-    "action": action,
-    "rating": rating,
-    "title": title,
-  }
-  name_of = {meaning: name for meaning, name in name_of.items() if name}
-  if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
-    raise ValueError(f"{missing} must name columns of the file")
+  named = {"user": user, "item": item, "timestamp": timestamp, "domain": domain}
+  name_of = _names(named | {"action": action, "rating": rating, "title": title})
   columns = {name: _column(meaning, ids, time_unit) for meaning, name in name_of.items()}
-  if len(columns) < len(name_of):
-    raise ValueError(f"a column is given for two purposes: {name_of}")
   if path.suffix == ".parquet":
     rows = _read_parquet(path, columns)
   else:
     rows = _read_csv(path, columns, separator, header, names)
   return _log(rows.rename({name: meaning for meaning, name in name_of.items()}))
+
+
+def log_of_table(
+  table: pl.DataFrame,
+  *,
+  user: str = "user",
+  item: str = "item",
+  timestamp: str | None = "timestamp",
+  domain: str | None = None,
+  action: str | None = None,
+  rating: str | None = None,
+  title: str | None = None,
+  ids: str = "string",
+  time_unit: str = "s",
+) -> InteractionLog:
+  """Returns the named columns of a table in memory; the arguments are those of `read_table`.
+
+  Raises:
+    ValueError: a column is missing, a value is empty or not of its type, a time has another unit.
+  """
+  named = {"user": user, "item": item, "timestamp": timestamp, "domain": domain}
+  name_of = _names(named | {"action": action, "rating": rating, "title": title})
+  columns = {name: _column(meaning, ids, time_unit) for meaning, name in name_of.items()}
+  rows = _selected(table, columns, pathlib.Path("events"))
+  return _log(rows.rename({name: meaning for meaning, name in name_of.items()}))
+
+
+def _names(name_of: dict[str, str | None]) -> dict[str, str]:
+  """Returns meaning -> column for the columns that are named."""
+  given = {meaning: name for meaning, name in name_of.items() if name}
+  if missing := [meaning for meaning in _REQUIRED if meaning not in given]:
+    raise ValueError(f"{missing} must name columns of the file")
+  if len(set(given.values())) < len(given):
+    raise ValueError(f"a column is given for two purposes: {given}")
+  return given
 
 
 def _column(meaning: str, ids: str, time_unit: str) -> Column:
@@ -102,17 +125,24 @@ def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> pl.DataFram
   try:
     lazy = pl.scan_parquet(path)
     schema = lazy.collect_schema()
-    missing = [name for name in columns if name not in schema]
-    if missing:
-      raise ValueError(f"{path}: no column {missing}; it has {list(schema)}")
+    _check_columns(columns, list(schema), path)
     table = lazy.select(list(columns)).collect(engine="streaming")
   except pl.exceptions.PolarsError as error:
     raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+  return _selected(table, columns, path)
+
+
+def _check_columns(columns, present, path):
+  if missing := [name for name in columns if name not in present]:
+    raise ValueError(f"{path}: no column {missing}; it has {present}")
+
+
+def _selected(table: pl.DataFrame, columns: dict[str, Column], path: pathlib.Path) -> pl.DataFrame:
+  """Returns columns of a table with the dtypes that they are read with."""
+  _check_columns(columns, table.columns, path)
   if table.is_empty():
     raise ValueError(f"{path}: has no rows")
-  for name, column in columns.items():
-    table = table.with_columns(_cast(table[name], column, path))
-  return table
+  return table.select(_cast(table[name], column, path) for name, column in columns.items())
 
 
 def _cast(series: pl.Series, column: Column, path: pathlib.Path) -> pl.Series:

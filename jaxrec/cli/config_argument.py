@@ -1,0 +1,77 @@
+"""The flags --config and --data: a config file, or the name of a config whose sizes are derived from prepared data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+_CONFIG, _DATA = "--config", "--data"
+_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "named_config_file.py")
+CONFIG_HELP = "Config file, or a name of `jaxrec train --list`; --config.group.key=value changes a setting."
+DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes; same as --config.data.prepared."
+
+
+def with_config_file(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments of a program with --config=NAME --data=FOLDER replaced by what absl's config flag reads.
+
+  Args:
+    argv: program and its arguments. A config that ends with ".py", perhaps followed by ":argument", is a file.
+
+  >>> with_config_file(["train", "--config=paper.py", "--data=prepared/log"])
+  ['train', '--config=paper.py', '--config.data.prepared=prepared/log']
+  >>> with_config_file(["train", "--config", "hstu", "--data=log"])[1].split("cli/")[1].split("|")[0]
+  'named_config_file.py:hstu'
+  """
+  config, rest = _taken(_CONFIG, argv)
+  data, rest = _taken(_DATA, rest)
+  program, *rest = rest
+  if data is not None and not is_name(config):
+    rest = [f"{_CONFIG}.data.prepared={data}", *rest]
+  try:
+    return [program, *([] if config is None else [f"{_CONFIG}={config_file(config, data)}"]), *rest]
+  except ValueError as error:
+    sys.exit(f"FATAL Flags parsing error: {error}")
+
+
+def is_name(config: str | None) -> bool:
+  """Returns whether a config is a name; files end with ".py", perhaps followed by ":argument"."""
+  return config is not None and not config.partition(":")[0].endswith(".py")
+
+
+def config_file(config: str, data: str | None) -> str:
+  """Returns the config file that stands for a name and a folder of prepared data; files stay as they are.
+
+  Raises:
+    ValueError: a name without data.
+  """
+  if not is_name(config):
+    return config
+  if not data:
+    raise ValueError(
+      f"--config={config} is a name, not a file: its sizes come from the data. Give --data=FOLDER, which `jaxrec"
+      " prepare` writes"
+    )
+  return f"{_FILE}:{config}|{os.path.abspath(data)}"
+
+
+def label(config: str) -> str:
+  """Returns a short name of a config file.
+
+  >>> label("experiments/configs/abxi.py:hstu-base"), label(config_file("sasrec", "prepared/log"))
+  ('abxi', 'sasrec')
+  """
+  path, _, argument = config.partition(":")
+  return argument.partition("|")[0] if path == _FILE else os.path.splitext(os.path.basename(path))[0]
+
+
+def _taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+  """Returns the last value of a flag, None without, and the other arguments."""
+  value, rest, arguments = None, [], iter(argv)
+  for argument in arguments:
+    name, equals, text = argument.partition("=")
+    if name.replace("-", "") == flag.replace("-", "") and name.startswith("-"):
+      value = text if equals else next(arguments, None)
+    else:
+      rest.append(argument)
+  return value, rest
