@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from jaxrec import parallel
 from jaxrec.analysis import autocdsr_analysis, autocdsr_plots
@@ -31,7 +31,6 @@ from jaxrec.data.generators.planted_transfer import planted_truth
 from jaxrec.evaluation.model import evaluation_batches, user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS, UserRanks
 from jaxrec.train.config import SEQUENTIAL
-from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
 from jaxrec.train.sequence_task import SequenceTask
 from jaxrec.train.writers import read_json, read_records, write_json
@@ -53,7 +52,6 @@ def main(argv: list[str]) -> None:
   """Analyzes the runs named by the flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
-  logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     runs = {name: load(workdir) for name, workdir in names_of(FLAGS.runs).items()}
     singles = [load(workdir, single=True) for workdir in FLAGS.single]

@@ -6,7 +6,7 @@ import sys
 
 from jaxrec.cli.process import start
 
-PROGRAMS = ("prepare", "train", "evaluate", "recommend", "sweep", "demo")
+PROGRAMS = ("prepare", "train", "evaluate", "recommend", "sweep", "check", "demo")
 
 
 def main() -> None:

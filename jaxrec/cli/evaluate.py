@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.batches.evaluation import evaluation_batches
@@ -20,7 +20,6 @@ from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_or
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.train.config import SEQUENTIAL
-from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.runs import load_run
 from jaxrec.train.sequence_task import SequenceTask, train_users
 from jaxrec.train.writers import write_json
@@ -32,7 +31,6 @@ def main(argv: list[str]) -> None:
   """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
-  logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
     task = loaded.task

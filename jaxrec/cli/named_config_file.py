@@ -18,5 +18,8 @@ def get_config(argument: str) -> ConfigDict:
     config = named_config(name, data)
   except ValueError as error:
     sys.exit(f"FATAL Flags parsing error: --config={name} --data={folder}: {error}")
-  print(f"{name}: {sizes_text(config, data)}; --config.group.key=value changes a setting", file=sys.stderr)
+  print(
+    f"{name}, derived from the data: {sizes_text(config, data)} (--config.group.key=value changes a setting)",
+    file=sys.stderr,
+  )
   return config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
+import logging
 import os
 import platform
 import sys
@@ -10,6 +12,7 @@ import sys
 _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, which glibc does not return to the kernel.
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
 _VARIABLE = "GLIBC_TUNABLES"
+_DEVICE_FILES = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd", "dxg")  # NVIDIA, TPU, TPU, AMD, GPUs in Windows.
 
 
 def start(module: str) -> None:
@@ -22,9 +25,12 @@ def start(module: str) -> None:
   """
   restart_with_huge_pages()
   use_compilation_cache()
+  use_cpu_without_accelerator()
   program = importlib.import_module(module)
   from absl import app
+  from absl import logging as absl_logging
 
+  absl_logging.get_absl_handler().addFilter(is_of_interest)
   program.define_flags()
   sys.argv = getattr(program, "rewrite_arguments", list)(sys.argv)  # Config flags look for overrides in sys.argv.
   app.run(program.main, flags_parser=parse_flags)
@@ -58,6 +64,21 @@ def restart_with_huge_pages() -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_cpu_without_accelerator() -> None:
+  """Sets `JAX_PLATFORMS=cpu` on Linux machines without a device file of a GPU or TPU, unless it is set.
+
+  Otherwise installed plug-ins of GPUs and TPUs look for their devices at each start and print what they don't find.
+  """
+  has_device = any(glob.glob(f"/dev/{pattern}") for pattern in _DEVICE_FILES)
+  if platform.system() == "Linux" and not has_device:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def is_of_interest(record: logging.LogRecord) -> bool:
+  """Whether a log record is shown: those of Orbax only from errors on, or there are a dozen for each checkpoint."""
+  return record.levelno >= logging.ERROR or "orbax" not in record.pathname
 
 
 def use_compilation_cache() -> None:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from tqdm import tqdm
 
 from jaxrec.cli.history_files import read_histories
@@ -27,7 +27,6 @@ from jaxrec.recommenders import load
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
 from jaxrec.serving.recommender import Recommender
-from jaxrec.train.log import HideOrbaxDetails
 
 FLAGS = flags.FLAGS
 
@@ -36,7 +35,6 @@ def main(argv: list[str]) -> None:
   """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; users are given as --user=<id>")
-  logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     print(_write_table() if FLAGS.out else _as_text())
   except (OSError, ValueError) as error:

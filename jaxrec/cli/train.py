@@ -19,7 +19,6 @@ On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deter
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 
@@ -29,8 +28,8 @@ from ml_collections import config_flags
 
 from jaxrec import parallel
 from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
+from jaxrec.cli.summary_table import summary_table
 from jaxrec.cli.text_table import text_table
-from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.loop import run
 from jaxrec.train.monitor import Interrupted, NonFiniteLossError, TableError
 from jaxrec.train.named_configs import NAMES
@@ -46,7 +45,6 @@ def main(argv: list[str]) -> None:
   if FLAGS.list:
     print(config_list())
     return
-  logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     parallel.initialize(
       FLAGS.coordinator_address,
@@ -65,7 +63,8 @@ def main(argv: list[str]) -> None:
     if not jax.distributed.is_initialized():
       raise
     parallel.abort(traceback.format_exc())
-  print(json.dumps(summary, indent=2))
+  if jax.process_index() == 0:
+    print(f"{summary_table(summary)}\nwritten to {FLAGS.workdir}/summary.json")
 
 
 def config_list() -> str:

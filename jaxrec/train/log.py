@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging as stdlib_logging
 import os
 from typing import Any
 
@@ -113,11 +112,3 @@ class RunLog:
   def _write_losses(self, step, means):
     values = means | {"learning_rate": float(self._schedule(step - 1))}
     self._writer.write("train", step, self._times.epoch(step), values)
-
-
-class HideOrbaxDetails(stdlib_logging.Filter):
-  """Drops what Orbax logs below a warning: a dozen lines for each checkpoint."""
-
-  def filter(self, record: stdlib_logging.LogRecord) -> bool:
-    """Whether the record is shown."""
-    return record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from jaxrec.cli import process
+
 PROGRAM = """
 import os, sys
 from jaxrec.cli.process import restart_with_huge_pages
@@ -36,3 +38,18 @@ def test_a_program_restarts_once_with_its_arguments(tmp_path):
 def test_tunables_set_by_the_user_are_kept(tmp_path):
   lines = run(tmp_path, PYTHONPATH=os.getcwd(), GLIBC_TUNABLES="glibc.malloc.check=0")
   assert lines == ["start", "glibc.malloc.check=0 --config.name=a b x"]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="devices are files in /dev on Linux")
+@pytest.mark.parametrize(("found", "expected"), [([], "cpu"), (["/dev/nvidia0"], None)])
+def test_plug_ins_look_for_devices_only_where_there_is_one(monkeypatch, found, expected):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setattr(process.glob, "glob", lambda pattern: found if "nvidia" in pattern else [])
+  process.use_cpu_without_accelerator()
+  assert os.environ.get("JAX_PLATFORMS") == expected
+
+
+def test_a_platform_set_by_the_user_is_kept(monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+  process.use_cpu_without_accelerator()
+  assert os.environ["JAX_PLATFORMS"] == "tpu"
