@@ -73,11 +73,13 @@ def call(monkeypatch, capsys):
   """Returns a function that calls a program with flags and returns its standard output."""
 
   def run(program, *arguments):
+    argv = getattr(program, "rewrite_arguments", list)([program.__name__, *arguments])
+    monkeypatch.setattr("sys.argv", argv)  # Overrides of a config are looked for there.
     values = flags.FlagValues()
     program.define_flags(values)
-    values([program.__name__, *arguments])
+    values(argv)
     monkeypatch.setattr(program, "FLAGS", values)
-    program.main([program.__name__])
+    program.main(argv[:1])
     return capsys.readouterr().out
 
   return run

@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from test_house import LEVEL_IN_JAXREC
 
 from jaxrec.cli import sweep
+from jaxrec.data.generators.synthetic import synthetic_data
 from jaxrec.data.preparation.prepare import PrepareOptions, reader_parameters
 from jaxrec.train.task import task_class
 
@@ -41,9 +42,12 @@ def shell_commands() -> list[list[str]]:
 
 
 def program_commands() -> list[tuple[str, list[str]]]:
-  """Returns module and arguments of every `python -m <program of ours>`, also behind `srun` or inside quotes."""
+  """Returns module and arguments of every `python -m <program of ours>`, also behind `srun` or inside quotes, and of
+  every `jaxrec <program>`."""
   found = []
   for words in shell_commands():
+    if words[0] == "jaxrec":
+      found.append((f"jaxrec.cli.{words[1]}", words[2:]))
     words = [part for word in words for part in (shlex.split(word) if "python -m" in word else [word])]
     if "-m" in words and (rest := words[words.index("-m") + 1 :])[0].split(".")[0] in ("experiments", "jaxrec"):
       found.append((f"jaxrec.cli.{rest[1]}", rest[2:]) if rest[0] == "jaxrec.cli" else (rest[0], rest[1:]))
@@ -57,13 +61,22 @@ def parsed(module: str, arguments: list[str], monkeypatch) -> flags.FlagValues:
   """Returns the flags of a program as its command line sets them; an unknown flag or setting raises."""
   if module.startswith("experiments.") and importlib.util.find_spec(f"jaxrec.cli.{module.split('.')[-1]}"):
     module = f"jaxrec.cli.{module.split('.')[-1]}"  # The door leads there.
-  argv = [module, *arguments]
+  program = importlib.import_module(module)
+  argv = getattr(program, "rewrite_arguments", list)([module, *arguments])
   monkeypatch.setattr(sys, "argv", argv)  # Overrides of a config are looked for there.
   monkeypatch.chdir(REPOSITORY)
   values = flags.FlagValues()
-  importlib.import_module(module).define_flags(values)
+  program.define_flags(values)
   values(argv)
   return values
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A folder of prepared data, from which configs by name derive their sizes."""
+  path = tmp_path_factory.mktemp("readme") / "data"
+  synthetic_data(num_users=20, num_items=24).save(path)
+  return path
 
 
 @pytest.mark.parametrize("path", [path for path in READMES if code_blocks(path, "python")])
@@ -77,7 +90,9 @@ def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads config files so.
 @pytest.mark.parametrize(("module", "arguments"), PROGRAMS, ids=[f"{i}-{name}" for i, (name, _) in enumerate(PROGRAMS)])
-def test_flags_configs_and_settings_of_the_commands_exist(module, arguments, monkeypatch):
+def test_flags_configs_and_settings_of_the_commands_exist(module, arguments, monkeypatch, prepared):
+  if any(argument.startswith("--config=") and ".py" not in argument for argument in arguments):
+    arguments = [f"--data={prepared}" if argument.startswith("--data=") else argument for argument in arguments]
   values = parsed(module, arguments, monkeypatch)
   if "config" in values and values["config"].value is not None:
     config = values["config"].value

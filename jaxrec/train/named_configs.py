@@ -107,7 +107,8 @@ def _sequential(data: PreparedData) -> ConfigDict:
     }  # fmt: skip
   config.optimizer.learning_rate = 3e-3
   config.optimizer.schedule = "warmup_cosine"
-  config.optimizer.warmup_steps = 50
+  users = int(np.count_nonzero(np.diff(data.offsets)))
+  config.optimizer.warmup_steps = min(50, users // sizes.batch_size // 2)  # Less than one epoch.
   if not data.has_timestamps:
     config.data.request_time = "last_event"
   if data.num_domains > 1:
