@@ -17,6 +17,7 @@ _HOMES = {
   "SequenceBatch": "jaxrec.batches",
   "CandidateBatch": "jaxrec.batches",
   "next_item_batch": "jaxrec.batches",
+  "check_batch": "jaxrec.models.batch_check",
   "PreparedData": "jaxrec.data.prepared",
   "prepare": "jaxrec.data.preparation.prepare",
   "synthetic_data": "jaxrec.data.generators.synthetic",

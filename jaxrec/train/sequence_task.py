@@ -19,6 +19,7 @@ from jaxrec.data import load, single_domain
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation.model import evaluate_ranker
+from jaxrec.models.batch_check import check_batch
 from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.objectives.objective import Objective
@@ -70,6 +71,7 @@ class SequenceTask(BaseTask):
     """See `Task`; in "final" the validation events are trained on too."""
     options = training_options(self.config, self.data, int(phase == FINAL), mesh)
     batches = TrainingBatches(self.data, options)
+    check_batch(batches[0], self.model)
     description = (
       f"{batches.users_per_epoch} users; steps of {options.rows_per_batch} rows x {options.row_length} positions"
     )
