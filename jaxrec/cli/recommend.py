@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import numpy as np
 from absl import app, flags
-from tqdm import tqdm
 
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
@@ -27,6 +26,7 @@ from jaxrec.recommenders import load
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
 from jaxrec.serving.recommender import Recommender
+from jaxrec.train.progress import progress_bar
 
 FLAGS = flags.FLAGS
 
@@ -64,7 +64,7 @@ def _write_table() -> str:
   identity = _options() | {"users": count, "part_size": FLAGS.part_size, "checkpoint": _checkpoint_identity()}
   parts = PartFiles(FLAGS.out, identity)
   starts = range(0, count, FLAGS.part_size)
-  bar = tqdm(total=count, unit="user", desc="recommend", mininterval=0.5 if sys.stderr.isatty() else 30)
+  bar = progress_bar(total=count, unit="user", desc="recommend")
   for part, start in enumerate(starts):
     end = min(start + FLAGS.part_size, count)
     if not parts.has(part):

@@ -17,6 +17,33 @@ from jaxrec.train.writers import MetricsWriter
 _TRACED_STEPS = (10, 20)  # Of this process: compilation is over by then.
 
 
+def progress_bar(**options: Any) -> tqdm:
+  """Returns a progress bar on standard error: on a terminal one that moves, in a file a line every 30 seconds.
+
+  Args:
+    **options: those of `tqdm`, such as `total`, `desc` and `unit`.
+  """
+  is_terminal = sys.stderr.isatty()
+  return tqdm(
+    **options,
+    file=sys.stderr if is_terminal else _Lines(),
+    dynamic_ncols=is_terminal,
+    mininterval=0.5 if is_terminal else 30,
+    disable=jax.process_index() != 0,
+  )
+
+
+class _Lines:
+  """A file for `tqdm` that writes each state of the bar as a line of its own to standard error."""
+
+  def write(self, text: str) -> None:
+    if line := text.strip("\r\n "):
+      sys.stderr.write(f"{line}\n")
+
+  def flush(self) -> None:
+    sys.stderr.flush()
+
+
 class Speed:
   """Counts what was trained on, such as users and tokens, in a progress bar and in timing.jsonl."""
 
@@ -29,15 +56,8 @@ class Speed:
       first_step: the one that comes next.
     """
     self._times, self._count = plan.timetable, plan.count
-    self._bar = tqdm(
-      total=self._times.num_steps,
-      initial=first_step - 1,
-      desc=phase,
-      unit="step",
-      dynamic_ncols=True,
-      mininterval=0.5 if sys.stderr.isatty() else 30,  # A log file needs no animation.
-      disable=jax.process_index() != 0,
-    )
+    self._bar = progress_bar(total=self._times.num_steps, initial=first_step - 1, desc=phase, unit="step")
+    self._is_first = True
     self._hosts = jax.process_count()
     self._unit = "examples"
     self._restart()
@@ -56,6 +76,8 @@ class Speed:
     shown |= {name.replace("_per_second", "/s"): f"{speed:.0f}" for name, speed in self._speeds().items()}
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
+    if self._is_first:  # It compiled: time left is estimated from the steps that follow.
+      self._bar.initial, self._bar.start_t, self._is_first = self._bar.n, time.time(), False
 
   def write(self, writer: MetricsWriter, kind: str, step: int) -> None:
     """Writes the speed since the last writing, if there was any step; the device must be idle."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -168,7 +169,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
   )
   devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
   unit = devices * microbatches
-  rows = settings.rows_per_batch or rows_for(data, options, config.train.batch_size, multiple_of=unit)
+  rows = settings.rows_per_batch or _rows(data, options, config.train.batch_size, unit)
   if rows % unit:
     raise ValueError(
       f"data.rows_per_batch={rows} must be divisible by {devices} devices along data and fsdp x"
@@ -176,6 +177,18 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     )
   shard = parallel.host_shard(mesh)
   return dataclasses.replace(options, rows_per_batch=rows, shard_index=shard.index, shard_count=shard.count)
+
+
+def _rows(data, options, batch_size, unit):
+  """Returns the rows that hold `batch_size` users, rounded up to a multiple of the devices; says where that is more."""
+  rows = rows_for(data, options, batch_size, multiple_of=unit)
+  needed = rows if unit == 1 else rows_for(data, options, batch_size)
+  if rows > needed:
+    logging.warning(
+      "a step holds about %d users, not %d: its %d rows are rounded up to %d, a multiple of %d (devices x accumulate)",
+      round(batch_size * rows / needed), batch_size, needed, rows, unit,
+    )  # fmt: skip
+  return rows
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
