@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -166,6 +167,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     reveal_domain=settings.reveal_domain,
     seed=config.seed,
     only_users=train_users(config, data, last_split),
+    action_weights=action_weights(config),
   )
   devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
   unit = devices * microbatches
@@ -189,6 +191,22 @@ def _rows(data, options, batch_size, unit):
       round(batch_size * rows / needed), batch_size, needed, rows, unit,
     )  # fmt: skip
   return rows
+
+
+def action_weights(config: ConfigDict) -> tuple[tuple[int, float], ...] | None:
+  """Returns the weights of targets by their action that `config.data.action_weights` gives; None: all weigh 1.
+
+  Raises:
+    ValueError: an action that is no whole number, or a weight that is negative or not finite.
+  """
+  pairs = []
+  for action, weight in config.data.action_weights.items():
+    if not str(action).isdigit() or not math.isfinite(weight) or weight < 0:
+      raise ValueError(
+        f"config.data.action_weights[{action!r}]={weight}: actions are whole numbers, weights finite and not negative"
+      )
+    pairs.append((int(action), float(weight)))
+  return tuple(pairs) or None
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -43,11 +44,16 @@ class EventColumns:
 
   Times are int32 seconds since the first event of the data set. `action` is None if all actions are 0.
 
+  Args:
+    data: prepared columns.
+    action_weights: pairs of an action and the weight of its events as targets; other events are no targets. None: all
+      events weigh 1.
+
   Raises:
-    ValueError: the events span more seconds than an int32 can hold (68 years).
+    ValueError: the events span more seconds than an int32 can hold (68 years), or weights for data without actions.
   """
 
-  def __init__(self, data: PreparedData):
+  def __init__(self, data: PreparedData, action_weights: Sequence[tuple[int, float]] | None = None):
     self.item_id, self.domain_id, self._timestamp = data.item_id, data.domain_id, data.timestamp
     self.num_items = data.num_items
     self.action = data.action if np.any(data.action) else None
@@ -59,6 +65,18 @@ class EventColumns:
         " of them 0?"
       )
     self._has_timestamps = data.has_timestamps
+    self._action_weights = action_weights or None
+    if self._action_weights and self.action is None:
+      raise ValueError(f"{action_weights=} is given, but the data has no actions; prepare it with an action column")
+
+  def target_weights(self, events: Int[np.ndarray, " E"]) -> Float[np.ndarray, " E"]:
+    """Returns the weights of events as targets."""
+    if not self._action_weights:
+      return np.ones(len(events), np.float32)
+    weights = np.zeros(len(events), np.float32)
+    for action, weight in self._action_weights:
+      weights[self.action[events] == action] = weight
+    return weights
 
   def seconds(self, events: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
     """Returns the times of events, given by index; 0 if the data has no times."""
@@ -103,7 +121,7 @@ def next_item_rows(columns: EventColumns, spans: Spans, shape: tuple[int, int], 
     target_item=grid.fill(columns.item_id[event + 1]),
     target_domain=grid.fill(columns.domain_id[event + 1]),
     target_time=grid.fill(columns.seconds(event + 1 if request_time == "target" else event)),
-    target_weight=grid.fill(np.ones(len(event), np.float32)),
+    target_weight=grid.fill(columns.target_weights(event + 1)),
   )
 
 
@@ -138,7 +156,7 @@ def masked_item_rows(
     target_item=grid.fill(np.where(masked, columns.item_id[event], 0)),
     target_domain=grid.fill(np.where(masked, columns.domain_id[event], 0)),
     target_time=inputs["timestamp"].copy(),
-    target_weight=grid.fill(masked.astype(np.float32)),
+    target_weight=grid.fill(masked * columns.target_weights(event)),
   )
 
 

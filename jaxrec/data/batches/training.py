@@ -43,6 +43,8 @@ class TrainingOptions:
   shard_index, shard_count: this host takes rows_per_batch / shard_count rows of each global batch; the global batch
     does not depend on shard_count.
   only_users: indices of the users to train on; None for all.
+  action_weights: pairs of an action and the weight of its events as targets; events with other actions are read, but
+    are no targets. None: every event is a target of weight 1.
   """
 
   max_length: int
@@ -60,6 +62,7 @@ class TrainingOptions:
   shard_index: int = 0
   shard_count: int = 1
   only_users: tuple[int, ...] | None = None
+  action_weights: tuple[tuple[int, float], ...] | None = None
 
 
 def training_batches(data: PreparedData, options: TrainingOptions, prefetch: int = 4) -> grain.IterDataset:
@@ -134,7 +137,7 @@ class TrainingBatches:
     """
     _check_options(options)
     self._options = options
-    self._columns = rows.EventColumns(data)
+    self._columns = rows.EventColumns(data, options.action_weights)
     self._users, self._lengths = _trained_users(data, options)
     if not len(self._users):
       raise ValueError(f"no user has two events with split <= {options.last_split=}; check the split of the data")
