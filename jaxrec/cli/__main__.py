@@ -6,7 +6,7 @@ import sys
 
 from jaxrec.cli.process import start
 
-PROGRAMS = ("prepare", "train", "evaluate", "recommend", "sweep", "check", "demo")
+PROGRAMS = ("prepare", "train", "evaluate", "recommend", "export-vectors", "sweep", "check", "demo")
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
   if len(sys.argv) < 2 or sys.argv[1] not in PROGRAMS:
     sys.exit(f"usage: jaxrec {{{','.join(PROGRAMS)}}} [--flags]; `jaxrec train --help` lists the flags of a program")
   program = sys.argv.pop(1)
-  start(f"jaxrec.cli.{program}")
+  start(f"jaxrec.cli.{program.replace('-', '_')}")
 
 
 if __name__ == "__main__":

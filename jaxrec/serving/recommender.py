@@ -157,7 +157,7 @@ class Recommender:
     """
     index = np.array([self._item(item) for item in items], np.int64)
     found = self._histories(users, histories)
-    scores = self._user_vectors(found, domain, at) @ self._vectors[index].T  # [B, K]
+    scores = self.vectors_of(found, domain=domain, at=at) @ self._vectors[index].T  # [B, K]
     return np.where(found.lengths[:, None] > 0, scores, np.nan)
 
   def similar(self, item: str | int, k: int = 10, domain: str | None = None) -> tuple[RecommendedItem, ...]:
@@ -199,7 +199,14 @@ class Recommender:
     Args:
       users, histories, domain, at: as in `recommend`.
     """
-    return self._user_vectors(self._histories(users, histories), domain, at)
+    return self.vectors_of(self._histories(users, histories), domain=domain, at=at)
+
+  def vectors_of(self, histories: Histories, *, domain: str | None = None, at: Any = None) -> Float[np.ndarray, "B M"]:
+    """Returns the query vectors of histories that are columns already; see `user_vectors`."""
+    vectors = np.zeros((len(histories), self._vectors.shape[1]), np.float32)
+    for rows, batch in self._batches(histories, domain, at, None):
+      vectors[rows] = np.asarray(self._queries(batch))[batch.user >= 0]
+    return vectors
 
   @functools.cached_property
   def _vectors(self) -> np.ndarray:
@@ -244,12 +251,6 @@ class Recommender:
     if name not in self.data.domain_names:
       raise ValueError(f"domain={name!r} is unknown; the data has {', '.join(map(repr, self.data.domain_names))}")
     return self.data.domain_names.index(name) + 1
-
-  def _user_vectors(self, histories, domain, at):
-    vectors = np.zeros((len(histories), self._vectors.shape[1]), np.float32)
-    for rows, batch in self._batches(histories, domain, at, None):
-      vectors[rows] = np.asarray(self._queries(batch))[batch.user >= 0]
-    return vectors
 
   def _batches(self, histories, domain, at, held_out):
     """Yields (indices of histories, batch) for the histories that are not empty."""

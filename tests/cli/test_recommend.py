@@ -1,10 +1,11 @@
 """`recommend` writes tables for users of the data and for strangers, in parts that survive a kill."""
 
+import numpy as np
 import polars as pl
 import pytest
 from known_scores import recommender
 
-from jaxrec.cli import recommend
+from jaxrec.cli import export_vectors, recommend
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
 from jaxrec.data.preparation.prepare import prepare
@@ -110,3 +111,16 @@ def test_an_existing_table_is_not_overwritten(write, tmp_path):
   with pytest.raises(SystemExit, match="exists already"):
     write("--all", f"--out={tmp_path / 'a.csv'}")
   assert (tmp_path / "a.csv").read_text() == "mine"
+
+
+def test_exported_vectors_give_the_scores_of_the_model(call, monkeypatch, tmp_path):
+  known = recommender()
+  monkeypatch.setattr(export_vectors, "load", lambda *_: known)
+  text = call(export_vectors, f"--workdir={tmp_path}", f"--out={tmp_path / 'vectors'}")
+  assert "6 items, 3 users" in text
+  items, users = (pl.read_parquet(tmp_path / "vectors" / f"{name}.parquet") for name in ("items", "users"))
+  scores = users["vector"].to_numpy() @ items["vector"].to_numpy().T
+  np.testing.assert_array_equal(scores, known.score(items["item"].to_list(), users=users["user"].to_list()))
+  assert items.select("item", "title", "domain").row(5) == ("f6", "Heat", "films")
+  np.testing.assert_array_equal(np.load(tmp_path / "vectors" / "users.npy"), users["vector"].to_numpy())
+  assert sorted(path.suffix for path in (tmp_path / "vectors").iterdir()) == [".npy", ".npy", ".parquet", ".parquet"]
