@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import shlex
 import sys
 import time
 import urllib.parse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,17 @@ from absl import flags
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources import GENERATED, source_names
+from jaxrec.data.sources import GENERATED, SOURCES, generator, source_names, source_reader
 
 FLAGS = flags.FLAGS
 
+_ANY = "any source"
 _MAX_DOMAINS = 40  # More domains are not listed.
 
 
 def _all_options() -> dict[str, list[str]]:
   """Returns option -> names of the sources that have it; every source has those of `PrepareOptions`."""
-  sources = {field.name: ["any source"] for field in dataclasses.fields(PrepareOptions)}
+  sources = {field.name: [_ANY] for field in dataclasses.fields(PrepareOptions)}
   for source in source_names():
     for name in reader_parameters(source):
       if name != "sources":
@@ -148,5 +151,51 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
   merge_help = "With --source=merge: name=source:raw or name=source:raw?option=value&…; repeatable."
   flags.DEFINE_multi_string("sources", [], merge_help, flag_values=values)
+  chosen = _named_source(sys.argv)
   for name, sources in _all_options().items():
-    flags.DEFINE_string(name, None, f"Option of {', '.join(sources)}.", flag_values=values)
+    flags.DEFINE_string(name, None, option_help(name, sources, chosen), flag_values=values)
+
+
+def hidden_flags(argv: Sequence[str]) -> set[str]:
+  """Returns the options that the source named in the arguments does not have; none where none is named."""
+  source = _named_source(argv)
+  return {name for name, having in _all_options().items() if source and having != [_ANY] and source not in having}
+
+
+def _named_source(argv: Sequence[str]) -> str | None:
+  named = [text.partition("=")[2] for text in argv if text.startswith("--source=")]
+  return named[-1] if named and named[-1] in source_names() else None
+
+
+def option_help(name: str, sources: Sequence[str], chosen: str | None = None) -> str:
+  """Returns the help of an option: what the docstring of a reader that has it says, and which sources have it.
+
+  Args:
+    name: of the option.
+    sources: those that have it.
+    chosen: one of them, whose docstring is read; None: the first.
+
+  >>> option_help("edition", ["amazon-ratings"])[:40]
+  'of amazon-ratings: "2014", "2018" or "20'
+  """
+  if sources == [_ANY]:
+    return _described(inspect.getdoc(PrepareOptions) or "").get(name, "")
+  source = chosen if chosen in sources else sources[0]
+  function = (source_reader if source in SOURCES else generator)(source)
+  text = _described(inspect.getdoc(function) or "").get(name, "")
+  return text if source == chosen else f"of {', '.join(sources)}: {text}"
+
+
+def _described(docstring: str) -> dict[str, str]:
+  """Returns name -> text of the arguments or fields that a docstring of the house describes, `name, other: text`."""
+  texts, names = {}, []
+  for line in docstring.splitlines():
+    match = re.match(r"\s*((?:\w+, )*\w+): (.*)", line)
+    if match:
+      names = match[1].split(", ")
+      texts |= dict.fromkeys(names, match[2])
+    elif names and line.strip():
+      texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    else:
+      names = []
+  return texts

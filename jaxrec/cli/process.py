@@ -8,6 +8,9 @@ import logging
 import os
 import platform
 import sys
+import textwrap
+from collections.abc import Collection
+from types import ModuleType
 
 _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, which glibc does not return to the kernel.
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
@@ -18,7 +21,8 @@ _DEVICE_FILES = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd", "dxg")  # NVIDI
 def start(module: str) -> None:
   """Runs the program in a module with `main(argv)` and `define_flags()`. Call it before JAX is imported.
 
-  A module may have `rewrite_arguments(argv)` too, which is applied before flags are parsed.
+  A module may have `rewrite_arguments(argv)`, which is applied before flags are parsed, and `hidden_flags(argv)`, the
+  names that `--help` leaves out.
 
   Args:
     module: dotted name such as "jaxrec.cli.train".
@@ -32,8 +36,29 @@ def start(module: str) -> None:
 
   absl_logging.get_absl_handler().addFilter(is_of_interest)
   program.define_flags()
+  if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+    print(help_text(program, getattr(program, "hidden_flags", set)(sys.argv)))
+    return
   sys.argv = getattr(program, "rewrite_arguments", list)(sys.argv)  # Config flags look for overrides in sys.argv.
   app.run(program.main, flags_parser=parse_flags)
+
+
+def help_text(program: ModuleType, hidden: Collection[str] = ()) -> str:
+  """Returns what a program does, and its flags with default and help.
+
+  Args:
+    program: its module; the flags are defined.
+    hidden: names of flags to leave out.
+  """
+  from absl import flags
+
+  lines = [program.__doc__.strip(), "", "Flags:"]
+  for flag in flags.FLAGS.get_key_flags_for_module(program.__name__):
+    if flag.name not in hidden:
+      shown = "" if flag.default in (None, "", []) else f" (default {flag.default})"
+      text = f"{flag.help}{shown}"
+      lines.append(textwrap.fill(f"--{flag.name}: {text}", 110, initial_indent="  ", subsequent_indent="      "))
+  return "\n".join(lines)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

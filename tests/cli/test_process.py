@@ -53,3 +53,13 @@ def test_a_platform_set_by_the_user_is_kept(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "tpu")
   process.use_cpu_without_accelerator()
   assert os.environ["JAX_PLATFORMS"] == "tpu"
+
+
+def test_help_explains_the_options_of_the_named_source():
+  command = [sys.executable, "-m", "jaxrec.cli", "prepare", "--source=table", "--help"]
+  done = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True)
+  assert done.returncode == 0
+  text = " ".join(done.stdout.split())
+  assert text.startswith("Converts raw data into prepared data")
+  assert '--time_unit: "s" or "ms" since 1970' in text
+  assert "--min_user_events: keep users" in text and "--edition" not in text
