@@ -150,7 +150,7 @@ class ClickTask(BaseTask):
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
     """See `Task`; in "final" the validation candidates are trained on too."""
     settings, shard = self.config.train, parallel.host_shard(mesh)
-    unit = parallel.num_row_parts(mesh) * settings.accumulate
+    unit = parallel.num_row_shards(mesh) * settings.accumulate
     if settings.batch_size % unit:
       raise ValueError(
         f"train.batch_size={settings.batch_size} must be divisible by devices x train.accumulate = {unit}"

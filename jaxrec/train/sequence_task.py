@@ -160,7 +160,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     seed=config.seed,
     only_users=train_users(config, data, last_split),
   )
-  devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
+  devices, microbatches = parallel.num_row_shards(mesh), config.train.accumulate
   unit = devices * microbatches
   rows = settings.rows_per_batch or rows_for(data, options, config.train.batch_size, multiple_of=unit)
   if rows % unit:
