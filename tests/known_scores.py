@@ -47,6 +47,16 @@ class HoursSinceLastEvent(NextItem):
     return jnp.broadcast_to(hours[..., None], (*hours.shape, self.num_items + 1)).astype(jnp.float32)
 
 
+class WithReservedRows(NextItem):
+  """Has three rows for items that the data does not have yet, which score highest."""
+
+  num_items: int = 9
+
+  def __call__(self, batch, deterministic=True):
+    scores = jnp.arange(self.num_items + 1.0)  # [V1]
+    return jnp.broadcast_to(scores, (*batch.item_id.shape, self.num_items + 1))  # [B, N, V1]
+
+
 def known_data(**changes):
   items = np.concatenate(list(EVENTS.values()))
   columns = {

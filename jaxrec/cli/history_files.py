@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxrec.data.preparation import filters
 from jaxrec.data.preparation.prepare import reader_parameters
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources.tabular import read_table
@@ -29,9 +30,10 @@ def read_histories(path: str, data: PreparedData) -> dict[str, list[tuple[Any, .
   options = {name: value for name, value in given.items() if name in reader_parameters(_TABLE) and name not in _UNUSED}
   if not data.has_timestamps:
     options["timestamp"] = None
-  events = read_table(path, **options).events
+  log = read_table(path, **options)
+  events = log.events
   if data.has_timestamps:
-    events = events.sort("timestamp", maintain_order=True)
+    events = filters.in_seconds(events.sort("timestamp", maintain_order=True), log.time_unit)
   names = [name for name in ("item", "timestamp", "domain") if name in events.columns]
   groups = events.group_by("user", maintain_order=True).agg(names).sort("user")
   return {str(user): list(zip(*columns, strict=True)) for user, *columns in groups.select("user", *names).iter_rows()}

@@ -22,6 +22,7 @@ from absl import app, flags
 
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
+from jaxrec.data.printable import printable
 from jaxrec.recommenders import load
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
   try:
     print(_write_table() if FLAGS.out else _as_text())
   except (OSError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
 
 
 def _as_text() -> str:
@@ -118,7 +119,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   text("workdir", None, "Workdir of the training run.", flag_values=values)
   flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; repeatable.", flag_values=values)
   number("random", 0, "Number of additional users, drawn at random.", lower_bound=0, flag_values=values)
-  number("seed", 0, "Seed of --random.", flag_values=values)
+  number("seed", 0, "Seed of --random.", lower_bound=0, flag_values=values)
   flags.DEFINE_bool("all", False, "All users of the data; needs --out.", flag_values=values)
   text("users_file", None, "Text file with the raw id of a user on each line; needs --out.", flag_values=values)
   text(

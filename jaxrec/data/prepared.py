@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrec.data import prepared_files
+from jaxrec.data.raw_items import RawItems
 
 if TYPE_CHECKING:
   import polars as pl
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+_MOST = 2**31 - 3  # Users or items: ids are int32, and two more are a mask token and a count.
 COLUMNS = {"item_id": np.int32, "domain_id": np.int32, "timestamp": np.int64, "action": np.int32, "split": np.uint8}
 
 
@@ -97,7 +99,7 @@ class PreparedData:
   ) -> PreparedData:
     """Returns prepared data in memory, for tests, notebooks and generated data.
 
-    Events must be sorted by user and time.
+    Events must be sorted by user and time. Numbers may have any type that holds whole numbers.
 
     Args:
       item_id: [num_events] items 1..V.
@@ -115,26 +117,27 @@ class PreparedData:
       source, options, counts: recorded in `meta`.
 
     Raises:
-      ValueError: lengths or ids do not fit together.
+      ValueError: lengths or ids do not fit together; a number is a fraction, NaN or too large; times fall inside a
+        user; names of domains or users repeat.
 
     >>> data = PreparedData.from_columns(user=[0, 0, 0, 1], item_id=[3, 1, 2, 2])
     >>> data.num_users, data.num_items, data.offsets.tolist(), data.split.tolist()
     (2, 3, [0, 3, 4], [0, 1, 2, 0])
     """
-    item_id = np.ascontiguousarray(item_id, dtype=np.int32)
+    item_id = _integers("item_id", item_id)
     if (user is None) == (offsets is None):
       raise ValueError("give exactly one of user and offsets")
-    offsets = _offsets_of(user) if offsets is None else np.asarray(offsets, np.int64)
+    offsets = _offsets_of(user) if offsets is None else _integers("offsets", offsets)
     filled = {"domain_id": (domain_id, 1), "timestamp": (timestamp, 0), "action": (action, 0)}
     columns = {
-      name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else np.asarray(value, COLUMNS[name])
+      name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else _integers(name, value)
       for name, (value, fill) in filled.items()
     }
     _check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
     is_rule = isinstance(split, str)
     if is_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
-    columns["split"] = leave_one_out(offsets) if is_rule else np.asarray(split, np.uint8)
+    columns["split"] = leave_one_out(offsets) if is_rule else _integers("split", split, low=TRAIN, high=TEST)
     sizes = _sizes(item_id, columns["domain_id"], num_items, domain_names)
     if item_domain is None:
       item_domain = first_domain(item_id, columns["domain_id"], sizes["num_items"])
@@ -149,7 +152,7 @@ class PreparedData:
       "has_timestamps": timestamp is not None,
       "counts": dict(counts or {}),
     }
-    items = _item_table(sizes["num_items"], raw_items, titles, item_domain)
+    items = _item_table(sizes["num_items"], sizes["num_domains"], raw_items, titles, item_domain)
     data = cls(
       item_id=item_id,
       **columns,
@@ -266,34 +269,8 @@ class PreparedData:
     return {raw_id: index for index, raw_id in enumerate(self.users["raw_id"])}
 
   def item_index(self, raw_id: str | int, domain: str | None = None) -> int:
-    """Returns the id 1..V of the item with this id in the raw data; see `find_item`.
-
-    Raises:
-      ValueError: there is no such item, or several domains have one and none is given.
-    """
-    item = self.find_item(raw_id, domain)
-    if not item:
-      examples = ", ".join(map(repr, self.items["raw_id"].head(3)))
-      raise ValueError(f"item {str(raw_id)!r} is not in the prepared data ({self.num_items} items such as {examples})")
-    return item
-
-  def find_item(self, raw_id: str | int, domain: str | None = None) -> int:
-    """Returns the id 1..V of the item with this id in the raw data; 0: there is no such item.
-
-    Args:
-      raw_id: as in the raw data.
-      domain: name of the item's domain, needed where domains share raw ids (`item_identity="per_domain"`).
-
-    Raises:
-      ValueError: several domains have an item with this id, and none is given.
-    """
-    found = self._items_of_raw_id.get(str(raw_id), 0)
-    if isinstance(found, int):
-      return found
-    by_domain = {self.domain_names[self.items["domain_id"][item - 1] - 1]: item for item in found}
-    if domain is None:
-      raise ValueError(f"raw id {str(raw_id)!r} is an item of each of {', '.join(map(repr, by_domain))}; name a domain")
-    return by_domain.get(domain, 0)
+    """Returns the id 1..V of the item with this id in the raw data; see `RawItems.index`."""
+    return self.raw_items.index(raw_id, domain)
 
   def item_raw_id(self, item: int) -> str:
     """Returns the id that the item 1..V has in the raw data."""
@@ -302,13 +279,9 @@ class PreparedData:
     return self.items["raw_id"][item - 1]
 
   @functools.cached_property
-  def _items_of_raw_id(self) -> dict[str, int | list[int]]:
-    """Raw id to its item, or to its items in several domains."""
-    found: dict[str, int | list[int]] = {}
-    for item, raw_id in enumerate(self.items["raw_id"], 1):
-      before = found.get(raw_id)
-      found[raw_id] = item if before is None else [*(before if isinstance(before, list) else [before]), item]
-    return found
+  def raw_items(self) -> RawItems:
+    """The ids of items in the raw data, to look them up."""
+    return RawItems(self.items["raw_id"], self.items["domain_id"].to_list(), self.domain_names)
 
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
@@ -340,9 +313,15 @@ def first_domain(item_id: np.ndarray, domain_id: np.ndarray, num_items: int) -> 
   return domain
 
 
+def _integers(name: str, values: Any, **limits: int) -> np.ndarray:
+  from jaxrec.data import event_values  # Imports polars.
+
+  return event_values.integer_array(name, values, COLUMNS.get(name, np.int64), **limits)
+
+
 def _offsets_of(user) -> np.ndarray:
-  user = np.asarray(user, np.int64)
-  if len(user) and (user[0] < 0 or (np.diff(user) < 0).any()):
+  user = _integers("user", user, low=0, high=_MOST)
+  if len(user) and (np.diff(user) < 0).any():
     raise ValueError("user must be 0-based and never decrease: the events of a user are adjacent")
   return np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
 
@@ -350,17 +329,28 @@ def _offsets_of(user) -> np.ndarray:
 def _sizes(item_id, domain_id, num_items, domain_names) -> dict[str, Any]:
   num_domains = max(int(domain_id.max(initial=1)), 1)
   names = list(domain_names) if domain_names is not None else [f"domain {d + 1}" for d in range(num_domains)]
-  return {
-    "num_items": int(item_id.max(initial=0)) if num_items is None else int(num_items),
-    "num_domains": len(names),
-    "domain_names": names,
-  }
+  _check_distinct("domain_names", names)
+  num_items = int(item_id.max(initial=0) if num_items is None else num_items)
+  if not 0 <= num_items <= _MOST:
+    raise ValueError(f"{num_items=} must be in 0..{_MOST}, because ids are int32")
+  return {"num_items": num_items, "num_domains": len(names), "domain_names": names}
 
 
-def _item_table(num_items: int, raw_items, titles, item_domain) -> pl.DataFrame:
+def _check_distinct(what: str, names: Sequence[str]) -> None:
   import polars as pl
 
-  item_domain = np.asarray(item_domain, np.int32)
+  from jaxrec.data import event_values
+
+  if len(set(names)) < len(names):
+    repeated = next(name for index, name in enumerate(names) if name in names[:index])
+    raise ValueError(f"{what} must be different, but {repeated!r} occurs more than once")
+  event_values.check_names(pl.Series(names, dtype=pl.String), what)
+
+
+def _item_table(num_items: int, num_domains: int, raw_items, titles, item_domain) -> pl.DataFrame:
+  import polars as pl
+
+  item_domain = _integers("item_domain", item_domain, low=0, high=num_domains).astype(np.int32)
   raw_items = [str(i) for i in range(1, num_items + 1)] if raw_items is None else [str(r) for r in raw_items]
   titles = [""] * num_items if titles is None else list(titles)
   for name, values, length in (
@@ -386,6 +376,7 @@ def _user_table(num_users: int, raw_users) -> pl.DataFrame:
   raw_users = [str(u) for u in range(num_users)] if raw_users is None else [str(r) for r in raw_users]
   if len(raw_users) != num_users:
     raise ValueError(f"raw_users has {len(raw_users)} entries, needs {num_users}")
+  _check_distinct("raw_users", raw_users)
   return pl.DataFrame({"user": np.arange(num_users, dtype=np.int64), "raw_id": pl.Series(raw_users, dtype=pl.String)})
 
 
@@ -399,11 +390,19 @@ def _check(data: PreparedData) -> None:
     bad = np.flatnonzero((column < low) | (column > high))
     if len(bad):
       raise ValueError(f"{where}: {name}[{bad[0]}] = {column[bad[0]]} is outside {low}..{high}")
+  falls = np.flatnonzero(data.timestamp[1:] < data.timestamp[:-1]) + 1 if data.has_timestamps else []
+  inside = np.setdiff1d(falls, data.offsets)
+  if len(inside):
+    event = inside[0]
+    raise ValueError(
+      f"{where}: timestamp[{event}] = {data.timestamp[event]} is before timestamp[{event - 1}] ="
+      f" {data.timestamp[event - 1]} of the same user; sort the events of each user by time"
+    )
 
 
 def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users: int, events: int, where: str) -> None:
   for name, column in columns.items():
     if len(column) != events:
       raise ValueError(f"{where}: {name} has {len(column)} entries, needs {events} (num_events)")
-  if len(offsets) != users + 1 or offsets[0] != 0 or offsets[-1] != events or (np.diff(offsets) < 0).any():
-    raise ValueError(f"{where}: offsets must be {users + 1} integers from 0 to {events} that never decrease")
+  if len(offsets) != users + 1 or offsets[:1].tolist() != [0] or offsets[-1] != events or (np.diff(offsets) < 0).any():
+    raise ValueError(f"{where}: offsets must be {max(users, 0) + 1} integers from 0 to {events} that never decrease")

@@ -24,7 +24,7 @@ _DISTINCT_AND_SORTED = {"mode": "drop", "unique_indices": True, "indices_are_sor
 class Plan:
   """Which rows a step looked up, and their indices in the buffers of the lookup.
 
-  place: for each id, the index of its row in the buffer of its stack on its device; the same structure as `ids`.
+  index: for each id, the index of its row in the buffer of its stack on its device; the same structure as `ids`.
   requested: by stack, the rows that all devices requested from each device, as indices on that device.
   occurrences: by stack, the number of ids of each requested row; of a replicated table, of each of its rows.
   counts: summed over the devices: "rows", distinct rows that were requested; "out_of_range", ids beyond the table;
@@ -32,7 +32,7 @@ class Plan:
     it is above 0, raise `capacity`.
   """
 
-  place: Any
+  index: Any
   requested: dict[str, Array]
   occurrences: dict[str, Array]
   counts: dict[str, Int[Array, ""]]
@@ -54,7 +54,7 @@ class RowGradient(NamedTuple):
 class Lookup(NamedTuple):
   """The result of a lookup in one stack: the fetched float32 rows, and the fields of `Plan` for this stack.
 
-  index: `Plan.place` of the tables of this stack.
+  index: `Plan.index` of the tables of this stack.
   """
 
   rows: Float[Array, "U D"]

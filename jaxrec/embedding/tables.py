@@ -150,11 +150,11 @@ class Tables:
     Differentiable in `rows`; zeros for padding, ids out of range and rows that overflowed.
     """
     found = {}
-    for stack, trees in self._by_stack(jax.tree.map(self._padded, plan.place)).items():
+    for stack, trees in self._by_stack(jax.tree.map(self._padded, plan.index)).items():
       specs = jax.tree.map(functools.partial(self._vectors_spec, stack), trees)
       read = self._shard_map(_take_tree, (self.layout.specs[stack]["rows"], self.batch_spec), specs)
       found |= read(rows[stack], trees)
-    return jax.tree.map(lambda index, x: x[: index.shape[0]], plan.place, {name: found[name] for name in plan.place})
+    return jax.tree.map(lambda index, x: x[: index.shape[0]], plan.index, {name: found[name] for name in plan.index})
 
   def collect(self, state: TableState, plan: Plan, gradient: dict[str, Array]) -> dict[str, RowGradient]:
     """Sends gradients to the owners of their rows and sums those of the same row.

@@ -7,7 +7,7 @@ from jaxrec.parallel.mesh import (
   HostShard,
   host_shard,
   make_mesh,
-  num_row_parts,
+  num_row_shards,
   put_global,
   replicate,
   row_sharding,
@@ -19,6 +19,6 @@ from jaxrec.parallel.rules import MESH_AXES, PARAMETER_AXES, log_shardings, para
 
 __all__ = [
   "AXES", "MESH_AXES", "PARAMETER_AXES", "ROW_AXES", "HostShard", "abort", "host_shard", "initialize", "log_shardings",
-  "make_mesh", "num_row_parts", "parameter_shardings", "put_global", "replicate", "row_sharding", "shard_batch",
+  "make_mesh", "num_row_shards", "parameter_shardings", "put_global", "replicate", "row_sharding", "shard_batch",
   "shard_replicated_batch", "wait_for_all_hosts", "with_mesh",
 ]  # fmt: skip

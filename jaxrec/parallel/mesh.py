@@ -98,7 +98,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(tuple(name for name in mesh.axis_names if name in ROW_AXES)))
 
 
-def num_row_parts(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh) -> int:
   """Returns the number of shards of the rows of a batch; devices along "model" hold the same shard."""
   return math.prod(mesh.shape[name] for name in mesh.axis_names if name in ROW_AXES)
 
@@ -119,7 +119,7 @@ def host_shard(mesh: Mesh) -> HostShard:
     ValueError: two hosts would share some of their rows but not all.
   """
   hosts = np.vectorize(lambda device: device.process_index)(mesh.devices)
-  return HostShard(*_host_shard(hosts.reshape(num_row_parts(mesh), -1), jax.process_index()))  # [parts, model]
+  return HostShard(*_host_shard(hosts.reshape(num_row_shards(mesh), -1), jax.process_index()))  # [shards, model]
 
 
 def _host_shard(hosts: Int[np.ndarray, "P D"], host: int) -> tuple[int, int]:
@@ -149,7 +149,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
   Args:
     batch: pytree of numpy arrays: this host's rows of the global batch, see `host_shard`.
-    mesh: see `make_mesh`; `num_row_parts` must divide the global number of rows.
+    mesh: see `make_mesh`; `num_row_shards` must divide the global number of rows.
   """
   sharding = row_sharding(mesh)
   if jax.process_count() == 1:
@@ -165,7 +165,7 @@ def shard_replicated_batch(batch: Any, mesh: Mesh) -> Any:
 
   Args:
     batch: pytree of numpy arrays, the same on every host.
-    mesh: see `make_mesh`; `num_row_parts` must divide the number of rows.
+    mesh: see `make_mesh`; `num_row_shards` must divide the number of rows.
   """
   return jax.tree.map(lambda x: _from_whole(x, row_sharding(mesh)), batch)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 
@@ -19,14 +19,14 @@ class RowShards:
 
   Without axes there is one shard, and row r holds id r.
 
-  mesh: devices; None: the default device.
+  mesh: devices, perhaps abstract ones; None: the default device.
   axes: mesh axes over which rows are sharded; empty: every device holds all rows.
 
   >>> RowShards().local_ids(3).tolist(), RowShards().local_rows(jnp.array([2, 0, -1])).tolist()
   ([0, 1, 2], [2, -1, -1])
   """
 
-  mesh: Mesh | None = None
+  mesh: Mesh | AbstractMesh | None = None
   axes: tuple[str, ...] = ()
 
   @property

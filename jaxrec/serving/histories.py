@@ -192,7 +192,7 @@ class _EventReader:
     domain = event[2] if len(event) == 3 else None
     if domain is not None and domain not in self._domains:
       raise ValueError(f"{where}: domain {domain!r} is unknown; the data has {', '.join(map(repr, self._domains))}")
-    item = self._data.find_item(raw_id(event[0], where), domain)
+    item = self._data.raw_items.find(raw_id(event[0], where), domain)
     time = seconds(event[1], where) if self._data.has_timestamps else 0
     return item, int(self._item_domain[item]) if domain is None else self._domains[domain], time
 

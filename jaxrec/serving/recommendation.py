@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.printable import printable
 from jaxrec.serving.histories import Histories
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def table(data: PreparedData, histories: Histories, best: BestItems) -> pl.DataF
 def describe(data: PreparedData, recommendation: Recommendation, history: int = 10) -> str:
   """Formats the latest events of a user and the recommended items as two columns of text.
 
+  Line breaks and other characters of titles and ids that do not print are escaped.
+
   Args:
     data: the prepared data of the recommender.
     recommendation: for one user.
@@ -110,8 +113,7 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   shown = range(len(events.item_id) - 1, max(len(events.item_id) - history, 0) - 1, -1)
   left = [
     _day(data, events.timestamp[i])
-    + (f"{data.domain_names[events.domain_id[i] - 1]}: " if several else "")
-    + titles[events.item_id[i]]
+    + printable((f"{data.domain_names[events.domain_id[i] - 1]}: " if several else "") + titles[events.item_id[i]])
     for i in shown
   ]
   chosen = recommendation.held_out
@@ -124,16 +126,16 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   ranked = "  recommended" if recommendation.ranked_by == MODEL else "  no known item in the history: the most popular"
   name = "A stranger" if recommendation.user is None else f"User {recommendation.user}"
   skipped = f" ({recommendation.unknown} events of unknown items skipped)" if recommendation.unknown else ""
-  lines = [name + skipped, *_columns([heading, *left], [ranked, *right])]
+  lines = [printable(name + skipped), *_columns([heading, *left], [ranked, *right])]
   if chosen is not None:
     item = data.item_index(chosen.item)
     domain = f"{data.domain_names[data.item_domain()[item] - 1]}: " if several else ""
-    lines.append(f"  chosen next: {domain}{titles[item]}, rank {chosen.rank}")
+    lines.append(printable(f"  chosen next: {domain}{titles[item]}, rank {chosen.rank}"))
   return "\n".join(lines)
 
 
 def _label(item: RecommendedItem, several: bool) -> str:
-  return (f"{item.domain}: " if several else "") + (item.title or item.item)
+  return printable((f"{item.domain}: " if several else "") + (item.title or item.item))
 
 
 def _day(data, timestamp):

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from jaxrec.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from jaxrec.data.prepared import TEST, PreparedData
+from jaxrec.data.printable import printable
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import last_queries
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users, raw_id, seconds, test_events
@@ -211,6 +212,10 @@ class Recommender:
   @functools.cached_property
   def _vectors(self) -> np.ndarray:
     vectors = self.model.apply({"params": self.params}, method="item_vectors")
+    if vectors.shape[0] <= self.data.num_items:
+      raise ValueError(
+        f"the model has {vectors.shape[0] - 1} items, the data {self.data.num_items}: they don't belong together"
+      )
     return np.asarray(vectors[: self.data.num_items + 1], np.float32)  # Rows above are room for items to come.
 
   @functools.cached_property
@@ -255,7 +260,8 @@ class Recommender:
   def _batches(self, histories, domain, at, held_out):
     """Yields (indices of histories, batch) for the histories that are not empty."""
     if domain is None and held_out is None and getattr(self.model, "needs_target_domain", False):
-      raise ValueError(f"the model needs a target domain; give domain=, one of {', '.join(self.data.domain_names)}")
+      names = ", ".join(map(printable, self.data.domain_names))
+      raise ValueError(f"the model needs a target domain; give domain=, one of {names}")
     target = None if domain is None else self._domain(domain)
     filled = np.flatnonzero(histories.lengths)
     if not len(filled):
@@ -319,7 +325,7 @@ class _Candidates:
 def _known_items(data, allowed):
   if isinstance(allowed, str | bytes):
     raise ValueError(f"{allowed=} must be a list of item ids")
-  found = [data.find_item(raw_id(item, "allowed")) for item in allowed]
+  found = [data.raw_items.find(raw_id(item, "allowed")) for item in allowed]
   known = np.unique([item for item in found if item])
   if not len(known):
     raise ValueError(f"none of the {len(found)} allowed items is in the data")

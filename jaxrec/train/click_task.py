@@ -50,7 +50,7 @@ class ClickDataSettings(SourceSettings):
   first_target: int = setting(CandidateOptions.first_target, "Latest training target, from the user's end.", at_least=3)
   target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
   targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)
-  negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=0)
+  negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=1)
   category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
 
 
@@ -150,7 +150,7 @@ class ClickTask(BaseTask):
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
     """See `Task`; in "final" the validation candidates are trained on too."""
     settings, shard = self.config.train, parallel.host_shard(mesh)
-    unit = parallel.num_row_parts(mesh) * settings.accumulate
+    unit = parallel.num_row_shards(mesh) * settings.accumulate
     if settings.batch_size % unit:
       raise ValueError(
         f"train.batch_size={settings.batch_size} must be divisible by devices x train.accumulate = {unit}"

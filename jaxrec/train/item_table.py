@@ -205,7 +205,7 @@ class Sharded:
     if "negative" not in ids:  # Full softmax scores every row.
       rows = rows | {CATALOGUE: self.tables.catalogue(state.tables, TABLE)}
     scalars = {f"tables/{name}": count for name, count in plan.counts.items()}
-    lookups = jax.tree.map(_swap, plan.place), dict(ids)
+    lookups = jax.tree.map(_swap, plan.index), dict(ids)
     return _ShardedGathered(model, self.tables, state.tables, plan, {**state.params, TABLE: rows}, lookups, scalars)
 
   def ranker(self, model: SequentialModel, state: TrainState, num_items: int, mesh: Mesh) -> ModelRanker:
@@ -306,7 +306,7 @@ class ShardedItems:
 
   def _read(self, rows, names):
     rows = {name: x for name, x in rows.items() if name != CATALOGUE}
-    slots = {TABLE: {name: self.plan.place[TABLE][name] for name in names}}
+    slots = {TABLE: {name: self.plan.index[TABLE][name] for name in names}}
     return self.tables.vectors(rows, self.plan.replace(place=slots))[TABLE]
 
 

@@ -169,7 +169,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     only_users=train_users(config, data, last_split),
     action_weights=action_weights(config),
   )
-  devices, microbatches = parallel.num_row_parts(mesh), config.train.accumulate
+  devices, microbatches = parallel.num_row_shards(mesh), config.train.accumulate
   unit = devices * microbatches
   rows = settings.rows_per_batch or _rows(data, options, config.train.batch_size, unit)
   if rows % unit:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxrec.embedding import RowAdagrad, RowSGD, Table, Tables, fold_id, place_tables, two_rows
+from jaxrec.embedding.layout import Layout
 from jaxrec.embedding.placement import MAX_STACK_ROWS
 from jaxrec.embedding.rounding import join, split
+from jaxrec.parallel.row_shards import RowShards
 
 ONES = jax.nn.initializers.ones
 
@@ -147,3 +149,16 @@ def test_tables_that_cannot_be_placed_are_refused(tables, options, message):
 def test_invalid_tables_are_refused(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     Table(**{"num_rows": 5, "width": 2, **wrong})
+
+
+def test_a_catalogue_and_the_tables_agree_which_device_holds_which_row():
+  """The layout is written down twice, because `parallel` may not import `embedding`."""
+  tables, axis = {"item": Table(11, 4, placement="sharded")}, "data"
+  layout = Layout(tables, place_tables(tables, num_shards=4), num_shards=4, axes=(axis,), column_axis=None)
+  shards = RowShards(jax.sharding.AbstractMesh((4,), (axis,)), (axis,))
+  every_shard = jnp.arange(4)  # A row of `vmap` stands for a device.
+  of_catalogue = jax.vmap(lambda _: shards.local_ids(3), axis_name=axis)(every_shard)
+  np.testing.assert_array_equal(of_catalogue, jax.vmap(lambda shard: layout.ids("item", shard))(every_shard))
+  rows = jax.vmap(lambda _: shards.local_rows(jnp.arange(1, 11)), axis_name=axis)(every_shard)  # [4, 10]
+  owner, row = np.divmod(np.asarray(layout.global_rows("item", jnp.arange(1, 11)), np.int64), 3)
+  np.testing.assert_array_equal(rows, np.where(owner == np.arange(4)[:, None], row, -1))

@@ -35,6 +35,12 @@ def test_a_history_shorter_than_k_is_kept_whole():
   assert attention.top_k_mask(SCORES[:1], REAL[:1], 20).all()
 
 
+def test_a_hard_search_prefers_the_category_and_then_the_later_event():
+  score, is_same = attention.category_preference(jnp.array([[1, 2, 1, 2], [3, 3, 3, 3]]), jnp.array([2, 1]))
+  assert np.argsort(-score, axis=1).tolist() == [[3, 1, 2, 0], [3, 2, 1, 0]]
+  assert is_same.tolist() == [[False, True, False, True], [False] * 4]
+
+
 def test_without_a_real_event_weights_and_gradients_are_zero():
   def read(scores):
     return attention.masked_softmax(scores, REAL).sum(axis=1)
@@ -47,6 +53,18 @@ def test_without_a_real_event_weights_and_gradients_are_zero():
 def test_softmax_of_large_scores_is_finite():
   weights = attention.masked_softmax(jnp.array([[1e30, 1e30, -1e30]]), jnp.array([[True, True, True]]))
   assert weights.tolist() == [[0.5, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7, 2048])
+def test_batch_norm_makes_a_feature_that_all_rows_share_exactly_its_bias(rows):
+  values = np.random.default_rng(0).normal(size=64).astype(np.float32)  # Sums of some of them are rounded.
+  x = jnp.broadcast_to(values, (rows, 64))
+  variables = {
+    "params": {"scale": jnp.full(64, 2.0), "bias": jnp.full(64, 0.5)},
+    "batch_stats": {"mean": jnp.zeros(64), "variance": jnp.ones(64)},
+  }
+  y, _ = jax.jit(lambda v, x: BatchNorm().apply(v, x, False, mutable=["batch_stats"]))(variables, x)
+  np.testing.assert_array_equal(y, 0.5)
 
 
 def test_an_unknown_set_of_features_is_refused():

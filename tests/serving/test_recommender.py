@@ -1,12 +1,22 @@
 """Recommendations by models whose scores are known, for users of the data and for strangers."""
 
 import datetime
+import functools
 import logging
 
 import numpy as np
 import pytest
-from known_scores import DAY, FirstOfTargetDomain, HoursSinceLastEvent, known_data, recommender
+from known_scores import (
+  DAY,
+  FirstOfTargetDomain,
+  HoursSinceLastEvent,
+  NextItem,
+  WithReservedRows,
+  known_data,
+  recommender,
+)
 
+from jaxrec.data.prepared import PreparedData
 from jaxrec.serving.histories import histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
 
@@ -183,3 +193,31 @@ def test_a_recommendation_reads_as_titles(known):
   assert lines[3].split()[:7] == ["1970-01-02", "films:", "Alien", "2.", "-2.000", "films:", "Brazil"]
   assert lines[3].endswith(" <- chosen next")
   assert lines[4] == "  chosen next: films: Brazil, rank 2"
+
+
+@pytest.mark.parametrize(("domain", "expected"), [(None, "f6 f5 f4 b3 b2 b1"), ("films", "f6 f5 f4")])
+def test_rows_of_items_that_do_not_exist_yet_are_no_candidates(domain, expected):
+  known = recommender(model=WithReservedRows)
+  options = {"users": ["ann"], "exclude_seen": False, "domain": domain}
+  assert ids(known.recommend(**options, k=8)[0]) == expected.split()
+  assert known.recommend(**options, hold_out=True)[0].held_out.rank == 2  # Item 5 of 6.
+
+
+def test_a_model_of_fewer_items_than_the_data_is_refused():
+  with pytest.raises(ValueError, match="the model has 4 items, the data 6: they don't belong together"):
+    recommender(model=functools.partial(NextItem, num_items=4)).recommend(users=["ann"])
+
+
+def test_titles_and_ids_reach_the_terminal_escaped():
+  data = PreparedData.from_columns(
+    user=[0, 0, 0, 1, 1], item_id=[1, 2, 3, 2, 2], num_items=4,
+    titles=["\x1b]0;OWNED\x07\x1b[31mred", "a\nUser 99", "Amélie\xa0!", ""],
+    raw_items=["i1", "i2", "i3", "\u202e4"], raw_users=["ann\r\x1b[2J", "bob"],
+  )  # fmt: skip
+  known = recommender(data, functools.partial(NextItem, num_items=4))
+  (found,) = known.recommend(users=["ann\r\x1b[2J"], k=4, exclude_seen=False)
+  text = describe(data, found)
+  assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "\u202e" not in text
+  assert len(text.splitlines()) == 6
+  assert text.startswith("User ann\\r\\x1b[2J\n")
+  assert all(shown in text for shown in (r"\x1b]0;OWNED\x07\x1b[31mred", r"a\nUser 99", "Amélie\xa0!", r"\u202e4"))

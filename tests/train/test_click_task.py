@@ -127,7 +127,8 @@ def test_what_is_evaluated_has_the_mean_statistics_of_the_batches():
   batches = [task.examples.batch(TRAIN, np.arange(start, start + 16)) for start in (0, 16)]
   renewed = task.renewed_statistics(state, batches)
   variables = {"params": state.params, **state.model_state}
-  features = [np.asarray(task.model.apply(variables, batch, deterministic=True).features) for batch in batches]
+  features = [task.model.apply(variables, batch, deterministic=True).features for batch in batches]
+  features = [np.asarray(x, np.float64) for x in features]
   found = renewed.model_state["batch_stats"]["head"]["norm"]
   np.testing.assert_allclose(found["mean"], np.mean([x.mean(axis=0) for x in features], axis=0), atol=1e-7)
   np.testing.assert_allclose(found["variance"], np.mean([x.var(axis=0, ddof=1) for x in features], axis=0), rtol=1e-4)
@@ -151,6 +152,15 @@ def test_evaluation_reads_the_statistics_of_the_latest_batches(tmp_path):
     found[count] = {kind: [x for x in records if x["kind"] == kind] for kind in ("train", "validation")}
   assert found[0]["train"] == found[1]["train"]  # Training does not read them.
   assert found[0]["validation"] != found[1]["validation"]
+
+
+def test_a_model_without_batch_norm_and_with_added_ages_is_trained_from_a_config(tmp_path):
+  config = tiny_config(num_epochs=1)
+  config.model.update({"batch_norm": False, "age_mode": "add"})
+  selected = loop.run(config, str(tmp_path))["select"]
+  assert np.isfinite(selected["test_of_selected"]["AUC"])
+  model = load_run(str(tmp_path)).task.model
+  assert (model.batch_norm, model.age_mode) == (False, "add")
 
 
 def test_scores_do_not_depend_on_the_size_of_the_batches():

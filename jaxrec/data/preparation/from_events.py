@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 import polars as pl
 
-from jaxrec.data.preparation.prepare import prepare_log, split_options
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources.tabular import log_of_table
-
-_SOURCE = "table"
 
 
 def from_events(events: pl.DataFrame | Any, **options: Any) -> PreparedData:
   """Returns prepared data of a table with a row for each event, in memory.
 
   Args:
-    events: a Polars frame, or anything that `polars.DataFrame` accepts, such as a pandas frame or a dict of columns.
+    events: a Polars frame, or anything that `polars.DataFrame` accepts, such as a pandas frame or a list of dicts.
     **options: as of `--source=table`: `user`, `item`, `timestamp`, `domain`, ... name columns (by default "user",
       "item", "timestamp"); filters and `split` are those of `jaxrec.data.preparation.filters.PrepareOptions`.
 
@@ -29,6 +28,10 @@ def from_events(events: pl.DataFrame | Any, **options: Any) -> PreparedData:
   (2, 2, 1)
   """
   frame = events if isinstance(events, pl.DataFrame) else pl.DataFrame(events)
-  prepare_options, reader_options = split_options(_SOURCE, options)
-  log = log_of_table(frame, **reader_options)
-  return prepare_log(log, prepare_options, source=_SOURCE, reader_options=reader_options)
+  with tempfile.TemporaryDirectory() as folder:  # As a file it is read and checked as every table is.
+    path = os.path.join(folder, "events.parquet")
+    frame.write_parquet(path)
+    try:
+      return prepare("table", path, **options)
+    except ValueError as error:
+      raise ValueError(str(error).replace(path, "events")) from error
