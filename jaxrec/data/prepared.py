@@ -25,6 +25,7 @@ if TYPE_CHECKING:
   import polars as pl
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+_MOST = 2**31 - 3  # Users or items: ids are int32, and two more are a mask token and a count.
 COLUMNS = {"item_id": np.int32, "domain_id": np.int32, "timestamp": np.int64, "action": np.int32, "split": np.uint8}
 
 
@@ -97,7 +98,7 @@ class PreparedData:
   ) -> PreparedData:
     """Returns prepared data in memory, for tests, notebooks and generated data.
 
-    Events must be sorted by user and time.
+    Events must be sorted by user and time. Numbers may have any type that holds whole numbers.
 
     Args:
       item_id: [num_events] items 1..V.
@@ -115,26 +116,27 @@ class PreparedData:
       source, options, counts: recorded in `meta`.
 
     Raises:
-      ValueError: lengths or ids do not fit together.
+      ValueError: lengths or ids do not fit together; a number is a fraction, NaN or too large; times fall inside a
+        user; names of domains or users repeat.
 
     >>> data = PreparedData.from_columns(user=[0, 0, 0, 1], item_id=[3, 1, 2, 2])
     >>> data.num_users, data.num_items, data.offsets.tolist(), data.split.tolist()
     (2, 3, [0, 3, 4], [0, 1, 2, 0])
     """
-    item_id = np.ascontiguousarray(item_id, dtype=np.int32)
+    item_id = _integers("item_id", item_id)
     if (user is None) == (offsets is None):
       raise ValueError("give exactly one of user and offsets")
-    offsets = _offsets_of(user) if offsets is None else np.asarray(offsets, np.int64)
+    offsets = _offsets_of(user) if offsets is None else _integers("offsets", offsets)
     filled = {"domain_id": (domain_id, 1), "timestamp": (timestamp, 0), "action": (action, 0)}
     columns = {
-      name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else np.asarray(value, COLUMNS[name])
+      name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else _integers(name, value)
       for name, (value, fill) in filled.items()
     }
     _check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
     is_rule = isinstance(split, str)
     if is_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
-    columns["split"] = leave_one_out(offsets) if is_rule else np.asarray(split, np.uint8)
+    columns["split"] = leave_one_out(offsets) if is_rule else _integers("split", split, low=TRAIN, high=TEST)
     sizes = _sizes(item_id, columns["domain_id"], num_items, domain_names)
     if item_domain is None:
       item_domain = first_domain(item_id, columns["domain_id"], sizes["num_items"])
@@ -149,7 +151,7 @@ class PreparedData:
       "has_timestamps": timestamp is not None,
       "counts": dict(counts or {}),
     }
-    items = _item_table(sizes["num_items"], raw_items, titles, item_domain)
+    items = _item_table(sizes["num_items"], sizes["num_domains"], raw_items, titles, item_domain)
     data = cls(
       item_id=item_id,
       **columns,
@@ -295,9 +297,15 @@ def first_domain(item_id: np.ndarray, domain_id: np.ndarray, num_items: int) -> 
   return domain
 
 
+def _integers(name: str, values: Any, **limits: int) -> np.ndarray:
+  from jaxrec.data import event_values  # Imports polars.
+
+  return event_values.integer_array(name, values, COLUMNS.get(name, np.int64), **limits)
+
+
 def _offsets_of(user) -> np.ndarray:
-  user = np.asarray(user, np.int64)
-  if len(user) and (user[0] < 0 or (np.diff(user) < 0).any()):
+  user = _integers("user", user, low=0, high=_MOST)
+  if len(user) and (np.diff(user) < 0).any():
     raise ValueError("user must be 0-based and never decrease: the events of a user are adjacent")
   return np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
 
@@ -305,17 +313,28 @@ def _offsets_of(user) -> np.ndarray:
 def _sizes(item_id, domain_id, num_items, domain_names) -> dict[str, Any]:
   num_domains = max(int(domain_id.max(initial=1)), 1)
   names = list(domain_names) if domain_names is not None else [f"domain {d + 1}" for d in range(num_domains)]
-  return {
-    "num_items": int(item_id.max(initial=0)) if num_items is None else int(num_items),
-    "num_domains": len(names),
-    "domain_names": names,
-  }
+  _check_distinct("domain_names", names)
+  num_items = int(item_id.max(initial=0) if num_items is None else num_items)
+  if not 0 <= num_items <= _MOST:
+    raise ValueError(f"{num_items=} must be in 0..{_MOST}, because ids are int32")
+  return {"num_items": num_items, "num_domains": len(names), "domain_names": names}
 
 
-def _item_table(num_items: int, raw_items, titles, item_domain) -> pl.DataFrame:
+def _check_distinct(what: str, names: Sequence[str]) -> None:
   import polars as pl
 
-  item_domain = np.asarray(item_domain, np.int32)
+  from jaxrec.data import event_values
+
+  if len(set(names)) < len(names):
+    repeated = next(name for index, name in enumerate(names) if name in names[:index])
+    raise ValueError(f"{what} must be different, but {repeated!r} occurs more than once")
+  event_values.check_names(pl.Series(names, dtype=pl.String), what)
+
+
+def _item_table(num_items: int, num_domains: int, raw_items, titles, item_domain) -> pl.DataFrame:
+  import polars as pl
+
+  item_domain = _integers("item_domain", item_domain, low=0, high=num_domains).astype(np.int32)
   raw_items = [str(i) for i in range(1, num_items + 1)] if raw_items is None else [str(r) for r in raw_items]
   titles = [""] * num_items if titles is None else list(titles)
   for name, values, length in (
@@ -341,6 +360,7 @@ def _user_table(num_users: int, raw_users) -> pl.DataFrame:
   raw_users = [str(u) for u in range(num_users)] if raw_users is None else [str(r) for r in raw_users]
   if len(raw_users) != num_users:
     raise ValueError(f"raw_users has {len(raw_users)} entries, needs {num_users}")
+  _check_distinct("raw_users", raw_users)
   return pl.DataFrame({"user": np.arange(num_users, dtype=np.int64), "raw_id": pl.Series(raw_users, dtype=pl.String)})
 
 
@@ -354,6 +374,14 @@ def _check(data: PreparedData) -> None:
     bad = np.flatnonzero((column < low) | (column > high))
     if len(bad):
       raise ValueError(f"{where}: {name}[{bad[0]}] = {column[bad[0]]} is outside {low}..{high}")
+  falls = np.flatnonzero(data.timestamp[1:] < data.timestamp[:-1]) + 1 if data.has_timestamps else []
+  inside = np.setdiff1d(falls, data.offsets)
+  if len(inside):
+    event = inside[0]
+    raise ValueError(
+      f"{where}: timestamp[{event}] = {data.timestamp[event]} is before timestamp[{event - 1}] ="
+      f" {data.timestamp[event - 1]} of the same user; sort the events of each user by time"
+    )
 
 
 def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users: int, events: int, where: str) -> None:

@@ -86,7 +86,7 @@ def test_the_edition_of_amazon_ratings_is_detected(tmp_path):
   )
   assert rows(read("amazon-ratings", tmp_path, name="A"), "user", "item") == [("U1", "B1"), ("U2", "B1")]
   assert rows(read("amazon-ratings", tmp_path, name="B"), "user", "item") == [("U1", "B1"), ("U2", "B1")]
-  assert rows(read("amazon-ratings", tmp_path, name="C"), "user", "item", "timestamp")[0] == ("U1", "B1", 1588615855)
+  assert rows(read("amazon-ratings", tmp_path, name="C"), "user", "item", "timestamp")[0] == ("U1", "B1", 1588615855070)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_edition_of_amazon_ratings_is_detected(tmp_path):
   [
     (REVIEW_2014, ("A1", "B9", 5, 1252800000)),
     (REVIEW_2018, ("A2", "B8", 4, 1514851200)),
-    (REVIEW_2023, ("AE", "B7", 5, 1588615855)),
+    (REVIEW_2023, ("AE", "B7", 5, 1588615855070)),
   ],
 )
 @pytest.mark.parametrize("ending", [".json", ".json.gz"])
@@ -143,7 +143,7 @@ def test_kuairand_logs_keep_the_clicks_and_their_other_feedback(tmp_path):
   features = "video_id,author_id,music_type\n183,5,9.0\n187,5,\n"
   raw = write(tmp_path, {"log_standard_4_08_to_4_21_1k.csv": log, "video_features_basic_1k.csv": features})
   got = read("kuairand-csv", raw)
-  assert rows(got, "user", "item", "timestamp", "action", "domain") == [(0, 183, 1649412050, 3, "4")]
+  assert rows(got, "user", "item", "timestamp", "action", "domain") == [(0, 183, 1649412050158, 3, "4")]
   assert got.dropped == {"without is_click": 1}
   everything = read("kuairand-csv", raw, keep="all", domain="music_type")
   assert rows(everything, "item", "domain") == [(183, "9"), (187, "unknown")]

@@ -37,7 +37,7 @@ def test_amazon_ratings_whose_id_columns_cannot_be_distinguished_are_refused(tmp
   [
     ("{broken", "not a JSON object"),
     ('{"asin": "B1"}', "lacks the field"),
-    (json.dumps({**REVIEW_2014, "unixReviewTime": "x"}), "field 'unixReviewTime' holds 'x', needs a number"),
+    (json.dumps({**REVIEW_2014, "unixReviewTime": "x"}), "field 'unixReviewTime' holds 'x', needs an integer"),
   ],
 )
 def test_a_bad_json_line_is_named(tmp_path, line, message):
@@ -186,7 +186,7 @@ def test_times_in_milliseconds_need_their_unit(tmp_path):
   raw = write(tmp_path, {"a.csv": "user,item,timestamp\n1,2,1588615855070\n"}) / "a.csv"
   with pytest.raises(ValueError, match="line 2: .*looks like milliseconds"):
     read("table", raw)
-  assert read("table", raw, time_unit="ms").events["timestamp"].to_list() == [1588615855]
+  assert prepare("table", raw, time_unit="ms").timestamp.tolist() == [1588615855]
 
 
 def test_seconds_given_as_milliseconds_are_refused(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from jaxrec.data import prepared
+from jaxrec.data import event_values, prepared
 
 _CHOICES = {
   "duplicates": ("keep", "first", "last"),
@@ -26,7 +28,7 @@ class PrepareOptions:
     (k-core); 0 keeps all. With `min_item_events` the catalogue shrinks to the remaining items, without it the catalogue
     keeps items that nobody chose.
   min_domain_events: keep users with at least this many events in every domain.
-  min_rating: drop events with a lower rating.
+  min_rating: drop events with a lower rating, or with none.
   duplicates: "keep"; "first" or "last" keeps one event per user and item.
   item_identity: "raw": an item is a raw id; "per_domain": the same raw id in two domains is two items.
   split: "leave_one_out": a user's last event is for test, the second-to-last for validation (users with fewer than 3
@@ -50,8 +52,10 @@ class PrepareOptions:
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name}={getattr(self, name)!r} is not known; give one of {', '.join(allowed)}")
     for name in ("min_user_events", "min_item_events", "min_domain_events"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+      if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must be an integer and must not be negative")
+    if self.min_rating is not None and not math.isfinite(self.min_rating):
+      raise ValueError(f"min_rating={self.min_rating} must be a finite number")
     if self.split != "by_time" and (self.validation_time is not None or self.test_time is not None):
       raise ValueError(f"validation_time and test_time need split='by_time', not split={self.split!r}")
 
@@ -65,7 +69,8 @@ def drop_events(events: pl.DataFrame, in_order: bool, options: PrepareOptions, c
   if options.min_rating is not None:
     if "rating" not in events.columns:
       raise ValueError(f"min_rating={options.min_rating} needs ratings, but the source has none")
-    rated = events.filter(pl.col("rating") >= options.min_rating)
+    rating = pl.col("rating")
+    rated = events.filter((rating >= options.min_rating) & rating.is_not_nan())  # To polars NaN is the largest number.
     events = _count_dropped(events, rated, "rated below min_rating", counts)
   if options.duplicates != "keep":
     by_time = "timestamp" in events.columns and not in_order
@@ -146,6 +151,13 @@ def sort_events(events: pl.DataFrame, in_order: bool, counts: dict[str, Any]) ->
     counts["times_raised_to_keep_the_order"] = int((raised["timestamp"] != events["timestamp"]).sum())
     events = raised
   return events
+
+
+def in_seconds(events: pl.DataFrame, time_unit: str) -> pl.DataFrame:
+  """Returns sorted events with their times cut to whole seconds."""
+  if "timestamp" not in events.columns or time_unit == "s":
+    return events
+  return events.with_columns(pl.col("timestamp") // event_values.UNITS[time_unit])
 
 
 def split_events(

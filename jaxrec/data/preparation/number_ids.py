@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import polars as pl
 
+from jaxrec.data import event_values
 from jaxrec.data.sources import InteractionLog
 
 
@@ -36,12 +38,20 @@ def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool
     items_per_domain: whether the same raw item id in two domains is two items.
 
   Raises:
-    ValueError: domains, users or items of the events that the log does not list, or lists twice.
+    ValueError: domains, users or items of the events that the log does not list, or lists twice; names that are blank,
+      or that would be taken for each other.
   """
   events, domain_names = _number_domains(events, log)
   users = _table_of(events, ["user"], log.users)
   items = _table_of(events, ["item", "domain"] if items_per_domain else ["item"], _listed_items(log, domain_names))
+  for table, name in ((users, "user"), (items, "item")):
+    event_values.check_names(table[name].unique(maintain_order=True) if items_per_domain else table[name], name)
+  if "raw_id" in users.columns and (repeated := users["raw_id"].filter(users["raw_id"].is_duplicated())).len():
+    raise ValueError(f"the raw id {repeated[0]!r} names {(repeated == repeated[0]).sum()} users")
   events = _number_column(_number_column(events, users, "user"), items, "item")
+  if events["domain"].null_count():
+    row = events["domain"].is_null().arg_max()
+    raise ValueError(f"item {items['item'][events['item'][row]]!r} has no domain, but other items have one")
   optional = [name for name in ("timestamp", "action", "split") if name in events.columns]
   return NumberedEvents(events.select("user", "item", "domain", *optional), users, items, domain_names)
 
@@ -55,6 +65,9 @@ def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataF
     return events.with_columns(domain=pl.lit(1, pl.Int32)), names
   found = events["domain"].unique().drop_nulls().to_list()
   names = log.domains or tuple(sorted(found, key=_integers_first))
+  if len(set(names)) < len(names):
+    raise ValueError(f"domains={list(names)} must be different names")
+  event_values.check_names(pl.Series(names, dtype=pl.String), "domain")
   empty, unknown = sorted(set(names) - set(found)), sorted(set(found) - set(names))
   if empty or unknown:
     raise ValueError(f"domains must be {list(names)}: {empty} have no events, {unknown} are not expected")
@@ -62,7 +75,7 @@ def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataF
 
 
 def _integers_first(name: str) -> tuple[int, int, str]:
-  return (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name)
+  return (0, int(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0, name)
 
 
 def _with_domain_ids(table: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxrec.data import prepared_files
-from jaxrec.data.preparation import filters
+from jaxrec.data.preparation import filters, log_checks
 from jaxrec.data.preparation.assemble import assemble
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import number_ids
@@ -177,8 +177,10 @@ def prepare_log(
     report: called with a line of text at each stage.
 
   Raises:
-    ValueError: options that do not fit the log, or no event is left after filtering.
+    ValueError: a log without events or with a value that is no id, time, action or split, options that do not fit it,
+      or no event is left after filtering.
   """
+  log = log_checks.checked(log)
   report(f"filtering {len(log.events):,} events")
   counts: dict[str, Any] = {"raw_rows": log.raw_rows or len(log.events), "dropped": dict(log.dropped)}
   events = filters.drop_events(log.events, log.in_order, options, counts)
@@ -186,5 +188,5 @@ def prepare_log(
   numbered = number_ids(events, log, items_per_domain=options.item_identity == "per_domain")
   events = filters.k_core(numbered.events, len(numbered.domain_names), options, counts, report)
   report(f"sorting {len(events):,} events")
-  events = filters.sort_events(events, log.in_order, counts)
+  events = filters.in_seconds(filters.sort_events(events, log.in_order, counts), log.time_unit)
   return assemble(dataclasses.replace(numbered, events=events), options, counts, source, reader_options or {})

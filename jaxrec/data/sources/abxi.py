@@ -9,11 +9,13 @@ Source: ABXI, arXiv 2501.15118; Amazon reviews (research use).
 from __future__ import annotations
 
 import json
+import operator
 import pathlib
 from collections.abc import Sequence
 
 import polars as pl
 
+from jaxrec.data import event_values
 from jaxrec.data.sources.reading import find_file, line_chunks
 from jaxrec.data.sources.registry import InteractionLog
 
@@ -58,10 +60,11 @@ def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
     user=pl.col("word").list.first().cast(pl.Int64, strict=False), word=pl.col("word").list.slice(1)
   )
   pairs = words.explode("word").with_columns(
-    item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64),
-    timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64),
+    item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64, strict=False),
+    timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64, strict=False),
   )
-  bad = pairs.filter(pl.any_horizontal(pl.col("user", "item").is_null()) | (pl.col("timestamp") >= 10**10)).head(1)
+  is_null = pl.any_horizontal(pl.col("user", "item", "timestamp").is_null())
+  bad = pairs.filter(is_null | (pl.col("timestamp") >= event_values.LATEST_SECOND)).head(1)
   if len(bad):
     raise ValueError(
       f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "
@@ -76,7 +79,7 @@ def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
 def _read_map(path: pathlib.Path) -> pl.DataFrame:
   try:
     entries = json.loads(path.read_text(encoding="utf-8"))
-    rows = [(int(item), str(asin), int(domain)) for asin, (item, domain) in entries.items()]
+    rows = [(operator.index(item), asin, operator.index(domain)) for asin, (item, domain) in entries.items()]
   except (ValueError, TypeError, AttributeError) as error:
     raise ValueError(f'{path}: needs one JSON object of "ASIN": [item, domain]: {error}') from error
   table = pl.DataFrame(rows, schema={"item": pl.Int64, "raw_id": pl.String, "domain": pl.Int64}, orient="row").sort(

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from jaxrec.data.sources.reading import Chunk, Column, find_file, line_chunks, read_columns, require_file, seconds
+from jaxrec.data import event_values
+from jaxrec.data.sources import cleaning
+from jaxrec.data.sources.reading import Chunk, Column, find_file, line_chunks, read_columns, require_file
 from jaxrec.data.sources.registry import InteractionLog
 
 _REVIEW_FIELDS = {
@@ -24,7 +28,12 @@ _UNITS = {"2014": "s", "2023": "ms"}
 
 
 def read_ratings(
-  raw: str | pathlib.Path, *, name: str | None = None, edition: str | None = None, metadata: str | None = None
+  raw: str | pathlib.Path,
+  *,
+  name: str | None = None,
+  edition: str | None = None,
+  metadata: str | None = None,
+  outside_period: str = "drop",
 ) -> InteractionLog:
   """Returns the events of a CSV file of ratings, plain or .gz.
 
@@ -37,6 +46,8 @@ def read_ratings(
     edition: "2014", "2018" or "2023"; None to detect it: a header means 2023, otherwise the item is the id column with
       fewer distinct values.
     metadata: JSON lines with the titles (`asin` or `parent_asin`, `title`), or None.
+    outside_period: "drop" drops and counts the few events with a time before 1970 that official files have; "refuse"
+      makes them an error.
 
   Raises:
     ValueError: a bad row, or id columns that cannot be distinguished.
@@ -44,18 +55,24 @@ def read_ratings(
   path = find_file(raw, *_file_names(name, ".csv", "ratings_"))
   _check_edition(edition)
   has_header = edition == "2023" or edition is None and _first_line(path).startswith(b"user_id,")
-  last = {"rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit="ms" if has_header else "s")}
+  unit, early = "ms" if has_header else "s", cleaning.keeps_before_1970(outside_period)
+  last = {"rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit=unit, before_1970=early)}
   if has_header:
     columns = {"user_id": Column(pl.String), "parent_asin": Column(pl.String), **last}
     events = read_columns(path, columns, header=True).rename({"user_id": "user", "parent_asin": "item"})
   else:
     events = read_columns(path, {"user": Column(pl.String), "item": Column(pl.String), **last})
     events = _name_columns(events, edition)
-  return _log(events, name or _domain_name(path), metadata)
+  return _log(events, path, name, metadata, unit)
 
 
 def read_reviews(
-  raw: str | pathlib.Path, *, name: str | None = None, edition: str | None = None, metadata: str | None = None
+  raw: str | pathlib.Path,
+  *,
+  name: str | None = None,
+  edition: str | None = None,
+  metadata: str | None = None,
+  outside_period: str = "drop",
 ) -> InteractionLog:
   """Returns the events of a file of reviews as JSON lines, plain or .gz; texts and votes are not read.
 
@@ -68,6 +85,8 @@ def read_reviews(
     name: the category, which becomes the name of the domain; None for that of the only file.
     edition: "2014", "2018" or "2023"; None to detect it from the first line.
     metadata: JSON lines with the titles (`asin` or `parent_asin`, `title`), or None.
+    outside_period: "drop" drops and counts the few events with a time before 1970 that official files have; "refuse"
+      makes them an error.
 
   Raises:
     ValueError: a line is not a JSON object or lacks a field; a .gz file is truncated.
@@ -75,8 +94,9 @@ def read_reviews(
   path = find_file(raw, *_file_names(name, ".json", "reviews_"), *_file_names(name, ".jsonl", ""))
   _check_edition(edition)
   kind = _kind(path, None if edition is None else "2023" if edition == "2023" else "2014")
-  events = _read_json_lines(path, _REVIEW_FIELDS[kind], _UNITS[kind])
-  return _log(events, name or _domain_name(path), metadata)
+  early = cleaning.keeps_before_1970(outside_period)
+  events = _read_json_lines(path, _REVIEW_FIELDS[kind], _UNITS[kind], early)
+  return _log(events, path, name, metadata, _UNITS[kind])
 
 
 def read_5core(raw: str | pathlib.Path, *, name: str | None = None) -> InteractionLog:
@@ -142,17 +162,20 @@ def _name_columns(events: pl.DataFrame, edition: str | None) -> pl.DataFrame:
   return events if edition == "2014" else events.rename({"user": "item", "item": "user"})
 
 
-def _log(events: pl.DataFrame, domain: str, metadata: str | None) -> InteractionLog:
-  events = events.with_columns(action=pl.col("rating").round().cast(pl.Int32))
+def _log(rows: pl.DataFrame, path: pathlib.Path, name: str | None, metadata: str | None, unit: str) -> InteractionLog:
+  events, dropped = cleaning.drop_before_1970(rows, path)
+  place = event_values.at_rows(path, "rating")
+  events = events.with_columns(event_values.rating_actions(events["rating"], place).alias("action"))
   items = None
   if metadata is not None:
     titles = read_titles(metadata)
     items = events.select(pl.col("item").unique().sort()).join(titles, on="item", how="left", maintain_order="left")
-  return InteractionLog(events, items=items, domains=(domain,), raw_rows=len(events))
+  domains = (name or _domain_name(path),)
+  return InteractionLog(events, items=items, domains=domains, raw_rows=len(rows), dropped=dropped, time_unit=unit)
 
 
 def read_titles(path: str | pathlib.Path) -> pl.DataFrame:
-  """Returns `item` and `title` from metadata as JSON lines.
+  """Returns `item` and `title` from metadata as JSON lines, the first title of each item that is not blank.
 
   The files of 2014 hold Python literals and must be converted to JSON first.
   """
@@ -161,7 +184,7 @@ def read_titles(path: str | pathlib.Path) -> pl.DataFrame:
   tables = [
     _parse_json(chunk, {key: pl.String, "title": pl.String}, optional=("title",)) for chunk in line_chunks(path)
   ]
-  return pl.concat(tables).rename({key: "item"}).unique("item", keep="first", maintain_order=True)
+  return cleaning.first_texts(pl.concat(tables).rename({key: "item"}), "item", "title")
 
 
 def _kind(path: pathlib.Path, expected: str | None) -> str:
@@ -179,7 +202,7 @@ def _kind(path: pathlib.Path, expected: str | None) -> str:
   )
 
 
-def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str) -> pl.DataFrame:
+def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str, before_1970: bool) -> pl.DataFrame:
   schema = {
     names["user"]: pl.String,
     names["item"]: pl.String,
@@ -189,7 +212,8 @@ def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str) -> pl
   tables = []
   for chunk in line_chunks(path):
     table = _parse_json(chunk, schema).rename({field: column for column, field in names.items()})
-    tables.append(table.with_columns(seconds(table["timestamp"], unit, path, chunk.first_line)))
+    place = event_values.at_rows(path, "timestamp", chunk.first_line, "line")
+    tables.append(table.with_columns(event_values.times(table["timestamp"], unit, place, before_1970=before_1970)[0]))
   return pl.concat(tables)
 
 
@@ -197,7 +221,8 @@ def _parse_json(chunk: Chunk, schema: dict, optional: tuple[str, ...] = ()) -> p
   required = {name: dtype for name, dtype in schema.items() if name not in optional}
   try:
     table = pl.read_ndjson(io.BytesIO(chunk.data), schema=schema)
-    problem = "a required field is empty" if sum(table.select(pl.col(list(required)).null_count()).row(0)) else None
+    empty = [name for name in required if event_values.unusable(table[name]).any()]
+    problem = f"a field {empty} is empty or no number" if empty else None
   except pl.exceptions.PolarsError as error:
     problem = str(error)
   if problem is not None:
@@ -221,10 +246,17 @@ def _check_json_line(line: bytes, required: dict, where: str) -> None:
   for name, dtype in required.items():
     if not isinstance(fields, dict) or fields.get(name) is None:
       raise ValueError(f"{where}: lacks the field {name!r}: {line[:120]!r}")
-    if not isinstance(fields[name], str if dtype == pl.String else int | float):
-      raise ValueError(
-        f"{where}: field {name!r} holds {fields[name]!r}, needs {'text' if dtype == pl.String else 'a number'}"
-      )
+    if not _is_usable(fields[name], dtype):
+      needs = "text" if dtype == pl.String else "an integer" if dtype == pl.Int64 else "a number"
+      raise ValueError(f"{where}: field {name!r} holds {fields[name]!r}, needs {needs}")
+
+
+def _is_usable(value: object, dtype: Any) -> bool:
+  if dtype == pl.String:
+    return isinstance(value, str) and bool(value.strip())
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  return math.isfinite(value) if dtype != pl.Int64 else isinstance(value, int) and abs(value) < 2**63
 
 
 def _read_id_lists(path: pathlib.Path) -> pl.DataFrame:
@@ -255,13 +287,12 @@ def _times_of(path: pathlib.Path, name: str) -> pl.DataFrame | None:
     if missing:
       raise ValueError(f"{npz}: lacks the arrays {missing}")
     user = np.repeat(arrays["user_ids"], np.diff(arrays["offsets"]))
-    return pl.DataFrame(
-      {
-        "user": user.astype(np.int64),
-        "item": arrays["items"].astype(np.int64),
-        "timestamp": arrays["timestamps"].astype(np.int64),
-      }
-    )
+    columns = {"user": user, "item": arrays["items"], "timestamp": arrays["timestamps"]}
+  checked = [
+    event_values.integers(pl.Series(name, values), pl.Int64, event_values.at_rows(npz, name, 0, "entry"))
+    for name, values in columns.items()
+  ]
+  return pl.DataFrame(checked)
 
 
 def _join_times(events: pl.DataFrame, times: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:

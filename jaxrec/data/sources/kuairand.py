@@ -10,6 +10,8 @@ import pathlib
 import numpy as np
 import polars as pl
 
+from jaxrec.data import event_values
+from jaxrec.data.sources import cleaning
 from jaxrec.data.sources.reading import Column, find_file, read_columns
 from jaxrec.data.sources.registry import InteractionLog
 from jaxrec.data.sources.tfrecord import read_examples
@@ -45,7 +47,7 @@ def read_logs(
     **{name: Column(pl.Int8) for name in FEEDBACK},
     **({"tab": Column(pl.Int64)} if domain == "tab" else {}),
   }
-  rows = pl.concat([read_columns(path, names, header=True) for path in files])
+  rows = pl.concat([_checked_feedback(read_columns(path, names, header=True), path) for path in files])
   action = pl.sum_horizontal([pl.col(name).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(FEEDBACK)]).cast(
     pl.Int32
   )
@@ -53,7 +55,7 @@ def read_logs(
   kept = events if keep == "all" else events.filter(pl.col(keep) != 0)
   dropped = {f"without {keep}": len(events) - len(kept)}
   kept, domains = _with_domain(kept, domain, files[0].parent)
-  return InteractionLog(kept.drop(FEEDBACK), domains=domains, raw_rows=len(rows), dropped=dropped)
+  return InteractionLog(kept.drop(FEEDBACK), domains=domains, raw_rows=len(rows), dropped=dropped, time_unit="ms")
 
 
 def read_shards(raw: str | pathlib.Path) -> InteractionLog:
@@ -88,6 +90,12 @@ def read_shards(raw: str | pathlib.Path) -> InteractionLog:
   )
 
 
+def _checked_feedback(rows: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:
+  for name in FEEDBACK:
+    event_values.integers(rows[name], pl.Int8, event_values.at_rows(path, name), low=0, high=1)
+  return rows
+
+
 def _log_files(raw: pathlib.Path, random_logs: bool) -> list[pathlib.Path]:
   if raw.is_file():
     return [raw]
@@ -106,8 +114,9 @@ def _with_domain(
   path = find_file(folder, "video_features_basic_*.csv*")
   names = {"video_id": Column(pl.Int64), domain: Column(pl.String, optional=True)}
   features = read_columns(path, names, header=True, quote='"').rename({"video_id": "item", domain: "domain"})
-  whole_number = pl.col("domain").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
-  features = features.unique("item", keep="first", maintain_order=True).with_columns(
+  number = pl.col("domain").cast(pl.Float64, strict=False)  # The files write 9 as 9.0.
+  whole_number = pl.when(number == number.floor()).then(number.cast(pl.Int64, strict=False).cast(pl.String))
+  features = cleaning.first_texts(features, "item", "domain").with_columns(
     domain=pl.coalesce(whole_number, pl.col("domain"), pl.lit("unknown"))
   )
   return events.join(features, on="item", how="left", maintain_order="left").with_columns(
@@ -120,6 +129,9 @@ def _records(raw: pathlib.Path, name: str) -> list[dict]:
   paths = sorted([*folder.glob("*.tfrecord"), *folder.glob("*.tfrecord.gz")], key=_shard_number)
   if not paths:
     raise ValueError(f"{folder}: no *.tfrecord or *.tfrecord.gz files; give the folder of {', '.join(_FOLDERS)}")
+  shards = [path.name.split(".")[0] for path in paths]
+  if repeated := [path.name for path, shard in zip(paths, shards, strict=True) if shards.count(shard) > 1]:
+    raise ValueError(f"{folder}: {repeated} are the same shard, which names its users; keep one of them")
   rows = []
   for path, index, row in read_examples(paths, ("sequence_data", "sequence_event_type")):
     items, kinds = len(row["sequence_data"]), len(row["sequence_event_type"])

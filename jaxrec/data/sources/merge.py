@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from jaxrec.data import event_values
 from jaxrec.data.sources.registry import InteractionLog
 
 
@@ -23,14 +25,15 @@ def read_merge(
     read: reads the log of one mapping.
 
   Raises:
-    ValueError: fewer than two sources, a repeated name, or a source without times, which give the common order.
+    ValueError: fewer than two sources, a repeated name, two domains whose names become the same, or a source without
+      times, which give the common order.
   """
   if isinstance(sources, str | Mapping) or len(sources) < 2:
     raise ValueError("merge needs sources: two or more mappings with source, raw and name")
   names = [entry.get("name") for entry in sources]
   if None in names or len(set(names)) < len(names):
     raise ValueError(f"the sources need different names, not {names}")
-  logs = [_named(read(entry), entry["name"]) for entry in sources]
+  logs = _in_one_unit([_named(read(entry), entry["name"]) for entry in sources])
   shared = [name for name in ("action", "rating") if any(name in log.events.columns for log in logs)]
   shared = [name for name in shared if name == "action" or all(name in log.events.columns for log in logs)]
   events = pl.concat([_columns(log, shared) for log in logs])
@@ -41,8 +44,15 @@ def read_merge(
     f"{name}: {reason}": count for name, log in zip(names, logs, strict=True) for reason, count in log.dropped.items()
   }
   domains = tuple(domain for log in logs for domain in log.domains or ())
+  if repeated := sorted({domain for domain in domains if domains.count(domain) > 1}):
+    raise ValueError(f"the domains {repeated} of two sources get the same name; give the sources other names")
   return InteractionLog(
-    events, items=items, domains=domains, raw_rows=sum(log.raw_rows for log in logs), dropped=dropped
+    events,
+    items=items,
+    domains=domains,
+    raw_rows=sum(log.raw_rows for log in logs),
+    dropped=dropped,
+    time_unit=logs[0].time_unit,
   )
 
 
@@ -56,13 +66,27 @@ def _named(log: InteractionLog, name: str) -> InteractionLog:
     events = events.join(items.select("item", "domain"), on="item", how="left", maintain_order="left")
   if "domain" not in events.columns:
     items = items.with_columns(domain=pl.lit(name)) if items is not None else None
-    return InteractionLog(events.with_columns(domain=pl.lit(name)), items, None, (name,), log.raw_rows, log.dropped)
-  prefixed = pl.concat_str(pl.lit(f"{name}/"), pl.col("domain"))
-  domains = log.domains or tuple(sorted(events["domain"].unique().to_list()))
-  items = items.with_columns(domain=prefixed) if items is not None and "domain" in items.columns else None
-  return InteractionLog(
-    events.with_columns(domain=prefixed), items, None, tuple(f"{name}/{d}" for d in domains), log.raw_rows, log.dropped
-  )
+    events, domains = events.with_columns(domain=pl.lit(name)), (name,)
+  else:
+    prefixed = pl.concat_str(pl.lit(f"{name}/"), pl.col("domain"))
+    found = log.domains or tuple(sorted(events["domain"].unique().to_list()))
+    items = items.with_columns(domain=prefixed) if items is not None and "domain" in items.columns else None
+    events, domains = events.with_columns(domain=prefixed), tuple(f"{name}/{domain}" for domain in found)
+  return dataclasses.replace(log, events=events, items=items, users=None, domains=domains, in_order=False)
+
+
+def _in_one_unit(logs: Sequence[InteractionLog]) -> list[InteractionLog]:
+  """Returns the logs with times in the finest of their units."""
+  unit = max((log.time_unit for log in logs), key=event_values.UNITS.get)
+  return [dataclasses.replace(log, events=_in_unit(log, unit), time_unit=unit) for log in logs]
+
+
+def _in_unit(log: InteractionLog, unit: str) -> pl.DataFrame:
+  factor = event_values.UNITS[unit] // event_values.UNITS[log.time_unit]
+  latest = log.events["timestamp"].max()
+  if latest * factor >= 2**63:
+    raise ValueError(f"the time {latest} in {log.time_unit} is too late to be compared with times in {unit}")
+  return log.events.with_columns(pl.col("timestamp").cast(pl.Int64) * factor)
 
 
 def _columns(log: InteractionLog, shared: Sequence[str]) -> pl.DataFrame:

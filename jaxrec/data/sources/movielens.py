@@ -9,6 +9,7 @@ import pathlib
 
 import polars as pl
 
+from jaxrec.data import event_values
 from jaxrec.data.sources.reading import Column, find_file, line_chunks, read_columns
 from jaxrec.data.sources.registry import InteractionLog
 
@@ -112,7 +113,8 @@ def _split_lines(path: pathlib.Path, separator: str, num_fields: int, encoding: 
 def _log(ratings: pl.DataFrame, movies: pl.DataFrame, domain: str, half_stars: bool) -> InteractionLog:
   movies = movies.select("item", "title", "genres")
   unit = 2 if half_stars else 1
-  events = ratings.with_columns(action=(pl.col("rating") * unit).round().cast(pl.Int32))
+  place = event_values.at_rows("ratings", "rating")
+  events = ratings.with_columns(event_values.rating_actions(ratings["rating"], place, unit).alias("action"))
   if domain == "one":
     return InteractionLog(events, items=movies, domains=("movies",), raw_rows=len(ratings))
   if domain != "first_genre":

@@ -16,8 +16,9 @@ from typing import Any
 
 import polars as pl
 
+from jaxrec.data import event_values
+
 CHUNK_BYTES = 1 << 26
-_LATEST_SECOND = 10_000_000_000  # In the year 2286.
 _MAX_SHOWN = 120  # Characters of a bad line in an error.
 _MAX_CHUNKS_PER_LINE = 4
 
@@ -28,12 +29,14 @@ class Column:
 
   dtype: the polars type.
   optional: whether fields may be empty.
-  unit: "s" or "ms" for a time, which is converted to seconds; None otherwise.
+  unit: of a time, a key of `event_values.WRITTEN_TIMES`; it is kept in full precision. None: no time.
+  before_1970: whether a time may be negative.
   """
 
   dtype: Any
   optional: bool = False
   unit: str | None = None
+  before_1970: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, qu
   selected = {name: column for name, column in layout.items() if column is not None}
   chunk = dataclasses.replace(chunk, data=chunk.data.rstrip(b"\r\n"))
   if not chunk.data.strip():
-    return pl.DataFrame(schema={name: column.dtype for name, column in selected.items()})
+    return pl.DataFrame(schema={n: pl.Int64 if column.unit else column.dtype for n, column in selected.items()})
   schema: dict[str, Any] = {}
   for position, (name, column) in enumerate(layout.items()):
     schema |= {name: column.dtype if column else pl.String}
@@ -196,14 +199,12 @@ def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, qu
   except pl.exceptions.PolarsError as error:
     _explain(chunk, layout, separator, quote)
     raise ValueError(f"{chunk.path}: in or after line {chunk.first_line}: {error}") from error
-  required = [name for name, column in selected.items() if not column.optional]
-  if sum(table.select(pl.col(required).null_count()).row(0)):
-    _explain(chunk, layout, separator, quote)
-    name = next(name for name in required if table[name].null_count())
-    raise ValueError(
-      f"{chunk.path}: near line {chunk.first_line + table[name].is_null().arg_max()}: column {name!r} is empty"
-    )
-  return _with_seconds(table, chunk, selected)
+  for name, column in selected.items():
+    if not column.optional and (bad := event_values.unusable(table[name])).any():
+      _explain(chunk, layout, separator, quote)
+      held = f"holds {table[name][bad.arg_max()]!r}" if table[name].dtype.is_float() else "is empty"
+      raise ValueError(f"{chunk.path}: near line {chunk.first_line + bad.arg_max()}: column {name!r} {held}")
+  return _with_times(table, chunk, selected)
 
 
 def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: str | None) -> pl.DataFrame:
@@ -216,36 +217,13 @@ def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: st
   return lazy.select([name for name, column in layout.items() if column is not None]).collect()
 
 
-def _with_seconds(table: pl.DataFrame, chunk: Chunk, selected: Mapping[str, Column]) -> pl.DataFrame:
+def _with_times(table: pl.DataFrame, chunk: Chunk, selected: Mapping[str, Column]) -> pl.DataFrame:
   for name, column in selected.items():
     if column.unit:
-      table = table.with_columns(seconds(table[name], column.unit, chunk.path, chunk.first_line))
+      place = event_values.at_rows(chunk.path, name, chunk.first_line, "line")
+      times, _ = event_values.times(table[name], column.unit, place, before_1970=column.before_1970)
+      table = table.with_columns(times)
   return table
-
-
-def seconds(times: pl.Series, unit: str, path: pathlib.Path, first_line: int = 1) -> pl.Series:
-  """Returns times in seconds (int64) from times in `unit` "s" or "ms".
-
-  Raises:
-    ValueError: a time is implausible in that unit: before 1970 or after the year 2286; or all times, as milliseconds,
-      would be in the first months of 1970.
-  """
-  scale = {"s": 1, "ms": 1000}.get(unit)
-  if scale is None:
-    raise ValueError(f"time {unit=} is not known; give 's' or 'ms'")
-  bad = (times < 0) | (times >= _LATEST_SECOND * scale)
-  if bad.any():
-    row = bad.arg_max()
-    hint = "; it looks like milliseconds" if scale == 1 and times[row] > 0 else ""
-    raise ValueError(
-      f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} is not a time in {unit}{hint}"
-    )
-  if scale == 1000 and len(times) and 0 < times.max() < _LATEST_SECOND:
-    row = times.arg_max()
-    raise ValueError(
-      f"{path}: line {first_line + row}: column {times.name!r}: {times[row]} looks like seconds, not milliseconds"
-    )
-  return (times // scale).cast(pl.Int64)
 
 
 def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> None:
@@ -275,8 +253,9 @@ def _wrong_count(lines: pl.DataFrame, num_fields: int, separator: str) -> tuple[
 
 def _wrong_value(lines: pl.DataFrame, position: int, name: str, column: Column) -> tuple[int, str, str] | None:
   field = pl.col("fields").list.get(position, null_on_oob=True)
-  empty = field.fill_null("") == ""
-  wrong = ~empty & field.cast(column.dtype, strict=False).is_null()
+  empty = field.fill_null("").str.strip_chars() == ""
+  value = field.cast(column.dtype, strict=False)
+  wrong = ~empty & (value.is_null() | ~value.is_finite() if column.dtype.is_float() else value.is_null())
   bad = lines.filter(wrong if column.optional else wrong | empty).with_columns(field=field).head(1)
   if bad.is_empty():
     return None

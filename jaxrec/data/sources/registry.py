@@ -42,7 +42,7 @@ GENERATED: Mapping[str, str] = {
 class InteractionLog:
   """The result of reading a source: one row per event, in file order.
 
-  events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64 seconds),
+  events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64, in `time_unit`),
     `action` (int32, 0 for none), `rating` (float, for filters only), `split` (uint8, if the source defines it).
   items: the catalogue, including items without events, in the order of the item ids: `item`, optional `raw_id`,
     `title`, `domain` and further columns; None for the items of the events, sorted.
@@ -52,6 +52,7 @@ class InteractionLog:
   raw_rows: number of rows in the files.
   dropped: number of rows that the reader left out, by reason.
   in_order: whether each user's events are in order of time already, so that `timestamp` must not reorder them.
+  time_unit: "s", "ms", "us" or "ns": events are ordered by their time in full precision, which is cut to seconds last.
   """
 
   events: pl.DataFrame
@@ -61,6 +62,7 @@ class InteractionLog:
   raw_rows: int = 0
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
   in_order: bool = False
+  time_unit: str = "s"
 
 
 def source_names() -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from jaxrec.data.sources.reading import Column, read_columns, require_file, seconds
+from jaxrec.data import event_values
+from jaxrec.data.sources import cleaning
+from jaxrec.data.sources.reading import Column, read_columns, require_file
 from jaxrec.data.sources.registry import InteractionLog
 
 _REQUIRED = ("user", "item")
@@ -25,6 +27,7 @@ def read_table(
   title: str | None = None,
   ids: str = "string",
   time_unit: str = "s",
+  outside_period: str = "refuse",
   separator: str = ",",
   header: bool = True,
   names: str | Sequence[str] | None = None,
@@ -37,7 +40,9 @@ def read_table(
     timestamp, domain, action, rating, title: names of further columns; None or "" if the file has no such column.
       Without `timestamp` the order of the file is the order of time.
     ids: "string" or "int"; integers are smaller, faster and checked.
-    time_unit: "s" or "ms" since 1970; Parquet columns of dates need none.
+    time_unit: "s", "ms", "us" or "ns" since 1970; "float_s": seconds with decimals; "iso": ISO 8601 text, UTC if it
+      names no time zone. Parquet columns of dates need none. Events are ordered by the full precision.
+    outside_period: "refuse" times before 1970, or "drop" and count these events.
     separator: column separator of a CSV; "\\t" for tabs.
     header: whether the first line of a CSV names its columns.
     names: the columns of a CSV without a header, in order, as a sequence or separated by commas.
@@ -58,21 +63,23 @@ def read_table(
   name_of = {meaning: name for meaning, name in name_of.items() if name}
   if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
     raise ValueError(f"{missing} must name columns of the file")
-  columns = {name: _column(meaning, ids, time_unit) for meaning, name in name_of.items()}
+  early = cleaning.keeps_before_1970(outside_period)
+  columns = {name: _column(meaning, ids, time_unit, early) for meaning, name in name_of.items()}
   if len(columns) < len(name_of):
     raise ValueError(f"a column is given for two purposes: {name_of}")
   if path.suffix == ".parquet":
-    rows = _read_parquet(path, columns)
+    rows, time_unit = _read_parquet(path, columns)
   else:
     rows = _read_csv(path, columns, separator, header, names)
-  return _log(rows.rename({name: meaning for meaning, name in name_of.items()}))
+    time_unit = event_values.stored_unit(time_unit)
+  return _log(rows.rename({name: meaning for meaning, name in name_of.items()}), time_unit, path)
 
 
-def _column(meaning: str, ids: str, time_unit: str) -> Column:
+def _column(meaning: str, ids: str, time_unit: str, early: bool) -> Column:
   if ids not in ("string", "int"):
     raise ValueError(f"{ids=} is not known; give 'string' or 'int'")
   kinds = {
-    "timestamp": Column(pl.Int64, unit=time_unit),
+    "timestamp": Column(event_values.written_type(time_unit), unit=time_unit, before_1970=early),
     "domain": Column(pl.String),
     "action": Column(pl.Int32),
     "rating": Column(pl.Float32),
@@ -98,7 +105,8 @@ def _read_csv(path: pathlib.Path, columns: dict[str, Column], separator: str, he
   )
 
 
-def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> pl.DataFrame:
+def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> tuple[pl.DataFrame, str]:
+  """Returns the columns, and the unit of the times."""
   try:
     lazy = pl.scan_parquet(path)
     schema = lazy.collect_schema()
@@ -110,26 +118,34 @@ def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> pl.DataFram
     raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
   if table.is_empty():
     raise ValueError(f"{path}: has no rows")
+  time_unit = "s"
   for name, column in columns.items():
-    table = table.with_columns(_cast(table[name], column, path))
-  return table
+    place = event_values.at_rows(path, name)
+    if column.unit:
+      values, time_unit = event_values.times(table[name], column.unit, place, before_1970=column.before_1970)
+    else:
+      values = _values(table[name], column, place)
+    table = table.with_columns(values.alias(name))
+  return table, time_unit
 
 
-def _cast(series: pl.Series, column: Column, path: pathlib.Path) -> pl.Series:
-  if column.unit and series.dtype.is_temporal():
-    series, column = series.dt.epoch("s").rename(series.name), Column(pl.Int64, unit="s")
-  cast = series.cast(column.dtype, strict=False)
-  bad = cast.is_null() if not column.optional else cast.is_null() & series.is_not_null()
-  if bad.any():
-    row = bad.arg_max()
-    raise ValueError(f"{path}: row {row + 1}: column {series.name!r} holds {series[row]!r}, needs {column.dtype}")
-  return seconds(cast, column.unit, path) if column.unit else cast
+def _values(values: pl.Series, column: Column, place: event_values.Place) -> pl.Series:
+  if column.dtype == pl.String:
+    return event_values.texts(values, place, optional=column.optional)
+  if column.dtype == pl.Float32:
+    return event_values.ratings(values, place)
+  if column.dtype == pl.Int32 and values.dtype == pl.Boolean:  # An action such as "clicked".
+    values = values.cast(pl.Int8)
+  return event_values.integers(values, column.dtype, place)
 
 
-def _log(rows: pl.DataFrame) -> InteractionLog:
-  items = None
-  if "title" in rows.columns:
-    items = rows.select("item", "title").unique("item", keep="first", maintain_order=True).sort("item")
+def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path) -> InteractionLog:
+  kept, dropped = cleaning.drop_before_1970(rows, path)
   return InteractionLog(
-    rows.drop("title", strict=False), items=items, raw_rows=len(rows), in_order="timestamp" not in rows.columns
+    kept.drop("title", strict=False),
+    items=cleaning.first_texts(kept, "item", "title") if "title" in kept.columns else None,
+    raw_rows=len(rows),
+    dropped=dropped,
+    in_order="timestamp" not in kept.columns,
+    time_unit=time_unit,
   )
