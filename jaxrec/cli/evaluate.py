@@ -14,8 +14,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxrec.cli.text_table import text_table
+from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data.batches.evaluation import evaluation_batches
+from jaxrec.data.printable import printable
 from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     _apply_flags(task.config)
     scores = score(task, loaded.params, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
   except (FileNotFoundError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
   settings = task.config.eval.to_dict()
   out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
   write_json(out, {"split": FLAGS.split, "step": loaded.step, "eval": settings, **scores})
@@ -94,8 +95,9 @@ def table(
   """
   metrics = [*(f"{name}@{k}" for name in ("HR", "NDCG") for k in ks), "MRR"]
   rows = [["domain", "ranker", "users", *metrics]]
-  groups = {"all": prefix} | ({name: f"{prefix}domain/{name}/" for name in domain_names} if domain_names[1:] else {})
-  for domain, start in groups.items():
+  groups = [(label_of_all(domain_names), prefix)]
+  groups += [(name, f"{prefix}domain/{name}/") for name in domain_names if domain_names[1:]]
+  for domain, start in groups:
     for ranker, values in scores.items():
       cells = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
       rows.append([domain, ranker, str(values[f"{start}count"]), *cells])

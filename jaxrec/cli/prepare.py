@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from jaxrec.cli.text_table import text_table
+from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.printable import printable
 from jaxrec.data.sources import GENERATED, source_names
 
 FLAGS = flags.FLAGS
@@ -49,12 +50,12 @@ def main(_) -> None:
   started = time.monotonic()
 
   def report(line: str) -> None:
-    print(f"[{time.monotonic() - started:7.1f} s] {line}", file=sys.stderr, flush=True)
+    print(f"[{time.monotonic() - started:7.1f} s] {printable(line)}", file=sys.stderr, flush=True)
 
   try:
     data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **_given_options())
   except (ValueError, ConnectionError) as error:
-    raise SystemExit(f"prepare: {error}") from error
+    raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
   report("done")
   print(summary(data))
 
@@ -64,7 +65,7 @@ def summary(data: PreparedData) -> str:
   rows = [("domain", "users", "items", "events", "training", "validation", "test")]
   user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
   domains = [*enumerate(data.domain_names, 1)] if 1 < data.num_domains <= _MAX_DOMAINS else []
-  for domain, name in [*domains, (None, "all")]:
+  for domain, name in [*domains, (None, label_of_all(data.domain_names if domains else ()))]:
     selected = np.ones(data.num_events, bool) if domain is None else np.asarray(data.domain_id) == domain
     items = data.num_items if domain is None else int((data.item_domain()[1:] == domain).sum())
     counts = len(np.unique(user[selected])), items, int(selected.sum()), *np.bincount(data.split[selected], minlength=3)
@@ -81,7 +82,7 @@ def _notes(data: PreparedData) -> list[str]:
   notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
-  return [*notes, f"written to {data.path}"]
+  return [*map(printable, notes), printable(f"written to {data.path}")]
 
 
 def _given_options() -> dict[str, Any]:

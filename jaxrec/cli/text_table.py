@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxrec.data.printable import printable
+
 _RULES = {"l": (":", "-"), "r": ("-", ":"), "-": ("-", "-")}
 
 
@@ -11,7 +13,7 @@ def text_table(rows: Sequence[Sequence[str]], align: str = "l", *, markdown: boo
   """Returns rows as lines of text with aligned columns; the first row is the header.
 
   Args:
-    rows: cells as text; a row shorter than the header ends in empty cells.
+    rows: cells as text; a row shorter than the header ends in empty cells. Characters that do not print are escaped.
     align: one letter per column: "l" left, "r" right, "-" not padded. The last letter is for all further columns.
     markdown: whether to return a Markdown table, with a rule below the header.
 
@@ -30,7 +32,7 @@ def text_table(rows: Sequence[Sequence[str]], align: str = "l", *, markdown: boo
   | sasrec | 96 | 0.2 |
   """
   letters = _letters(rows, align)
-  full = [[*row, *[""] * (len(letters) - len(row))] for row in rows]
+  full = [[*map(printable, row), *[""] * (len(letters) - len(row))] for row in rows]
   widths = [max(map(len, column)) for column in zip(*full, strict=True)]
   lines = [[_pad(*cell) for cell in zip(row, widths, letters, strict=True)] for row in full]
   if not markdown:
@@ -38,6 +40,18 @@ def text_table(rows: Sequence[Sequence[str]], align: str = "l", *, markdown: boo
   rule = "|".join(map(_rule, widths, letters))
   header, *body = ("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in lines)
   return "\n".join([header, f"|{rule}|", *body])
+
+
+def label_of_all(names: Sequence[str]) -> str:
+  """Returns the label of the row for all domains, which is none of their names.
+
+  >>> label_of_all(["books", "films"]), label_of_all(["all", "none"])
+  ('all', '(all)')
+  """
+  label = "all"
+  while label in names:
+    label = f"({label})"
+  return label
 
 
 def _letters(rows, align):

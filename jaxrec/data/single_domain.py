@@ -50,7 +50,7 @@ def only_domain(data: PreparedData, name: str) -> PreparedData:
     "in other domains": int((~in_domain).sum()),
     "held out behind one": int((in_domain & has_target_elsewhere).sum()),
   }
-  logging.info("domain %s: %d events kept; dropped: %s", name, keep.sum(), dropped)
+  logging.info("domain %r: %d events kept; dropped: %s", name, keep.sum(), dropped)
   elsewhere = {str(split): _users_with(data, user, ~keep, split) for split in (VALIDATION, TEST)}
   return _select(data, keep, {"only_domain": name, _HELD_OUT_ELSEWHERE: elsewhere}, dropped)
 

@@ -2,7 +2,10 @@
 
 import pytest
 
+from jaxrec.cli.evaluate import table
+from jaxrec.cli.prepare import summary
 from jaxrec.cli.text_table import text_table
+from jaxrec.data.prepared import PreparedData
 
 ROWS = [["run", "n", "MRR"], ["a", "12", "0.5"], ["long", "3"]]
 
@@ -35,3 +38,33 @@ def test_columns_without_alignment_are_not_padded():
 def test_wrong_arguments_are_refused(rows, align, message):
   with pytest.raises(ValueError, match=message):
     text_table(rows, align)
+
+
+def test_a_domain_called_all_has_a_row_beside_the_total():
+  metrics = {
+    "MRR": 0.25,
+    "count": 3,
+    "domain/all/MRR": 0.5,
+    "domain/all/count": 1,
+    "domain/b/MRR": 0.1,
+    "domain/b/count": 2,
+  }
+  lines = [line.split() for line in table({"hstu": metrics}, ("all", "b"), ()).splitlines()]
+  assert lines[1:] == [["(all)", "hstu", "3", "0.2500"], ["all", "hstu", "1", "0.5000"], ["b", "hstu", "2", "0.1000"]]
+  data = PreparedData.from_columns(
+    user=[0, 0, 0], item_id=[1, 2, 3], domain_id=[1, 2, 2], domain_names=("all", "(all)")
+  )
+  assert [line.split()[:4] for line in summary(data).splitlines()[1:4]] == [
+    ["all", "1", "1", "1"], ["(all)", "1", "2", "2"], ["((all))", "1", "3", "3"],
+  ]  # fmt: skip
+
+
+def test_control_characters_of_names_are_escaped_in_tables():
+  names = ("a\x1b[31mred", "b\nall")
+  data = PreparedData.from_columns(user=[0, 0], item_id=[1, 2], domain_id=[1, 2], domain_names=names)
+  lines = summary(data).splitlines()
+  assert [line.split()[0] for line in lines[1:4]] == ["a\\x1b[31mred", "b\\nall", "all"]
+  assert (
+    text_table([["\u202egnp", "\x07"], ["\ud800", "\xa0"]])
+    == "\\u202egnp  \\x07\n\\ud800      \xa0".rstrip("\xa0").rstrip()
+  )
