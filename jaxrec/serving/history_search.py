@@ -54,8 +54,12 @@ def history_keys(
       length share a compiled program.
 
   Raises:
-    ValueError: the scores of the model are not dot products.
+    ValueError: the scores of the model are not dot products, or an item or category is outside the catalogue.
   """
+  for name, ids, most in (("item", item, model.num_items), ("category", category, model.num_categories)):
+    known = np.zeros(0, int) if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
+    if known.size and not 0 <= known.min() <= known.max() <= most:
+      raise ValueError(f"{name} holds ids {known.min()}..{known.max()}, but the model knows 0..{most}")
   keys = model.apply(variables, item, category, age, method="search_keys")
   return cache_keys(keys, jnp.asarray(item) != 0)
 

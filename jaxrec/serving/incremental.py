@@ -28,6 +28,7 @@ from jaxrec.layers.cache import CACHE, CacheSlot
 from jaxrec.models import SequentialModel
 
 REQUEST_TIMES = ("target", "last_event")
+_INT32 = -(2**31), 2**31 - 1
 
 
 @flax.struct.dataclass
@@ -70,7 +71,7 @@ class IncrementalModel:
       raise ValueError(f"request_time={self.request_time!r} must be one of {REQUEST_TIMES}")
 
   def start(self, batch_size: int, capacity: int) -> ServingState:
-    """Returns the state of B empty histories with room for `capacity` events per domain.
+    """Returns the state of B empty histories with room for `capacity` events per domain, the latest one included.
 
     If the model attends to the events of all domains, `capacity` is for all events together.
     """
@@ -94,14 +95,14 @@ class IncrementalModel:
       time: seconds, as in training.
 
     Raises:
-      ValueError: an event has a domain outside 1..C, or a cache is full.
+      ValueError: an item outside 0..V, a domain outside 1..C or a time that does not fit int32 in a row with an event,
+        or that event has no room; names the row. The other rows can be observed with item 0 there.
     """
-    self._check_domains(np.asarray(domain), np.asarray(item) != 0)
-    capacity = state.time.shape[2]
-    if int(state.count.max()) >= capacity:
-      raise ValueError(
-        f"a history has reached its {capacity=} events; start with a larger capacity, or again with its latest events"
-      )
+    is_event = np.asarray(item) != 0
+    self._check("item", item, is_event, 1, self.model.num_items)
+    self._check("domain", domain, is_event, 1, self.model.num_domains)
+    self._check("time", time, is_event, *_INT32)
+    _check_room(state, np.asarray(domain), is_event)
     event = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
     return _observe(self.model, self.request_time == "target", self.params, state, *event)
 
@@ -114,18 +115,42 @@ class IncrementalModel:
       time: time of the request in seconds; ignored if `request_time` is "last_event".
 
     Raises:
-      ValueError: the model needs a target domain, and one is outside 1..C.
+      ValueError: the model needs a target domain, and one is outside 1..C; or a time does not fit int32.
     """
+    has_events = np.asarray(state.item) != 0
     if self.model.needs_target_domain:
-      self._check_domains(np.asarray(domain), np.asarray(state.item) != 0)
+      self._check("domain", domain, has_events, 1, self.model.num_domains)
+    if self.request_time == "target":
+      self._check("time", time, has_events, *_INT32)
     target = (jnp.asarray(x, jnp.int32) for x in (domain, time))
     return _query(self.model, self.request_time == "target", self.params, state, *target)
 
-  def _check_domains(self, domain, is_read):
-    outside = is_read & ((domain < 1) | (domain > self.model.num_domains))
+  def _check(self, name, values, is_read, low, high):
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu":
+      raise ValueError(f"{name} has dtype {values.dtype}, needs integers")
+    outside = is_read & ((values < low) | (values > high))
     if outside.any():
       row = int(outside.argmax())
-      raise ValueError(f"row {row} has domain={int(domain[row])}; domains are 1..{self.model.num_domains}")
+      raise ValueError(f"row {row} has {name}={int(values[row])}; {name}s are {low}..{high}")
+
+
+def _check_room(state, domain, is_event):
+  """Raises for the first row whose new event would not fit: the open event takes a slot too when it is read."""
+  groups, capacity = state.time.shape[1:]
+  used = np.asarray(state.num_events)  # [B, C]
+  if groups > 1:
+    used = used[np.arange(len(used)), np.clip(domain, 1, groups) - 1]
+    where = "events of domain {}"
+  else:
+    used, where = used.sum(axis=1), "events"
+  is_full = is_event & (used >= capacity)
+  if is_full.any():
+    row = int(is_full.argmax())
+    raise ValueError(
+      f"row {row} has reached its {capacity=} {where.format(domain[row])}; start with a larger capacity, or again with"
+      " its latest events"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

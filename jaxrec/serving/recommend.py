@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import TEST, PreparedData
+from jaxrec.data.printable import printable
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import last_queries
 
@@ -75,7 +76,12 @@ def recommend(
   target_domain = None if domain is None else domain_id(data, domain)
   requests = _with_target_events(data, users, target_domain, hold_out)
   queries_of = _compiled_queries(model)
-  catalogue = Catalogue(model.apply({"params": params}, method="item_vectors").astype(jnp.float32))
+  vectors = model.apply({"params": params}, method="item_vectors").astype(jnp.float32)
+  if vectors.shape[0] <= data.num_items:
+    raise ValueError(
+      f"the model has {vectors.shape[0] - 1} items, the data {data.num_items}: they don't belong together"
+    )
+  catalogue = Catalogue(vectors[: data.num_items + 1])  # Rows above are kept free for items to come.
   item_domain = None if target_domain is None else data.item_domain()
   found: dict[int, Recommendation] = {}
   for batch in evaluation_batches(requests, TEST, min(len(users), config.eval.batch_size), config.data.max_length,
@@ -111,6 +117,8 @@ def domain_id(data: PreparedData, name: str) -> int:
 def describe(data: PreparedData, recommendation: Recommendation, history: int = 10) -> str:
   """Formats the latest events of a user and the recommended items as two columns of text.
 
+  Line breaks and other characters of titles and ids that do not print are escaped.
+
   Args:
     data: the prepared data that was given to `recommend`.
     recommendation: one result of `recommend`.
@@ -120,7 +128,7 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
 
   def label(item, domain):
     name = f"{data.domain_names[domain - 1]}: " if data.num_domains > 1 else ""
-    return f"{name}{titles[item]}"
+    return printable(f"{name}{titles[item]}")
 
   events = recommendation.history[-history:][::-1] if history else recommendation.history[:0]
   left = [_day(data, event) + label(data.item_id[event], data.domain_id[event]) for event in events]
@@ -129,7 +137,7 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
     for rank, (item, score) in enumerate(zip(recommendation.items, recommendation.scores, strict=True), start=1)
   ]
   shown = f"{len(left)} of {len(recommendation.history)} events, newest first"
-  lines = [f"User {recommendation.user}", *_columns([shown, *left], ["  recommended", *right])]
+  lines = [printable(f"User {recommendation.user}"), *_columns([shown, *left], ["  recommended", *right])]
   if recommendation.held_out is not None:
     item = recommendation.held_out
     lines.append(f"  chosen next: {label(item, domains[item])}, rank {recommendation.held_out_rank}")

@@ -124,6 +124,68 @@ def test_an_event_beyond_the_capacity_is_refused():
       state = serving.observe(state, np.array([1]), np.array([1]), np.array([n]))
 
 
+@pytest.mark.parametrize("name", ["hstu", "sasrec", "intra"])
+def test_the_latest_event_has_room_too(name):
+  """Every query before the refusal equals that of the whole history."""
+  model, params = model_and_params(name)
+  item, domain, time = events(2, [LENGTH])
+  domain = np.ones_like(domain)
+  expected = model.apply({"params": params}, batch_of_prefixes(item, domain, time))
+  serving = IncrementalModel(model, params)
+  state = serving.start(1, capacity=3)
+  for n in range(3):
+    state = serving.observe(state, item[:, n], domain[:, n], time[:, n])
+    np.testing.assert_allclose(serving.query(state, domain[:, n], time[:, n + 1]), expected[:, n], atol=2e-5)
+  with pytest.raises(ValueError, match="row 0 has reached its capacity=3 events"):
+    serving.observe(state, item[:, 3], domain[:, 3], time[:, 3])
+
+
+def test_a_full_history_does_not_block_the_other_rows():
+  model, params = model_and_params("hstu")
+  serving = IncrementalModel(model, params)
+  state = serving.start(2, capacity=2)
+  one = np.array([1, 1])
+  for n in range(2):
+    state = serving.observe(state, np.array([3, 0]), one, np.array([n, n]))
+  state = serving.observe(state, np.array([0, 4]), one, np.array([5, 5]))
+  assert state.num_events.sum(axis=1).tolist() == [2, 1]
+  with pytest.raises(ValueError, match="row 0 has reached its capacity=2 events"):
+    serving.observe(state, np.array([3, 4]), one, np.array([6, 6]))
+
+
+def test_a_full_domain_does_not_block_another():
+  model, params = model_and_params("intra")
+  serving = IncrementalModel(model, params)
+  state = serving.start(1, capacity=2)
+  for n, domain in enumerate((1, 1, 2, 3, 2)):
+    state = serving.observe(state, np.array([n + 1]), np.array([domain]), np.array([n]))
+  assert state.num_events.tolist() == [[2, 2, 1]]
+  with pytest.raises(ValueError, match="row 0 has reached its capacity=2 events of domain 1"):
+    serving.observe(state, np.array([6]), np.array([1]), np.array([9]))
+
+
+@pytest.mark.parametrize(
+  "name, value, message",
+  [
+    ("item", 13, r"row 1 has item=13; items are 1\.\.12"),
+    ("item", -1, r"row 1 has item=-1; items are 1\.\.12"),
+    ("item", 2**32 + 1, r"row 1 has item=4294967297; items are 1\.\.12"),
+    ("time", 2**31, r"row 1 has time=2147483648; times are -2147483648\.\.2147483647"),
+    ("time", 0.5, "time has dtype float64, needs integers"),
+    ("item", 1.5, "item has dtype float64, needs integers"),
+  ],
+)
+@pytest.mark.unchecked_shapes
+def test_an_event_that_does_not_exist_is_refused_by_row(name, value, message):
+  model, params = model_and_params("hstu")
+  serving = IncrementalModel(model, params)
+  event = {"item": np.array([1, 1]), "domain": np.array([1, 1]), "time": np.array([0, 0])}
+  with pytest.raises(ValueError, match=message):
+    serving.observe(serving.start(2, 4), **event | {name: np.array([1, value])})
+  ignored = serving.observe(serving.start(2, 4), np.array([1, 0]), np.array([1, 99]), np.array([1, 2**40]))
+  assert ignored.num_events.sum(axis=1).tolist() == [1, 0]
+
+
 def test_an_unknown_domain_is_refused_by_row():
   model, params = model_and_params("hstu")
   serving = IncrementalModel(model, params)

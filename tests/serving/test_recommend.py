@@ -148,3 +148,44 @@ def test_a_model_that_needs_a_target_domain_is_given_it(data):
 def test_a_model_that_needs_a_target_domain_is_refused_without_one(data):
   with pytest.raises(ValueError, match="needs a target domain; give domain=, one of books, films"):
     _recommend_first(data)
+
+
+class WithReservedRows(NextItem):
+  """Has three rows for items that the data does not have yet, which score highest."""
+
+  num_items: int = 9
+
+  def __call__(self, batch, deterministic=True):
+    scores = jnp.arange(self.num_items + 1.0)  # [V1]
+    return jnp.broadcast_to(scores, (*batch.item_id.shape, self.num_items + 1))  # [B, N, V1]
+
+
+@pytest.mark.parametrize("domain", [None, "films"])
+def test_rows_of_items_that_do_not_exist_yet_are_no_candidates(data, domain):
+  config = default_config()
+  config.data.max_length = 8
+  (found,) = recommend(WithReservedRows(), {}, data, config, [0], k=8, exclude_seen=False, domain=domain)
+  assert found.items == ([6, 5, 4, 3, 2, 1] if domain is None else [6, 5, 4])
+  (held_out,) = recommend(WithReservedRows(), {}, data, config, [0], exclude_seen=False, hold_out=True)
+  assert held_out.held_out_rank == 2  # Item 5 of 6.
+
+
+def test_a_model_of_fewer_items_than_the_data_is_refused(data):
+  with pytest.raises(ValueError, match="the model has 4 items, the data 6: they don't belong together"):
+    recommend(NextItem(num_items=4), {}, data, default_config(), [0])
+
+
+def test_titles_and_ids_reach_the_terminal_escaped():
+  data = PreparedData.from_columns(
+    user=[0, 0, 0, 1, 1], item_id=[1, 2, 3, 2, 2], num_items=4,
+    titles=["\x1b]0;OWNED\x07\x1b[31mred", "a\nUser 99", "Amélie\xa0!", ""],
+    raw_items=["i1", "i2", "i3", "\u202e4"], raw_users=["ann\r\x1b[2J", "bob"],
+  )  # fmt: skip
+  config = default_config()
+  config.data.max_length = 8
+  (found,) = recommend(NextItem(num_items=4), {}, data, config, [0], k=4, exclude_seen=False)
+  text = describe(data, found)
+  assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "\u202e" not in text
+  assert len(text.splitlines()) == 6
+  assert text.startswith("User ann\\r\\x1b[2J\n")
+  assert all(shown in text for shown in (r"\x1b]0;OWNED\x07\x1b[31mred", r"a\nUser 99", "Amélie\xa0!", r"\u202e4"))

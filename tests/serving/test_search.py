@@ -110,3 +110,11 @@ def test_only_tpus_use_approx_max_k_for_an_approximate_search():
   )
   lowered = {name: jax.export.export(find, platforms=[name])(*shapes).mlir_module() for name in ("tpu", "cpu")}
   assert "ApproxTopK" in lowered["tpu"] and "ApproxTopK" not in lowered["cpu"]
+
+
+@pytest.mark.parametrize("name, wrong", [("item", NUM_ITEMS + 1), ("category", NUM_CATEGORIES + 1), ("item", -1)])
+def test_an_id_outside_the_catalogue_is_refused(name, wrong):
+  model = build({"name": "dare", "width": 4, "top_k": 2}, num_items=NUM_ITEMS, num_categories=NUM_CATEGORIES)
+  history = {"item": np.array([1, 2]), "category": np.array([1, 1]), "age": np.array([2, 1])}
+  with pytest.raises(ValueError, match=rf"{name} holds ids .*{wrong}.*, but the model knows 0\.\."):
+    history_search.history_keys(model, {}, **history | {name: np.array([1, wrong])})
