@@ -14,6 +14,7 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
+from jaxrec.data.printable import printable
 from jaxrec.serving.recommend import describe, recommend
 from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.log import HideOrbaxDetails
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
   try:
     print(recommendations())
   except (FileNotFoundError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
 
 
 def recommendations() -> str:
@@ -60,7 +61,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string("workdir", None, "Workdir of the training run.", flag_values=values)
   flags.DEFINE_multi_string("user", [], "Id of a user in the raw data; repeatable.", flag_values=values)
   flags.DEFINE_integer("random", 0, "Number of additional users, drawn at random.", lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Seed of --random.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Seed of --random.", lower_bound=0, flag_values=values)
   flags.DEFINE_integer("k", 10, "Number of items to recommend.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("history", 10, "Number of latest events to show.", lower_bound=0, flag_values=values)
   flags.DEFINE_string("domain", None, "Recommend from this domain only.", flag_values=values)

@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
+from jaxrec.data.seeds import NUM_SEEDS, check_seed
 from jaxrec.train import loop, monitor, writers
 
 FLAGS = flags.FLAGS
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
-    jobs = make_jobs(FLAGS.configs, FLAGS.override, [int(seed) for seed in FLAGS.seeds])
+    jobs = make_jobs(FLAGS.configs, FLAGS.override, parse_seeds(FLAGS.seeds))
     if FLAGS.dry_run:
       print(plan(jobs, FLAGS.out))
       return
@@ -112,6 +113,26 @@ def make_jobs(configs: Sequence[str], overrides: Sequence[str], seeds: Sequence[
       raise ValueError(f"{job.flags} and {seen[job.key].flags} are the same run; give each value and seed once")
     seen[job.key] = job
   return jobs
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+  """Returns the seeds of --seeds.
+
+  Raises:
+    ValueError: there is none, or one is no integer in the range of seeds.
+
+  >>> parse_seeds(["1", " 2"])
+  [1, 2]
+  """
+  if not texts:
+    raise ValueError("--seeds is empty; give at least one, such as --seeds=42")
+  for text in texts:
+    if not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+      raise ValueError(
+        f"--seeds: {text!r} is not an integer; give integers in 0..{NUM_SEEDS - 1} separated by commas: --seeds=1,2,3"
+      )
+    check_seed("--seeds", int(text))
+  return [int(text) for text in texts]
 
 
 def resolve(config: str, overrides: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:

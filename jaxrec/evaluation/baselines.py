@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.seeds import check_seed
 from jaxrec.evaluation.protocols import ranking_metrics
 
 _RANDOM_WIDTH = 16
@@ -64,6 +65,7 @@ def random_order(data: PreparedData, seed: int = 0) -> Baseline:
   >>> random_order(data).item_vectors.shape
   (4, 16)
   """
+  check_seed("seed", seed)
   item_vectors = np.random.default_rng((seed, 0)).normal(size=(data.num_items + 1, _RANDOM_WIDTH)).astype(np.float32)
   user_vectors = np.random.default_rng((seed, 1)).normal(size=(data.num_users, _RANDOM_WIDTH)).astype(np.float32)
   return Baseline("random", item_vectors, lambda users: user_vectors[users])

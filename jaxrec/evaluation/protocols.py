@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.seeds import check_seed
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.metrics import RankingMetrics
 from jaxrec.objectives.negatives import sample_items
@@ -161,6 +162,7 @@ def evaluation_negatives(
   >>> evaluation_negatives(np.array([7, 8]), np.array([1, 1]), 3, 100).shape
   (2, 3)
   """
+  check_seed("seed", seed)
   return _draw_negatives(jax.random.key(seed), np.asarray(user), np.asarray(target_item), num_negatives, num_items)
 
 

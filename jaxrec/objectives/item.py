@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -25,7 +27,7 @@ class ItemObjective:
   """Predict the target item at each position with a positive weight, in next-item and masked-item training.
 
   loss: "sampled_softmax", "full_softmax", "bce" or "gbce".
-  num_negatives: R, drawn with replacement.
+  num_negatives: R of at least 1, drawn with replacement.
   sampler: "uniform", "log_uniform" or "in_batch".
   sharing: what shares R negatives. "position": each position has its own, as published. "row": the positions of a row
     of the batch. "batch": all positions. Choice: sharing changes neither the expected gradient of a position nor R,
@@ -53,6 +55,13 @@ class ItemObjective:
         raise ValueError(f"objective {name}={getattr(self, name)!r} is not one of {known}")
     if self.log_q and (self.sampler == "in_batch" or self.loss == "full_softmax"):
       raise ValueError(f"log_q has no meaning for sampler={self.sampler!r} with loss={self.loss!r}")
+    for name in ("num_negatives", "chunk_size"):
+      if not isinstance(getattr(self, name), numbers.Integral) or not 1 <= getattr(self, name) < 2**31:
+        raise ValueError(f"objective.{name}={getattr(self, name)!r} must be an integer of at least 1 and below 2^31")
+    if not 0 < self.temperature < math.inf or not 0 <= self.gbce_t <= 1:
+      raise ValueError(
+        f"objective.temperature={self.temperature} must be finite and above 0, objective.gbce_t={self.gbce_t} in 0..1"
+      )
 
   def __call__(
     self,
@@ -142,8 +151,7 @@ class ItemObjective:
       negative_logit -= log_q[:, None] if log_q.ndim == 2 else log_q
     if self.loss == "sampled_softmax":
       return item_losses.sampled_softmax(positive_logit, negative_logit)
-    t = self.gbce_t if self.loss == "gbce" else 0.0
-    beta = item_losses.gbce_calibration(num_items, self.num_negatives, t)
+    beta = item_losses.gbce_calibration(num_items, self.num_negatives, self.gbce_t) if self.loss == "gbce" else 1.0
     return item_losses.binary_cross_entropy(positive_logit, negative_logit, beta)
 
   def sample_negatives(self, key, batch, num_items):

@@ -158,9 +158,15 @@ def gbce_calibration(num_items: int, num_negatives: int, t: float) -> float:
   """The exponent `beta = alpha * (t * (1 - 1/alpha) + 1/alpha)` of gBCE, with `alpha = R / (V - 1)`; t in 0..1.
 
   Source: Petrov and Macdonald 2023, arXiv 2308.07192, equation 14.
+  Choice: alpha is at most 1, and 1 for a catalogue of one item, which has no negatives to miss.
+
+  Raises:
+    ValueError: no negatives, which leave nothing to calibrate.
 
   >>> gbce_calibration(101, 50, 0.0), gbce_calibration(101, 50, 1.0)  # no calibration, full calibration
   (1.0, 0.5)
   """
-  alpha = min(num_negatives / (num_items - 1), 1.0)
+  if num_negatives < 1:
+    raise ValueError(f"{num_negatives=} must be at least 1")
+  alpha = min(num_negatives / max(num_items - 1, 1), 1.0)
   return alpha * (t * (1 - 1 / alpha) + 1 / alpha)

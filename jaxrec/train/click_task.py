@@ -50,7 +50,7 @@ class ClickDataSettings(SourceSettings):
   first_target: int = setting(CandidateOptions.first_target, "Latest training target, from the user's end.", at_least=3)
   target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
   targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)
-  negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=0)
+  negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=1)
   category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
+from jaxrec.data.seeds import check_seed
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.objectives.autocdsr import OWN
@@ -118,7 +119,7 @@ class TableSettings:
     choices=("auto", "parameter", "sharded"),
   )  # fmt: skip
   max_parameter_bytes: int = setting(2**30, "auto: up to this size, with optimizer state, in params.", at_least=0)
-  num_items: int = setting(0, "Room for items that the data does not have yet; 0: none.", at_least=0)
+  num_items: int = setting(0, "Room for items that the data does not have yet; 0: none.", at_least=0, below=2**31 - 2)
   optimizer: str = setting("adamw", "Of a sharded table; reads config.optimizer.", choices=("adamw", "adagrad", "sgd"))
   second_moment: str = setting("row", "Of adamw: one for each row or each element.", choices=("row", "element"))
   moment_dtype: str = setting("float32", "Of adamw's moments.", choices=DTYPES)
@@ -207,9 +208,10 @@ def check_groups(config: ConfigDict, default: ConfigDict, groups: Mapping[str, t
   """
   values = config.to_dict()
   check_names("config", values, default.to_dict())
-  for name, expected in (("name", str), ("task", str), ("seed", int)):
-    if not isinstance(values[name], expected) or isinstance(values[name], bool):
+  for name, expected in (("name", str), ("task", str)):
+    if not isinstance(values[name], expected):
       raise ValueError(f"config.{name}={values[name]!r} must be of type {expected.__name__}")
+  check_seed("config.seed", values["seed"])
   if values["task"] != default.task:
     raise ValueError(f"config.task={values['task']!r} must be {default.task!r} here")
   for name, group in groups.items():

@@ -108,6 +108,22 @@ def test_a_failed_run_is_returned_and_retried_and_stops_no_other(config, tmp_pat
   assert set(read_results(out)) == {job.key for job in jobs}
 
 
+@pytest.mark.parametrize(
+  "texts, message",
+  [
+    (["1-3"], "--seeds: '1-3' is not an integer; give integers in 0..4294967294 separated by commas: --seeds=1,2,3"),
+    (["1", ""], "--seeds: '' is not an integer"),
+    (["1", "-2"], "--seeds=-2 must be an integer in 0..4294967294"),
+    (["4294967295"], "--seeds=4294967295 must be"),
+    ([], "--seeds is empty"),
+  ],
+)
+def test_seeds_that_are_none_are_named(texts, message):
+  with pytest.raises(ValueError) as raised:
+    sweep.parse_seeds(texts)
+  assert str(raised.value).startswith(message)
+
+
 def test_an_interrupted_run_resumes_in_its_workdir(config, tmp_path):
   jobs, folders = make_jobs([config], [], [1]), []
 

@@ -81,7 +81,7 @@ def test_a_parquet_boolean_is_an_action(tmp_path):
   "source, files, options",
   [
     ("table", {"a.csv": "user,item,timestamp,rating\nu,i,5,4\nu,j,6,{}\n"}, {"rating": "rating", "min_rating": 3}),
-    ("amazon-ratings", {"a.csv": "user_id,parent_asin,rating,timestamp\nu,i,1,1588615855900\nu,j,{},1588615855901"}, {}),
+    ("amazon-ratings", {"a.csv": "user_id,parent_asin,rating,timestamp\nu,j,{},1588615855901"}, {}),
     ("movielens-1m", {"ratings.dat": "1::661::4::5\n1::9::{}::6\n", "movies.dat": ML1M_MOVIES}, {}),
     ("movielens-20m", {
       "ratings.csv": "userId,movieId,rating,timestamp\n1,2,3.5,5\n1,3,{},6\n",

@@ -123,3 +123,9 @@ def test_extreme_scores_give_finite_losses_and_gradients(score):
   for loss in (sampled_softmax, binary_cross_entropy):
     value, gradient = jax.value_and_grad(lambda p, n, loss=loss: loss(p, n).sum(), (0, 1))(positive, negative)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradient)
+
+
+def test_one_item_needs_no_calibration_and_no_negatives_are_refused():
+  assert gbce_calibration(1, 4, 0.75) == 1
+  with pytest.raises(ValueError, match="num_negatives=0 must be at least 1"):
+    gbce_calibration(10, 0, 0.75)

@@ -150,8 +150,22 @@ def test_a_config_names_the_loss_and_sets_fields():
     ({"name": "bce", "negatives": 3}, r"objective has no field \['negatives'\]; it has .*'num_negatives'"),
     ({"name": "sampled_softmax", "sampler": "in_batch", "log_q": True}, "log_q has no meaning for sampler='in_batch'"),
     ({"name": "full_softmax", "log_q": True}, "log_q has no meaning for .*loss='full_softmax'"),
+    ({"name": "bce", "num_negatives": 0}, r"objective\.num_negatives=0 must be an integer of at least 1"),
+    ({"name": "sampled_softmax", "num_negatives": -3}, r"objective\.num_negatives=-3 must be an integer of at least 1"),
+    ({"name": "bce", "num_negatives": 2**31}, r"objective\.num_negatives=2147483648 must be .* below 2\^31"),
+    ({"name": "full_softmax", "chunk_size": 0}, r"objective\.chunk_size=0 must be an integer of at least 1"),
+    ({"name": "full_softmax", "temperature": 0.0}, r"objective\.temperature=0\.0 must be finite and above 0"),
+    ({"name": "gbce", "gbce_t": float("nan")}, r"objective\.gbce_t=nan in 0\.\.1"),
   ],
 )
 def test_a_wrong_config_is_refused_by_name(config, text):
   with pytest.raises(ValueError, match=text):
     build(config)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_catalogue_of_one_item_has_a_finite_loss(loss):
+  one = BATCH.replace(target_item=jnp.minimum(BATCH.target_item, 1), item_id=jnp.minimum(BATCH.item_id, 1))
+  model, key = Lookup(num_items=1), jax.random.key(0)
+  value, _ = ItemObjective(loss=loss, num_negatives=4)(model, model.init(key, one)["params"], one, key)
+  assert np.isfinite(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrec.train import curves
+from jaxrec.train import click_task, curves
 from jaxrec.train.config import check_config, default_config
 from jaxrec.train.monitor import EarlyStopping, LossMonitor, NonFiniteLossError, StopSignal
 from jaxrec.train.writers import MetricsWriter, read_records
@@ -49,12 +49,35 @@ def config_with(**settings):
     ),
     ({"data__row_length": 100}, "config.data.row_length=100 must be 0 or at least"),
     ({"data__source": ""}, "config.data.source is empty"),
+    ({"tables__num_items": -1}, "config.tables.num_items=-1 must be at least 0 and below 2147483646"),
+    ({"tables__num_items": 2**31}, "config.tables.num_items=2147483648 must be at least 0 and below 2147483646"),
   ],
 )
 def test_a_config_that_does_not_fit_is_explained(settings, message):
   with pytest.raises(ValueError) as error:
     check_config(config_with(**settings))
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize("default", [default_config, click_task.default_config])
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**40, True, 1.5])
+def test_a_seed_outside_its_range_is_named(default, seed):
+  config = default()
+  config.data.source = "planted_interest"
+  check_config_of = check_config if default is default_config else click_task.check_config
+  config.seed = 2**32 - 2
+  check_config_of(config)
+  with config.ignore_type():
+    config.seed = seed
+  with pytest.raises(ValueError, match=rf"config\.seed={seed} must be an integer in 0\.\.4294967294"):
+    check_config_of(config)
+
+
+def test_click_through_data_without_negatives_is_refused_before_training():
+  config = click_task.default_config()
+  config.data.source, config.data.negatives = "planted_interest", 0
+  with pytest.raises(ValueError, match="config.data.negatives=0 must be at least 1"):
+    click_task.check_config(config)
 
 
 def test_the_epoch_may_be_chosen_by_a_sampled_metric_that_is_computed():

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int, UInt64
 from jaxrec.batches import CandidateBatch
 from jaxrec.data.batches.splitmix import GOLDEN_GAMMA, mix_bits
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
+from jaxrec.data.seeds import check_seed
 
 AUTO = "auto"
 _MAX_ATTEMPTS = 2000
@@ -145,7 +146,7 @@ class CandidateData:
         return item
     raise ValueError(
       f"{_MAX_ATTEMPTS} draws found no item that user {user[left[0]]} never clicked; leave out users who clicked nearly"
-      " everything, or set options.negatives=0"
+      " everything"
     )
 
 
@@ -301,5 +302,6 @@ def _check(options):
       raise ValueError(f"{name}={getattr(options, name)} must be at least 1")
   if options.first_target < 3:
     raise ValueError(f"first_target={options.first_target} must be at least 3: event 1 is for test, 2 for validation")
-  if options.negatives < 0 or options.seed < 0:
-    raise ValueError(f"{options.negatives=} and {options.seed=} must not be negative")
+  if options.negatives < 0:
+    raise ValueError(f"{options.negatives=} must not be negative")
+  check_seed("options.seed", options.seed)

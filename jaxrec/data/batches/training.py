@@ -17,6 +17,7 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.data.batches import packing as packing_lib
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.seeds import check_seed
 
 _ENDLESS = 2**40  # Batches of a run without num_epochs.
 
@@ -191,6 +192,7 @@ class TrainingBatches:
 
 
 def _check_options(options):
+  check_seed("seed", options.seed)
   for name, allowed in (("task", rows.TASKS), ("request_time", rows.REQUEST_TIMES), ("last_split", (0, 1))):
     if getattr(options, name) not in allowed:
       raise ValueError(f"{name}={getattr(options, name)!r} is unknown; use one of {allowed}")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.seeds import check_seed
 
 START_SECOND = 1_600_000_000  # September 2020.
 HOUR = 3_600
@@ -46,11 +47,12 @@ def options_of(data: PreparedData, source: str, options: type[_Options]) -> _Opt
 
 
 def check_ranges(options: Any, at_least: Mapping[str, int], probabilities: Sequence[str]) -> None:
-  """Checks fields that have a minimum, fields between 0 and 1, and `mean_events`.
+  """Checks the seed, fields that have a minimum, fields between 0 and 1, and `mean_events`.
 
   Raises:
     ValueError: names the first field out of range.
   """
+  check_seed("seed", options.seed)
   for name, minimum in at_least.items():
     if getattr(options, name) < minimum:
       raise ValueError(f"{name}={getattr(options, name)} must be at least {minimum}")
