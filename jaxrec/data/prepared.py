@@ -388,5 +388,5 @@ def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users
   for name, column in columns.items():
     if len(column) != events:
       raise ValueError(f"{where}: {name} has {len(column)} entries, needs {events} (num_events)")
-  if len(offsets) != users + 1 or offsets[0] != 0 or offsets[-1] != events or (np.diff(offsets) < 0).any():
-    raise ValueError(f"{where}: offsets must be {users + 1} integers from 0 to {events} that never decrease")
+  if len(offsets) != users + 1 or offsets[:1].tolist() != [0] or offsets[-1] != events or (np.diff(offsets) < 0).any():
+    raise ValueError(f"{where}: offsets must be {max(users, 0) + 1} integers from 0 to {events} that never decrease")

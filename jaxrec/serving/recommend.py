@@ -72,7 +72,8 @@ def recommend(
       model that needs a target domain.
   """
   if domain is None and not hold_out and getattr(model, "needs_target_domain", False):
-    raise ValueError(f"the model needs a target domain; give domain=, one of {', '.join(data.domain_names)}")
+    names = ", ".join(map(printable, data.domain_names))
+    raise ValueError(f"the model needs a target domain; give domain=, one of {names}")
   target_domain = None if domain is None else domain_id(data, domain)
   requests = _with_target_events(data, users, target_domain, hold_out)
   queries_of = _compiled_queries(model)

@@ -213,6 +213,12 @@ def test_whole_numbers_of_any_type_are_columns():
   assert (empty.num_users, empty.num_items, empty.num_events) == (0, 0, 0)
 
 
+def test_offsets_of_no_users_are_refused_unless_they_hold_0():
+  with pytest.raises(ValueError, match="offsets must be 1 integers from 0 to 2"):
+    PreparedData.from_columns(offsets=[], item_id=[1, 2])
+  assert PreparedData.from_columns(offsets=[0], item_id=[]).num_users == 0
+
+
 def test_shards_that_would_name_their_users_alike_are_refused(tmp_path):
   shards(tmp_path)
   write(tmp_path, {"testing/partition_0.tfrecord": record(sequence_data=[5, 7], sequence_event_type=[9, 9])})
