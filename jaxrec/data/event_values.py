@@ -269,8 +269,8 @@ def _of_floats(values: pl.Series, unit: str) -> tuple[pl.Series, str]:
 def _of_texts(values: pl.Series, place: Place) -> pl.Series:
   text = texts(values, place)
   # Polars guesses other orders of day and month, and int64 nanoseconds end in 2262.
-  is_iso = text.str.contains(r"^\s*(19[7-9]\d|2[01]\d\d|22[0-5]\d)-\d\d-\d\d([T ]|\s*$)")
-  _refuse(values, ~is_iso, place, "a time like 2015-06-02T05:02:12.5Z, from 1970 to 2259")
+  is_iso = text.str.contains(r"^\s*(1[7-9]\d\d|2[01]\d\d|22[0-5]\d)-\d\d-\d\d([T ]|\s*$)")
+  _refuse(values, ~is_iso, place, "a time like 2015-06-02T05:02:12.5Z, from 1700 to 2259")
   found = text.str.strip_chars().str.to_datetime(time_unit="ns", time_zone="UTC", strict=False)
   _refuse(values, found.is_null(), place, f"a time written as the first one, {text[0]!r}")
   return found.to_physical()

@@ -185,6 +185,10 @@ def test_times_before_1970_of_a_table_are_dropped_on_demand(tmp_path):
   data = prepare("table", tmp_path / "a.csv", outside_period="drop")
   assert data.items["raw_id"].to_list() == ["y"]
   assert data.meta["counts"]["dropped"] == {"before 1970": 1}
+  write(tmp_path, {"iso.csv": "user,item,timestamp\nu,x,1969-12-31T23:59:59.5Z\nu,y,1970-01-01T00:00:07Z\n"})
+  assert prepare("table", tmp_path / "iso.csv", time_unit="iso", outside_period="drop").timestamp.tolist() == [7]
+  with pytest.raises(ValueError, match="line 2: column 'timestamp': 1969-12-31T23:59:59.5Z is not a time in ns"):
+    prepare("table", tmp_path / "iso.csv", time_unit="iso")
   with pytest.raises(ValueError, match=r"b\.csv: all times are before 1970, such as -5"):
     prepare("table", tmp_path / "b.csv", outside_period="drop")
 
