@@ -28,7 +28,7 @@ class ItemObjective:
 
   loss: "sampled_softmax", "full_softmax", "bce" or "gbce".
   num_negatives: R of at least 1, drawn with replacement.
-  sampler: "uniform", "log_uniform" or "in_batch".
+  sampler: "uniform", "log_uniform", "in_batch" or "in_batch_frequency"; see `negatives.sample_in_batch`.
   sharing: what shares R negatives. "position": each position has its own, as published. "row": the positions of a row
     of the batch. "batch": all positions. Choice: sharing changes neither the expected gradient of a position nor R,
     only the correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
@@ -53,7 +53,7 @@ class ItemObjective:
     for name, known in (("loss", LOSSES), ("sampler", negatives.SAMPLERS), ("sharing", SHARING)):
       if getattr(self, name) not in known:
         raise ValueError(f"objective {name}={getattr(self, name)!r} is not one of {known}")
-    if self.log_q and (self.sampler == "in_batch" or self.loss == "full_softmax"):
+    if self.log_q and (self.sampler in negatives.IN_BATCH or self.loss == "full_softmax"):
       raise ValueError(f"log_q has no meaning for sampler={self.sampler!r} with loss={self.loss!r}")
     for name in ("num_negatives", "chunk_size"):
       if not isinstance(getattr(self, name), numbers.Integral) or not 1 <= getattr(self, name) < 2**31:
@@ -158,8 +158,8 @@ class ItemObjective:
     """Returns negative ids: `[B, N, R]`, `[B, R]` or `[R]`, as `sharing` says."""
     lead = {"position": batch.target_item.shape, "row": batch.target_item.shape[:1], "batch": ()}[self.sharing]
     shape = (*lead, self.num_negatives)
-    if self.sampler == "in_batch":
-      return negatives.sample_in_batch(key, shape, batch.target_item, batch.target_weight)
+    if self.sampler in negatives.IN_BATCH:
+      return negatives.sample_in_batch(key, shape, batch.target_item, batch.target_weight, self.sampler)
     return negatives.sample_items(key, self.sampler, shape, num_items)
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-SAMPLERS = ("uniform", "log_uniform", "in_batch")
+IN_BATCH = ("in_batch", "in_batch_frequency")
+SAMPLERS = ("uniform", "log_uniform", *IN_BATCH)
 
 
 def sample_items(key: PRNGKeyArray, sampler: str, shape: tuple[int, ...], num_items: int) -> Int[Array, "..."]:
@@ -27,18 +28,32 @@ def sample_items(key: PRNGKeyArray, sampler: str, shape: tuple[int, ...], num_it
 
 
 def sample_in_batch(
-  key: PRNGKeyArray, shape: tuple[int, ...], target_item: Int[Array, "B N"], target_weight: Float[Array, "B N"]
+  key: PRNGKeyArray,
+  shape: tuple[int, ...],
+  target_item: Int[Array, "B N"],
+  target_weight: Float[Array, "B N"],
+  sampler: str = "in_batch",
 ) -> Int[Array, "..."]:
-  """Returns ids drawn with replacement from the distinct targets of the batch. The key is consumed.
+  """Returns ids drawn with replacement from the targets of the batch. The key is consumed.
 
-  Choice: duplicates are removed first, so each distinct target is equally likely.
+  in_batch: each distinct target is equally likely.
+  in_batch_frequency: a target is as likely as it is frequent in the batch: popular items are drawn more often.
+
+  Source: the public code of arXiv 2402.17152, with and without its removal of duplicates.
+
+  Raises:
+    ValueError: for another sampler.
   """
-  ids = jnp.sort(jnp.where(target_weight > 0, target_item, 0).reshape(-1))
-  is_new = jnp.concatenate([ids[:1] > 0, (ids[1:] != ids[:-1]) & (ids[1:] > 0)])
-  (first,) = jnp.nonzero(is_new, size=ids.size, fill_value=0)
-  distinct = ids[first]
-  pick = jax.random.randint(key, shape, 0, jnp.maximum(is_new.sum(), 1))
-  return distinct[pick]
+  if sampler not in IN_BATCH:
+    raise ValueError(f"{sampler=} is not one of {IN_BATCH}")
+  ids = jnp.where(target_weight > 0, target_item, 0).reshape(-1)
+  is_drawn = ids > 0
+  if sampler == "in_batch":
+    ids = jnp.sort(ids)
+    is_drawn = jnp.concatenate([ids[:1] > 0, (ids[1:] != ids[:-1]) & (ids[1:] > 0)])
+  (index,) = jnp.nonzero(is_drawn, size=ids.size, fill_value=0)
+  pick = jax.random.randint(key, shape, 0, jnp.maximum(is_drawn.sum(), 1))
+  return ids[index][pick]
 
 
 def log_probability(sampler: str, item_id: Int[Array, "..."], num_items: int) -> Float[Array, "..."]:

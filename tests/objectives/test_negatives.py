@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.objectives.negatives import log_probability, sample_in_batch, sample_items
+from jaxrec.objectives.negatives import IN_BATCH, log_probability, sample_in_batch, sample_items
 
 V = 20
 
@@ -49,8 +49,17 @@ def test_distinct_targets_of_the_batch_are_equally_likely():
   assert_drawn_with([0.25] * 4, drawn)
 
 
-def test_a_batch_without_targets_gives_padding():
-  drawn = sample_in_batch(jax.random.key(0), (2, 3), jnp.array([[5, 6]]), jnp.zeros((1, 2)))
+def test_without_removal_of_duplicates_a_target_is_as_likely_as_it_is_frequent():
+  target = jnp.array([[3, 3, 0, 3], [1, 2, 3, 4], [4, 5, 0, 0]])
+  weight = (target != 0) & (target != 5)
+  arguments = (jax.random.key(0), (40_000,), target, weight.astype(jnp.float32))
+  drawn = sample_in_batch(*arguments, sampler="in_batch_frequency")
+  assert_drawn_with([1 / 8, 1 / 8, 4 / 8, 2 / 8], drawn)
+
+
+@pytest.mark.parametrize("sampler", IN_BATCH)
+def test_a_batch_without_targets_gives_padding(sampler):
+  drawn = sample_in_batch(jax.random.key(0), (2, 3), jnp.array([[5, 6]]), jnp.zeros((1, 2)), sampler)
   assert drawn.tolist() == [[0] * 3] * 2
 
 
@@ -59,3 +68,5 @@ def test_an_unknown_sampler_is_refused():
     sample_items(jax.random.key(0), "popularity", (1,), V)
   with pytest.raises(ValueError, match="sampler='in_batch' has no known probabilities"):
     log_probability("in_batch", jnp.array([1]), V)
+  with pytest.raises(ValueError, match=r"sampler='uniform' is not one of \('in_batch', 'in_batch_frequency'\)"):
+    sample_in_batch(jax.random.key(0), (1,), jnp.array([[1]]), jnp.ones((1, 1)), "uniform")

@@ -60,7 +60,7 @@ def test_sharing_the_same_ids_gives_the_same_loss(options):
 
 
 @pytest.mark.parametrize("sharing, shape", [("position", (3, 5, 8)), ("row", (3, 8)), ("batch", (8,))])
-@pytest.mark.parametrize("sampler", ["uniform", "log_uniform", "in_batch"])
+@pytest.mark.parametrize("sampler", ["uniform", "log_uniform", "in_batch", "in_batch_frequency"])
 def test_a_draw_has_one_sample_for_each_that_shares_none(sampler, sharing, shape):
   objective = ItemObjective(num_negatives=8, sampler=sampler, sharing=sharing)
   ids = objective.sample_negatives(jax.random.key(0), BATCH, NUM_ITEMS)
@@ -149,6 +149,7 @@ def test_a_config_names_the_loss_and_sets_fields():
     ({"name": "bce", "sharing": "user"}, "objective sharing='user' is not one of"),
     ({"name": "bce", "negatives": 3}, r"objective has no field \['negatives'\]; it has .*'num_negatives'"),
     ({"name": "sampled_softmax", "sampler": "in_batch", "log_q": True}, "log_q has no meaning for sampler='in_batch'"),
+    ({"name": "bce", "sampler": "in_batch_frequency", "log_q": True}, "log_q has no meaning for sampler='in_batch_"),
     ({"name": "full_softmax", "log_q": True}, "log_q has no meaning for .*loss='full_softmax'"),
     ({"name": "bce", "num_negatives": 0}, r"objective\.num_negatives=0 must be an integer of at least 1"),
     ({"name": "sampled_softmax", "num_negatives": -3}, r"objective\.num_negatives=-3 must be an integer of at least 1"),
