@@ -49,6 +49,18 @@ def test_softmax_of_large_scores_is_finite():
   assert weights.tolist() == [[0.5, 0.5, 0.0]]
 
 
+@pytest.mark.parametrize("rows", [2, 3, 7, 2048])
+def test_batch_norm_makes_a_feature_that_all_rows_share_exactly_its_bias(rows):
+  values = np.random.default_rng(0).normal(size=64).astype(np.float32)  # Sums of some of them are rounded.
+  x = jnp.broadcast_to(values, (rows, 64))
+  variables = {
+    "params": {"scale": jnp.full(64, 2.0), "bias": jnp.full(64, 0.5)},
+    "batch_stats": {"mean": jnp.zeros(64), "variance": jnp.ones(64)},
+  }
+  y, _ = jax.jit(lambda v, x: BatchNorm().apply(v, x, False, mutable=["batch_stats"]))(variables, x)
+  np.testing.assert_array_equal(y, 0.5)
+
+
 def test_an_unknown_set_of_features_is_refused():
   with pytest.raises(ValueError, match=r"features='sum' is not one of \('all', 'pair', 'product'\)"):
     attention.target_aware_features(jnp.ones((1, 2)), jnp.ones((1, 2)), "sum")

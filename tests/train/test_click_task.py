@@ -127,7 +127,8 @@ def test_what_is_evaluated_has_the_mean_statistics_of_the_batches():
   batches = [task.examples.batch(TRAIN, np.arange(start, start + 16)) for start in (0, 16)]
   renewed = task.renewed_statistics(state, batches)
   variables = {"params": state.params, **state.model_state}
-  features = [np.asarray(task.model.apply(variables, batch, deterministic=True).features) for batch in batches]
+  features = [task.model.apply(variables, batch, deterministic=True).features for batch in batches]
+  features = [np.asarray(x, np.float64) for x in features]
   found = renewed.model_state["batch_stats"]["head"]["norm"]
   np.testing.assert_allclose(found["mean"], np.mean([x.mean(axis=0) for x in features], axis=0), atol=1e-7)
   np.testing.assert_allclose(found["variance"], np.mean([x.var(axis=0, ddof=1) for x in features], axis=0), rtol=1e-4)
