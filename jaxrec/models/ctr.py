@@ -7,15 +7,17 @@
 | dare | one for attention, one for representation | dot product | K best |
 | twin | one for both | dot product | K best |
 | twin_projection | one, with linear maps for each role and side | dot product | K best |
+| twin_3e | three: for attention one for each side | dot product | K best |
 | twin_4e | four: one for each role and side | dot product | K best |
 | twin_without_tr | one; the head has no target-aware representation | dot product | K best |
-| twin_hard | one | dot product | the latest K of the candidate's category |
+| twin_hard | one | dot product | the latest K, those of the candidate's category first |
+| twin_category_only | one | dot product | the latest K of the candidate's category, no others |
 | din | one, no ages | small network | K best |
 | eta | one | dot product | the K nearest by Hamming distance |
 | sdim | one | none | hash buckets |
 
-Source: DARE, arXiv 2410.02604; its public code for the head's inputs, the auxiliary head and the form of DIN; ETA,
-  arXiv 2108.04468; SDIM, arXiv 2205.10249.
+Source: DARE, arXiv 2410.02604; its public code for the head's inputs, the auxiliary head, hard search and the form of
+  DIN; hard search without other categories: SIM, arXiv 2006.05639; ETA, arXiv 2108.04468; SDIM, arXiv 2205.10249.
 Choice: DARE's public code omits ETA and SDIM. Here ETA has the same auxiliary head as the others, on the softmax over
   the whole history; SDIM has no scores and therefore no auxiliary head.
 Choice: one logit, the log-odds of a click, replaces two whose difference it is. Tables start from N(0, .01^2) as
@@ -40,7 +42,7 @@ from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
 
-SEARCHES = ("top_k", "category", "hamming", "buckets")
+SEARCHES = ("top_k", "category", "category_only", "hamming", "buckets")
 SCORES = ("dot", "network")
 
 # Name -> fields of `ClickThroughRanker` that it sets.
@@ -48,9 +50,11 @@ VARIANTS: dict[str, dict] = {
   "dare": {"tables": "decoupled"},
   "twin": {"tables": "shared"},
   "twin_projection": {"tables": "shared", "projection": "per_field"},
+  "twin_3e": {"tables": "three"},
   "twin_4e": {"tables": "four"},
   "twin_without_tr": {"tables": "shared", "features": "pair"},
   "twin_hard": {"tables": "shared", "search": "category"},
+  "twin_category_only": {"tables": "shared", "search": "category_only"},
   "din": {"tables": "shared", "score": "network", "use_age": False},
   "eta": {"tables": "shared", "search": "hamming"},
   "sdim": {"tables": "shared", "search": "buckets", "auxiliary": False},
@@ -103,19 +107,23 @@ class ClickThroughRanker(nn.Module):
   """Log-odds that a candidate is clicked, given its user's history.
 
   num_items, num_categories: ids are 1..V and 1..C; 0 is padding.
-  width: embedding width of item, category and age: one number for all, or three.
+  width: embedding width of item, category and age: one number for all (an age that is added: twice that), or three.
   attention_width: the same for attention, if it has its own tables; None: `width`.
   max_age: older events have the age `max_age`.
   use_age: False: events have no age.
+  age_mode: "concat" or "add"; see `DecoupledEmbedding`. With "add" a score is one product, `<q, k> / sqrt(d)`.
   tables, projection: see `DecoupledEmbedding`.
   score: "dot" or "network" (DIN).
-  search: "top_k": the K best scores; "category": the latest K of the candidate's category; "hamming": the K nearest by
-    hashes (ETA); "buckets": events that share a hash with the candidate (SDIM).
+  search: "top_k": the K best scores; "category": the latest K of the candidate's category, and where there are fewer,
+    the latest others too; "category_only": no others; "hamming": the K nearest by hashes (ETA); "buckets": events that
+    share a hash with the candidate (SDIM).
   top_k: K.
   features: inputs of the click head; see `target_aware_features`.
-  auxiliary: add an auxiliary head that reads the whole history instead of the selected events.
+  auxiliary: add an auxiliary head that reads the whole history instead of the selected events; with
+    search="category" these, as published.
   hidden, auxiliary_hidden: widths of the hidden layers of the heads.
   num_bits, bits_per_bucket, hash_seed: hashes of "hamming" and "buckets".
+  batch_norm: False: the heads have no batch norm, as in the published code if a batch is one row.
   evaluation_norm: "running" or "batch"; see `BatchNorm`.
   init_scale: standard deviation of the initial tables.
 
@@ -149,6 +157,8 @@ class ClickThroughRanker(nn.Module):
   hash_seed: int = 0
   evaluation_norm: str = "running"
   init_scale: float = 0.01
+  batch_norm: bool = True
+  age_mode: str = "concat"
 
   def setup(self):
     if self.search not in SEARCHES or self.score not in SCORES:
@@ -158,11 +168,11 @@ class ClickThroughRanker(nn.Module):
     self.embedding = DecoupledEmbedding(
       self.num_items, self.num_categories, self._widths(self.width),
       None if self.attention_width is None else self._widths(self.attention_width),
-      self.tables, self.projection, self.max_age, self.init_scale,
+      self.tables, self.projection, self.max_age, self.init_scale, self.age_mode,
     )  # fmt: skip
-    self.head = ClickHead(tuple(self.hidden), self.evaluation_norm)
+    self.head = ClickHead(tuple(self.hidden), self.evaluation_norm, self.batch_norm)
     if self.auxiliary:
-      self.auxiliary_head = ClickHead(tuple(self.auxiliary_hidden), self.evaluation_norm)
+      self.auxiliary_head = ClickHead(tuple(self.auxiliary_hidden), self.evaluation_norm, self.batch_norm)
     if self.score == "network":
       self.attention_unit = attention.AttentionUnit()
 
@@ -188,7 +198,8 @@ class ClickThroughRanker(nn.Module):
     features = attention.target_aware_features(u, pooled, self.features)
     auxiliary_logit = None
     if self.auxiliary:
-      whole = attention.aggregate(attention.masked_softmax(score, is_real), v)
+      seen = kept if self.search == "category" else is_real
+      whole = attention.aggregate(attention.masked_softmax(score, seen), v)
       auxiliary_logit = self.auxiliary_head(attention.target_aware_features(u, whole, self.features), deterministic)
     return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
 
@@ -196,16 +207,16 @@ class ClickThroughRanker(nn.Module):
     """Returns the score of each event, including padding, for its candidate."""
     if self.score == "network":
       return self.attention_unit(q, k)
-    return attention.target_scores(q, k, self._attention_widths.age)
+    return attention.target_scores(q, k, self._age_part)
 
   def find(
     self, q: Float[Array, "B M"], k: Float[Array, "B N M"], score: Float[Array, "B N"], batch: CandidateBatch
   ) -> Bool[Array, "B N"]:
     """Returns which events the search keeps; never padding."""
     may_keep = batch.history_item != 0
-    if self.search == "category":
-      may_keep &= batch.history_category == batch.category[:, None]
-      score = jnp.broadcast_to(jnp.arange(score.shape[1], dtype=score.dtype), score.shape)  # The latest is the last.
+    if self.search in ("category", "category_only"):
+      score, is_same = attention.category_preference(batch.history_category, batch.category)
+      may_keep &= is_same | (self.search == "category")
     if self.search == "hamming":
       score = lsh.nearness(lsh.hamming_distance(*self._hashes(q, k)))
     return attention.top_k_mask(jax.lax.stop_gradient(score), may_keep, self.top_k)
@@ -221,7 +232,7 @@ class ClickThroughRanker(nn.Module):
     self._check_scores()
     item, category = jnp.asarray(item), jnp.asarray(category)
     q = self.embedding.attention_vectors(item, category, jnp.zeros_like(item), side="target")
-    return attention.scaled_query(q, self._attention_widths.age)
+    return attention.scaled_query(q, self._age_part)
 
   def search_keys(
     self, item: Int[AnyArray, " N"], category: Int[AnyArray, " N"], age: Int[AnyArray, " N"]
@@ -235,11 +246,15 @@ class ClickThroughRanker(nn.Module):
     return self.embedding.attention_vectors(*(jnp.asarray(x) for x in (item, category, age)))
 
   @property
-  def _attention_widths(self) -> FieldWidths:
-    return self._widths(self.width if self.attention_width is None else self.attention_width)
+  def _age_part(self) -> int:
+    """How many of the last entries of an attention vector are the age's alone."""
+    widths = self._widths(self.width if self.attention_width is None else self.attention_width)
+    return widths.age if self.age_mode == "concat" else 0
 
   def _widths(self, width) -> FieldWidths:
-    item, category, age = (width,) * 3 if isinstance(width, int) else width
+    if isinstance(width, int):
+      width = (width, width, 2 * width if self.age_mode == "add" else width)
+    item, category, age = width
     return FieldWidths(item, category, age if self.use_age else 0)
 
   def _check_scores(self):
@@ -255,7 +270,7 @@ class ClickThroughRanker(nn.Module):
 
 
 class ClickHead(nn.Module):
-  """Batch norm, hidden layers with PReLU (one slope per layer), and the log-odds of a click.
+  """Batch norm, if any, hidden layers with PReLU (one slope per layer), and the log-odds of a click.
 
   >>> head, x = ClickHead(hidden=(4,), evaluation_norm="running"), jnp.ones((3, 2))
   >>> logit, variables = head.init_with_output(jax.random.key(0), x, deterministic=True)
@@ -265,10 +280,12 @@ class ClickHead(nn.Module):
 
   hidden: tuple[int, ...]
   evaluation_norm: str
+  batch_norm: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "B F"], deterministic: bool) -> Float[Array, " B"]:
-    x = BatchNorm(self.evaluation_norm, name="norm")(x, deterministic)
+    if self.batch_norm:
+      x = BatchNorm(self.evaluation_norm, name="norm")(x, deterministic)
     for i, width in enumerate(self.hidden):
       x = nn.Dense(width, name=f"hidden_{i}")(x)
       x = nn.PReLU(negative_slope_init=0.1, name=f"activation_{i}")(x)

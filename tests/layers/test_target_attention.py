@@ -35,6 +35,12 @@ def test_a_history_shorter_than_k_is_kept_whole():
   assert attention.top_k_mask(SCORES[:1], REAL[:1], 20).all()
 
 
+def test_a_hard_search_prefers_the_category_and_then_the_later_event():
+  score, is_same = attention.category_preference(jnp.array([[1, 2, 1, 2], [3, 3, 3, 3]]), jnp.array([2, 1]))
+  assert np.argsort(-score, axis=1).tolist() == [[3, 1, 2, 0], [3, 2, 1, 0]]
+  assert is_same.tolist() == [[False, True, False, True], [False] * 4]
+
+
 def test_without_a_real_event_weights_and_gradients_are_zero():
   def read(scores):
     return attention.masked_softmax(scores, REAL).sum(axis=1)

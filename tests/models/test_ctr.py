@@ -36,9 +36,11 @@ PARAMETERS = {
   "dare": 2 * TABLES + heads(27),
   "twin": TABLES + heads(27),
   "twin_projection": TABLES + 12 * 9 + heads(27),
+  "twin_3e": 3 * TABLES + heads(27),
   "twin_4e": 4 * TABLES + heads(27),
   "twin_without_tr": TABLES + heads(18),
   "twin_hard": TABLES + heads(27),
+  "twin_category_only": TABLES + heads(27),
   "din": ITEMS_AND_CATEGORIES + (24 * 36 + 36 + 1 + 36 + 1) + heads(18),
   "eta": TABLES + heads(27),
   "sdim": TABLES + heads(27, auxiliary=False),
@@ -56,7 +58,7 @@ def variables_of(name, **options):
   leaves, tree = jax.tree.flatten(shapes)
   rng = np.random.default_rng(1)
   variables = jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
-  return variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
+  return variables | {name: jax.tree.map(jnp.abs, variables[name]) for name in variables if name == "batch_stats"}
 
 
 @functools.cache
@@ -98,7 +100,7 @@ def test_more_padding_changes_nothing(name):
 def test_only_real_events_are_kept_and_at_most_k_of_them(name):
   kept = np.asarray(output(name, BATCH).kept)
   assert not (kept & (BATCH.history_item == 0)).any()
-  if name not in ("sdim", "twin_hard"):
+  if name not in ("sdim", "twin_category_only"):
     np.testing.assert_array_equal(kept.sum(axis=1), [3, 3, 2, 1])
 
 
@@ -158,11 +160,97 @@ def test_attention_may_be_narrower_than_representation():
   assert out.features.shape == (4, 27)
 
 
-def test_a_hard_search_keeps_the_latest_events_of_the_candidate_category_and_no_others():
-  """The published search fills up with events of other categories, and its scores count the age twice."""
-  batch = candidate_batch([[1, 5, 2, 9, 1, 3], [2, 3]], [5, 4])  # Items 1, 5 and 9 are of category 1; 4 of category 4.
-  assert output("twin_hard", batch).kept.tolist() == [[False, True, False, True, True, False], [False] * 6]
-  np.testing.assert_allclose(output("twin_hard", batch).score, output("twin", batch).score, atol=1e-6)
+# Items 1, 5 and 9 are of category 1; 3 of category 3; 4 of category 4.
+HARD = candidate_batch([[1, 5, 2, 9, 1, 3], [5, 2, 3, 3, 2, 6], [2, 3]], [5, 9, 4])
+
+
+def test_a_hard_search_keeps_the_latest_events_of_the_candidate_category_and_fills_up_with_the_latest_others():
+  kept = [[0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]
+  np.testing.assert_array_equal(output("twin_hard", HARD).kept, kept)
+  np.testing.assert_allclose(output("twin_hard", HARD).score, output("twin", HARD).score, atol=1e-6)
+
+
+def test_a_hard_search_among_one_category_keeps_no_others():
+  kept = [[0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0], [0] * 6]
+  np.testing.assert_array_equal(output("twin_category_only", HARD).kept, kept)
+
+
+@pytest.mark.parametrize("name, reads_outside", [("twin_hard", False), ("twin_category_only", True)])
+def test_the_auxiliary_head_of_the_published_hard_search_reads_what_it_keeps(name, reads_outside):
+  other = HARD.replace(history_item=np.where(np.asarray(output(name, HARD).kept), HARD.history_item, 7))
+  before, after = output(name, HARD).auxiliary_logit, output(name, other).auxiliary_logit
+  assert (np.abs(after - before)[:2] > 1e-4).tolist() == [reads_outside] * 2  # Row 3 has padding, which is 7 now.
+
+
+def test_a_hard_search_fills_up_to_twenty_of_two_hundred_events_as_published():
+  rng = np.random.default_rng(0)
+  batch = candidate_batch(rng.integers(1, 10, (8, 200)).tolist(), [1] * 8, length=200)
+  few = batch.replace(history_category=np.where(rng.random((8, 200)) < 0.03, 1, 2).astype(np.int32))
+  kept = np.asarray(output("twin_hard", few, top_k=20).kept)
+  is_same = few.history_category == 1
+  assert 0 < is_same.sum(axis=1).min() and is_same.sum(axis=1).max() < 20
+  assert (kept.sum(axis=1) == 20).all() and kept[is_same].all()
+  for row in range(8):  # Of the others the latest, without a gap.
+    others = kept[row][~is_same[row]]
+    assert others[-others.sum() :].all()
+
+
+def test_with_three_tables_candidates_and_events_are_represented_by_the_same_one():
+  embedding = variables_of("twin_3e")["params"]["embedding"]
+  assert set(embedding) == {"lookup_attention_target", "lookup_attention_history", "lookup_representation"}
+  four = {f"lookup_representation_{side}": embedding["lookup_representation"] for side in ("target", "history")}
+  tables = {**embedding, **four}
+  tables.pop("lookup_representation")
+  variables = variables_of("twin_3e")
+  copied = {**variables, "params": {**variables["params"], "embedding": tables}}
+  np.testing.assert_allclose(compiled("twin_4e")(copied, BATCH).logit, output("twin_3e", BATCH).logit, atol=1e-6)
+
+
+def test_an_added_age_is_part_of_one_product():
+  embedding = DecoupledEmbedding(3, 2, FieldWidths(2, 1, 3), tables="shared", age_mode="add")
+  item, category, age = jnp.array([1, 2]), jnp.array([2, 1]), jnp.array([0, 5])
+  out, variables = embedding.init_with_output(jax.random.key(0), item, category, age)
+  tables = variables["params"]["lookup_shared"]
+  both = np.concatenate([tables["item_table"][item], tables["category_table"][category]], axis=1)
+  np.testing.assert_allclose(out.attention, both + tables["age_table"][age], rtol=1e-6)
+  model, variables = model_of("dare", age_mode="add", width=2), variables_of("dare", age_mode="add", width=2)
+  assert variables["params"]["embedding"]["lookup_attention"]["age_table"].shape == (7, 4)
+  batch = jax.tree.map(jnp.asarray, BATCH)
+  target, history = batch.item, (batch.history_item, batch.history_category, batch.history_age)
+  q, _ = model.apply(variables, target, batch.category, 0 * target, method=lambda m, *ids: m.embedding(*ids, "target"))
+  k, _ = model.apply(variables, *history, method=lambda m, *ids: m.embedding(*ids))
+  expected = np.einsum("bm,bnm->bn", q, k) / 2  # 4 entries: sqrt(4).
+  np.testing.assert_allclose(output("dare", BATCH, age_mode="add", width=2).score, expected, rtol=1e-4, atol=1e-5)
+  queries = model.apply(variables, BATCH.item, BATCH.category, method="search_queries")
+  np.testing.assert_allclose(queries, q / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("projection", ["per_field", "joint"])
+def test_an_age_is_added_after_maps_per_field_and_before_a_joint_map(projection):
+  embedding = DecoupledEmbedding(3, 2, FieldWidths(2, 1, 3), tables="shared", projection=projection, age_mode="add")
+  ids = jnp.array([1, 2])
+  out, variables = embedding.init_with_output(jax.random.key(0), ids, ids, ids)
+  tables, maps = variables["params"]["lookup_shared"], variables["params"]["projections_attention_history"]
+  fields = {name: tables[f"{name}_table"][ids] for name in ("item", "category", "age")}
+  if projection == "per_field":
+    fields = {name: x @ maps[name]["kernel"] for name, x in fields.items()}
+  expected = np.concatenate([fields["item"], fields["category"]], axis=1) + fields["age"]
+  if projection == "joint":
+    expected = expected @ maps["kernel"] + maps["bias"]
+  np.testing.assert_allclose(out.attention, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_batch_norm_a_row_of_its_own_can_be_trained_on():
+  one = jax.tree.map(lambda x: x[:1], BATCH)
+  model, variables = model_of("dare", batch_norm=False), variables_of("dare", batch_norm=False)
+  assert set(variables) == {"params"} and set(variables["params"]["head"]) == {
+    "hidden_0", "activation_0", "hidden_1", "activation_1", "output",
+  }  # fmt: skip
+  out, updated = model.apply(variables, one, False, mutable=["batch_stats"])
+  assert not updated
+  np.testing.assert_allclose(out.logit, output("dare", BATCH, batch_norm=False).logit[:1], rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="a batch of 1 row has no statistics"):
+    model_of("dare").apply(variables_of("dare"), one, False, mutable=["batch_stats"])
 
 
 def test_a_search_by_hashes_keeps_events_similar_to_the_candidate():
@@ -206,6 +294,8 @@ def test_search_vectors_have_the_scores_as_dot_products():
     ("sdim", {"evaluation_norm": "mean"}, "self.evaluation='mean' is not one of"),
     ("dare", {"search": "tree"}, "self.search='tree' must be one of"),
     ("dare", {"projection": "low_rank"}, "self.projection='low_rank' is not one of"),
+    ("dare", {"age_mode": "multiply"}, "self.age_mode='multiply' is not one of"),
+    ("dare", {"age_mode": "add", "width": (2, 1, 2)}, "the age must be as wide as item and category together, or 0"),
   ],
 )
 def test_a_wrong_option_is_refused_by_name(name, option, text):

@@ -154,6 +154,15 @@ def test_evaluation_reads_the_statistics_of_the_latest_batches(tmp_path):
   assert found[0]["validation"] != found[1]["validation"]
 
 
+def test_a_model_without_batch_norm_and_with_added_ages_is_trained_from_a_config(tmp_path):
+  config = tiny_config(num_epochs=1)
+  config.model.update({"batch_norm": False, "age_mode": "add"})
+  selected = loop.run(config, str(tmp_path))["select"]
+  assert np.isfinite(selected["test_of_selected"]["AUC"])
+  model = load_run(str(tmp_path)).task.model
+  assert (model.batch_norm, model.age_mode) == (False, "add")
+
+
 def test_scores_do_not_depend_on_the_size_of_the_batches():
   config = tiny_config()
   task = ClickTask.from_config(config)

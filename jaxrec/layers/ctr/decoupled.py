@@ -2,7 +2,7 @@
 
 A single table receives conflicting gradients: attention moves related events closer, representation separates events
 that differ, and the gradients of representation dominate. `DecoupledEmbedding` has a table for each role; for
-comparison it can also share one table, or use four.
+comparison it can also share one table, or use three or four.
 
 Source: DARE, arXiv 2410.02604.
 """
@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-TABLES = ("decoupled", "shared", "four")
+TABLES = ("decoupled", "shared", "three", "four")
 PROJECTIONS = ("none", "per_field", "joint")
+AGES = ("concat", "add")
 SIDES = ("target", "history")
 FIELDS = ("item", "category", "age")
 
@@ -80,12 +81,15 @@ class DecoupledEmbedding(nn.Module):
   widths: width of each field.
   attention_widths: width of each field in attention, which sets the cost of a search; None: `widths`.
   tables: "decoupled" (DARE): one set of tables for attention and one for representation; "shared" (TWIN): one set for
-    both; "four" (TWIN-4E): one set per role and side.
+    both; "three": as "decoupled", but candidates and events have different sets for attention; "four" (TWIN-4E): one
+    set per role and side.
   projection: linear maps of the embeddings, one per role and side. "none"; "per_field": one map per field without
     bias, which the published scripts run as "TWIN w/ proj."; "joint": one map of all fields with bias.
   max_age, init_scale: see `FieldEmbedding`.
+  age_mode: "concat": the age is one more part of a vector, as in the published scripts; "add": it is added to item and
+    category, and must be as wide as both together. Joint maps read the sum, maps per field its terms.
 
-  Source: DARE, arXiv 2410.02604, and its baselines.
+  Source: DARE, arXiv 2410.02604, and its baselines; its public code for "three", "joint" and "add".
 
   >>> import jax
   >>> embedding = DecoupledEmbedding(num_items=9, num_categories=3, widths=FieldWidths(4, 2, 1))
@@ -103,29 +107,27 @@ class DecoupledEmbedding(nn.Module):
   projection: str = "none"
   max_age: int = 200
   init_scale: float = 0.01
+  age_mode: str = "concat"
 
   def setup(self):
-    if self.tables not in TABLES:
-      raise ValueError(f"{self.tables=} is not one of {TABLES}")
-    if self.projection not in PROJECTIONS:
-      raise ValueError(f"{self.projection=} is not one of {PROJECTIONS}")
-    widths, attention_widths = FieldWidths(*self.widths), FieldWidths(*(self.attention_widths or self.widths))
+    for name, known in (("tables", TABLES), ("projection", PROJECTIONS), ("age_mode", AGES)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"self.{name}={getattr(self, name)!r} is not one of {known}")
+    attention_widths, widths = by_role = [self._widths_of(role) for role in Roles._fields]
     if self.tables == "shared" and attention_widths != widths:
       raise ValueError(f"{attention_widths=} must be {widths=} if tables='shared': there is one table for both")
-    by_role = {"attention": attention_widths, "representation": widths}
-    if self.tables == "shared":
-      self.lookup = {"shared": self._fields(widths)}
-    elif self.tables == "decoupled":
-      self.lookup = {role: self._fields(by_role[role]) for role in by_role}
-    else:
-      self.lookup = {f"{role}_{side}": self._fields(by_role[role]) for role in by_role for side in SIDES}
+    if self.age_mode == "add":
+      _check_sums(*by_role)
+    pairs = [(role, side) for role in Roles._fields for side in SIDES]
+    tables = {self._table(role, side): self._widths_of(role) for role, side in pairs}
+    self.lookup = {name: self._fields(width) for name, width in tables.items()}
     if self.projection != "none":
-      self.projections = {f"{role}_{side}": self._projection(by_role[role]) for role in by_role for side in SIDES}
+      self.projections = {f"{role}_{side}": self._projection(self._widths_of(role)) for role, side in pairs}
 
   def __call__(
     self, item: Int[Array, "..."], category: Int[Array, "..."], age: Int[Array, "..."], side: str = "history"
   ) -> Roles:
-    """Returns the vectors `[..., M]` of both roles; M is the sum of the widths.
+    """Returns the vectors `[..., M]` of both roles; M is the sum of the widths, without that of an added age.
 
     Args:
       item, category, age: ids of the events, all of one shape.
@@ -136,14 +138,9 @@ class DecoupledEmbedding(nn.Module):
     """
     if side not in SIDES:
       raise ValueError(f"{side=} is not one of {SIDES}")
-    if self.tables == "shared":
-      roles = Roles(*2 * (self.lookup["shared"](item, category, age),))
-    else:
-      suffix = f"_{side}" if self.tables == "four" else ""
-      roles = Roles(*(self.lookup[f"{role}{suffix}"](item, category, age) for role in Roles._fields))
-    if self.projection == "none":
-      return roles
-    return Roles(*(self.projections[f"{role}_{side}"](x) for role, x in zip(Roles._fields, roles, strict=True)))
+    names = Roles(*(self._table(role, side) for role in Roles._fields))
+    vectors = {name: self.lookup[name](item, category, age) for name in dict.fromkeys(names)}
+    return Roles(*(self._mapped(role, side, vectors[name]) for role, name in names._asdict().items()))
 
   def attention_vectors(
     self, item: Int[Array, "..."], category: Int[Array, "..."], age: Int[Array, "..."], side: str = "history"
@@ -151,11 +148,37 @@ class DecoupledEmbedding(nn.Module):
     """Returns the vectors for attention only, which are all that a search reads."""
     return self(item, category, age, side).attention
 
+  def _widths_of(self, role):
+    return FieldWidths(*(self.attention_widths if role == "attention" and self.attention_widths else self.widths))
+
+  def _table(self, role, side):
+    """The name of the tables of a role on a side."""
+    if self.tables == "shared":
+      return "shared"
+    by_side = self.tables == "four" or (self.tables == "three" and role == "attention")
+    return f"{role}_{side}" if by_side else role
+
   def _fields(self, widths):
     return FieldEmbedding(self.num_items, self.num_categories, widths, self.max_age, self.init_scale)
 
   def _projection(self, widths):
-    return FieldProjection(widths) if self.projection == "per_field" else nn.Dense(sum(widths))
+    if self.projection == "per_field":
+      return FieldProjection(widths)
+    return nn.Dense(sum(widths) - (widths.age if self.age_mode == "add" else 0))
+
+  def _mapped(self, role, side, x):
+    """The looked-up fields [..., fields] as the vector of a role."""
+    if self.projection == "per_field":
+      x = self.projections[f"{role}_{side}"](x)
+    if self.age_mode == "add" and self._widths_of(role).age:
+      x = jnp.add(*jnp.split(x, 2, axis=-1))  # [..., M]
+    return self.projections[f"{role}_{side}"](x) if self.projection == "joint" else x
+
+
+def _check_sums(*by_role):
+  for widths in by_role:
+    if widths.age not in (0, widths.item + widths.category):
+      raise ValueError(f"{widths=}: with age_mode='add' the age must be as wide as item and category together, or 0")
 
 
 class FieldProjection(nn.Module):

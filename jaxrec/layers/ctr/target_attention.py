@@ -8,9 +8,11 @@
 
 Pure functions; `jaxrec.layers.ctr.decoupled` computes q, k, u and v.
 
-Source: DARE, arXiv 2410.02604; TWIN, arXiv 2302.02352 (top-k search with the scores of the aggregation).
+Source: DARE, arXiv 2410.02604, its public code for the two products of a score (the paper has one); TWIN,
+  arXiv 2302.02352 (top-k search with the scores of the aggregation).
 Choice: padding is never kept: if there are fewer than K events, all are kept and the softmax covers these only. The
-  published code fills up with padding, whose scores then enter the softmax.
+  published code fills up with padding, whose scores then enter the softmax. With the age in vectors of its own its hard
+  search also counts the age twice, once more in the first product; ours does not.
 """
 
 from __future__ import annotations
@@ -76,6 +78,25 @@ def top_k_mask(scores: Float[Array, "B N"], may_keep: Bool[Array, "B N"], k: int
   index, is_valid = top_k(scores, may_keep, k)
   rows = jnp.arange(scores.shape[0])[:, None]
   return jnp.zeros(scores.shape, bool).at[rows, index].set(is_valid)
+
+
+def category_preference(
+  history_category: Int[Array, "B N"], category: Int[Array, " B"]
+) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
+  """Returns scores for a hard search, and which events have the candidate's category.
+
+  The scores prefer events of that category to others, and among each of both later events to earlier ones.
+
+  Source: SIM, arXiv 2006.05639, "hard search", and the public code of arXiv 2410.02604, which fills up with the latest
+    events of other categories.
+
+  >>> score, is_same = category_preference(jnp.array([[2, 1, 2, 1]]), jnp.array([2]))
+  >>> score.tolist(), is_same.tolist()
+  ([[4.0, 1.0, 6.0, 3.0]], [[True, False, True, False]])
+  """
+  num_events = history_category.shape[1]
+  is_same = history_category == category[:, None]
+  return jnp.arange(num_events, dtype=jnp.float32) + num_events * is_same, is_same
 
 
 def masked_softmax(scores: Float[Array, "... N"], mask: Bool[Array, "... N"]) -> Float[Array, "... N"]:
