@@ -221,7 +221,7 @@ def stu_layer(
   Raises:
     ValueError: the width of the projection does not fit `num_heads` and `head_width`.
 
-  Source: Zhai et al. 2024, eq. 1-4; `STULayer.forward` of generative-recommenders.
+  Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3; `STULayer.forward` of generative-recommenders.
   Choice: a scale of 0 is 0; the published code replaces it by the default.
   """
   u, v, q, k = _project(x, weights, num_heads, head_width)
