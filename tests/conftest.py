@@ -25,8 +25,7 @@ def pytest_addoption(parser):
   parser.addoption(
     "--golden-dir",
     type=Path,
-    default=REPOSITORY.parent / "shared" / "golden",
-    help="folder of the reference outputs (default: ../shared/golden); where it is absent their tests skip",
+    help="folder of reference outputs (default: ../shared/golden and ../shared/cases/golden); an absent one is skipped",
   )
   parser.addoption(
     "--data-dir",
@@ -36,10 +35,11 @@ def pytest_addoption(parser):
   )
 
 
-@pytest.fixture(scope="session")
-def golden_dir(request) -> Path:
-  """The folder of golden files."""
-  return existing_folder(request.config.getoption("--golden-dir"), "--golden-dir")
+def golden_folders(config) -> list[Path]:
+  """The folders of golden files, whether they exist or not; a relative one starts at the repository."""
+  given = config.getoption("--golden-dir")
+  shared = REPOSITORY.parent / "shared"
+  return [REPOSITORY / given] if given else [shared / "golden", shared / "cases" / "golden"]
 
 
 @pytest.fixture(scope="session")

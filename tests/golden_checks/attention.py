@@ -25,7 +25,7 @@ def _compute(golden: GoldenFile, dtype: type, implementation: str) -> dict:
 
 
 def _full_rows(config, inputs, implementation):
-  layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"])
+  layout = _layout(config, inputs)
   padded = layout.grown()
   mask = _mask(config, inputs, padded)
   q, k, v, d_out = (padded.pad(inputs[name]) for name in ("q", "k", "v", "dout"))
@@ -39,7 +39,7 @@ def _full_rows(config, inputs, implementation):
 
 def _cached_rows(config, inputs, implementation):
   """Queries are the last tokens of each row only; keys, values, mask and divisor are those of the full rows."""
-  layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"]).grown()
+  layout = _layout(config, inputs).grown()
   last = Layout(np.where(layout.lengths > 0, config["delta_size"], 0), config["delta_size"]).grown(columns=4)
   index = layout.lengths[:, None] - config["delta_size"] + np.arange(last.width)  # [B, delta]
   index = np.where(last.is_real, index, layout.width - 1)  # where there is no query: a padding position
@@ -57,6 +57,13 @@ def _cached_rows(config, inputs, implementation):
     "grad/k": layout.unpad(grads[1]),
     "grad/v": layout.unpad(grads[2]),
   }
+
+
+def _layout(config, inputs) -> Layout:
+  layout, (heads, width) = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"]), inputs["k"].shape[1:]
+  config.confirm(lengths=layout.lengths.tolist(), num_heads=heads, attention_dim=width)
+  config.confirm(hidden_dim=inputs["v"].shape[-1])
+  return layout
 
 
 def _mask(config, inputs, layout: Layout) -> IntervalMask:

@@ -8,7 +8,7 @@ import numpy as np
 
 from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
-from golden_checks.hstu import layer_options, model_params
+from golden_checks.hstu import NOT_READ, confirm_sizes, layer_options, model_params
 from golden_checks.layout import Layout
 from golden_checks.stu import forward
 from jaxrec.models.hstu import HSTU
@@ -26,6 +26,7 @@ def model_check() -> Check:
       "out/*_delta_x_offsets_flat": "where the reference's jagged rows have the event",
       "out/*_max_abs_diff_*": "between two ways of the reference",
     },
+    NOT_READ,
   )
 
 
@@ -37,12 +38,14 @@ def stack_check() -> Check:
       "out/delta_y": "as full_y_rows; but where all rows are shorter than the batch is wide, divided by another length",
       "out/max_abs_diff": "between two ways of the reference",
     },
+    {"prefill_max_seq_len": "of the cached prefix, which is not built"},
   )
 
 
 def _fed(golden: GoldenFile, dtype: type) -> dict:
   """Up to each step's position `encoded`, and keys and values of all but the open event, which is not kept."""
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
+  confirm_sizes(config, golden.arrays)
   options = layer_options(config, golden.arrays, "timestamps" in inputs, dtype) | {"implementation": "reference"}
   model = HSTU(
     num_items=config["num_items"], width=config["d"], max_positions=options["attention_length"],
@@ -83,6 +86,7 @@ def _kept(cached, is_open):
 def _at_once(golden: GoldenFile, dtype: type) -> dict:
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"])
+  config.confirm(lengths=layout.lengths.tolist())
   lengths, targets = jnp.asarray(layout.lengths), jnp.asarray(inputs["num_targets"])
   run = quick_jit(lambda params, x: forward(config, dtype, lengths, targets, None, params, x)[0])
   full = np.asarray(run(params, layout.pad(inputs["x"])))

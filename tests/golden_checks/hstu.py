@@ -14,25 +14,33 @@ from golden_checks.sequences import sequence_batch
 from jaxrec.layers.context import causal_context
 from jaxrec.layers.hstu import HSTULayer, split_uvqk
 from jaxrec.layers.item_embedding import embed_sequence
-from jaxrec.layers.norm import l2_normalize
+from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.models.hstu import HSTU
 from pallas_kernels import NUM_TIME_BUCKETS, time_bucket
 from pallas_kernels.bias import dense_bias
 
 _TIME_TABLE = "_rel_attn_bias._ts_w"
 _POSITION_TABLES = ("_rel_attn_bias._pos_w", "_rel_attn_bias._w")  # beside a time table, alone
+_TABLES = {"time": _TIME_TABLE, "pos": _POSITION_TABLES}
+
+
+NOT_READ = {"min_bucket_boundary_distance": "how far the times of the file are from the edge of a bucket"}
 
 
 def layer_check() -> Check:
-  return Check(_layer)
+  return Check(_layer, not_read=NOT_READ)
 
 
 def model_check() -> Check:
-  return Check(_model)
+  return Check(_model, not_read=NOT_READ)
 
 
 def layer_options(config, params, has_times: bool, dtype: type) -> dict:
   """Returns the fields of `HSTULayer` that the file asks for; without times the reference adds no bias at all."""
+  config.one_of("normalization", {"rel_bias": None, "hstu_rel_bias": None})
+  has_table = {name: any(key.endswith(names) for key in params) for name, names in _TABLES.items()}
+  config.confirm(enable_relative_attention_bias=has_table["pos"])
+  config.confirm(bias="_".join(name for name in _TABLES if has_table[name]))
   return {
     "num_heads": config["h"],
     "head_width": config["dqk"],
@@ -40,8 +48,8 @@ def layer_options(config, params, has_times: bool, dtype: type) -> dict:
     "concat_ua": config["concat_ua"],
     "linear_activation": config["linear_activation"],
     "attention_length": config["n"] if "n" in config else config["max_sequence_len"] + config["max_output_len"],
-    "time_bias": has_times and any(name.endswith(_TIME_TABLE) for name in params),
-    "position_bias": has_times and any(name.endswith(_POSITION_TABLES) for name in params),
+    "time_bias": has_times and has_table["time"],
+    "position_bias": has_times and has_table["pos"],
     "dtype": dtype,
   }
 
@@ -70,7 +78,8 @@ def model_params(params, num_layers: int) -> dict:
 def _layer(golden: GoldenFile, dtype: type) -> dict:
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   layout = Layout.of_offsets(inputs["x_offsets"], config["n"])
-  timestamps = inputs.get("timestamps")
+  config.confirm(d=inputs["x"].shape[-1], lengths=layout.lengths.tolist())
+  timestamps, num_buckets = inputs.get("timestamps"), config["num_buckets"]
   options = layer_options(config, params, timestamps is not None, dtype)
   layer = HSTULayer(**options, implementation="xla")
 
@@ -84,7 +93,7 @@ def _layer(golden: GoldenFile, dtype: type) -> dict:
     if (bias := returned["relative_bias"][0]) is not None:
       more["out/rel_attn_bias"] = dense_bias(bias)[:, 0]
       bucket = time_bucket(context.query_time[:, :, None] - context.key_time[:, None])  # [B, N, N]
-      more["out/time_bucket"] = jnp.minimum(bucket, config["num_buckets"])
+      more["out/time_bucket"] = jnp.minimum(bucket, num_buckets)
     return y, more
 
   @quick_jit
@@ -108,12 +117,23 @@ def _values_queries_keys(config, projected):
 
 
 def _model(golden: GoldenFile, dtype: type) -> dict:
-  forward = {None: _plain, "rated": _rated, "combined": _combined}[golden.config.get("preproc")]
   config, inputs = golden.config, golden.inputs(dtype)
+  forward = config.one_of("preproc", {None: _plain, "rated": _rated, "combined": _combined})
+  confirm_sizes(config, golden.arrays)
   options = layer_options(config, golden.arrays, "timestamps" in inputs, dtype) | {"implementation": "reference"}
   doubled = 2 if config.get("preproc") == "combined" else 1
   results = outputs_and_gradients(golden, dtype, lambda params, shift: forward(config, options, inputs, params, shift))
   return results | {"out/preprocessed_lengths": doubled * inputs["past_lengths"]}
+
+
+def confirm_sizes(config, arrays):
+  """Compares the sizes among a model's options with the arrays."""
+  rows, width = arrays[f"param/{ITEM_TABLE}"].shape
+  config.confirm(num_items=rows - 1, item_dim=width, d_out=width, d=arrays[f"param/{POSITION_TABLE}"].shape[1])
+  if "lengths" in config:
+    config.confirm(lengths=arrays["in/past_lengths"].tolist())
+  if "num_ratings" in config:
+    config.confirm(num_ratings=len(arrays["param/_input_features_preproc._rating_emb.weight"]))
 
 
 def _plain(config, options, inputs, params, shift):
@@ -155,4 +175,5 @@ def _encode(config, options, inputs, params, items, vectors, item_id, lengths):
     variables = {"params": layer_params(params, f"_hstu._attention_layers.{i}.")}
     x = HSTULayer(**options).apply(variables, x, context, True)
   out = jnp.where((batch.sequence_id != 0)[..., None], x[..., : config["item_dim"]], 0)
-  return l2_normalize(out), {"out/past_embeddings": items, "out/preprocessed": preprocessed}
+  normalize = config.one_of("postproc", {"l2": l2_normalize, "layer_norm": layer_norm})
+  return normalize(out), {"out/past_embeddings": items, "out/preprocessed": preprocessed}

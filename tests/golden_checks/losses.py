@@ -22,7 +22,7 @@ from jaxrec.objectives.item import ItemObjective
 
 
 def loss_check() -> Check:
-  return Check(_loss)
+  return Check(_loss, not_read={"activation_checkpoint": "what is computed again in the backward pass"})
 
 
 def training_check() -> Check:
@@ -45,13 +45,15 @@ def draws(offsets):
 def _loss(golden: GoldenFile, dtype: type) -> dict:
   config, inputs = golden.config, golden.inputs(dtype)
   layout = Layout(inputs["lengths"], inputs["supervision_ids"].shape[1])
+  config.confirm(lengths=layout.lengths.tolist(), N=layout.width, num_negatives=inputs["sampled_offsets"].shape[1])
   offsets = layout.pad(inputs["sampled_offsets"])  # [B, N, R]
   target_id = jnp.asarray(inputs["supervision_ids"])
   negative_id = _negatives(config, target_id, offsets)
   weight = jnp.asarray(inputs["supervision_weights"] * layout.is_real)
+  epsilon, normalizes = config["l2_norm_eps"], config["l2_norm"]
 
   def loss(query, table):
-    vectors = l2_normalize(table, config["l2_norm_eps"]) if config["l2_norm"] else table
+    vectors = l2_normalize(table, epsilon) if normalizes else table
     logits = item_losses.sampled_logits(
       query, vectors[target_id], vectors[negative_id], target_id, negative_id, config["temperature"]
     )
@@ -72,15 +74,15 @@ def _loss(golden: GoldenFile, dtype: type) -> dict:
 
 def _negatives(config, target_id, offsets):
   """Draws as our samplers do; the reference's in-batch pool holds every id of the padded batch but 0."""
-  catalogue = jnp.asarray(config["all_item_ids"])
-  if config["sampler"] == "in_batch" and not config["dedup"]:  # ours removes duplicates: only the loss is compared
-    return np.asarray(target_id)[np.asarray(target_id) != 0][offsets]
+  catalogue, dedup = jnp.asarray(config["all_item_ids"]), config["dedup"]
+  in_batch = config.one_of("sampler", {"local": None, "in_batch": "in_batch" if dedup else "in_batch_frequency"})
 
   @quick_jit
   def draw(key, target_id, offsets):
     with draws(offsets):
-      if config["sampler"] == "in_batch":
-        return negatives.sample_in_batch(key, offsets.shape, target_id, (target_id != 0).astype(jnp.float32))
+      if in_batch:
+        is_drawn = (target_id != 0).astype(jnp.float32)
+        return negatives.sample_in_batch(key, offsets.shape, target_id, is_drawn, in_batch)
       return catalogue[negatives.sample_items(key, "uniform", offsets.shape, len(catalogue)) - 1]
 
   return draw(jax.random.key(0), target_id, offsets)
@@ -90,6 +92,7 @@ def _training(golden: GoldenFile, dtype: type) -> dict:
   """The reference's optimizer steps, made with our model, our objective and its sampler, and Optax's AdamW."""
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   model_config = config["model"]
+  hstu.confirm_sizes(model_config, golden.arrays)
   options = hstu.layer_options(model_config, params, "step0_timestamps" in inputs, dtype)
   model = HSTU(
     num_items=model_config["num_items"],

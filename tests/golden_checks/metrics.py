@@ -17,7 +17,7 @@ LONGEST_LIST = 2500  # the reference looks no further and gives what it does not
 
 
 def check() -> Check:
-  return Check(_compute)
+  return Check(_compute, not_read={"user_max_batch_size": "how many users the reference ranks at a time"})
 
 
 def autocdsr_check() -> Check:
@@ -29,11 +29,12 @@ def dare_check() -> Check:
     "out/accuracy": "not a metric of ours: the share of probabilities on the right side of one half",
     "out/loss": "the mean of numbers that the file itself holds",
   }
-  return Check(_dare, excused)
+  return Check(_dare, excused, {"ties": "equal scores are ordered by the same rule in every file"})
 
 
 def _dare(golden: GoldenFile, dtype: type) -> dict:
   del dtype  # AUC is computed in float64 from the float32 scores that the file has
+  golden.config.confirm(batches=len(golden.arrays["in/probability"]))
   score = golden.arrays["in/probability"][..., 0].reshape(-1)
   label, category = (golden.arrays[f"in/{name}"].reshape(len(score), -1)[:, 0] for name in ("target", "cid"))
   groups = [category == c for c in np.unique(category) if 0 < label[category == c].sum() < (category == c).sum()]
@@ -69,8 +70,11 @@ def _autocdsr(golden: GoldenFile, dtype: type) -> dict:
     inputs = golden.inputs(np.float32)
     vectors, target = np.pad(inputs["table"], ((1, 0), (0, 0))), inputs["labels"] + 1
     if golden.config["sample"]:
+      golden.config.confirm(num_negatives=inputs["negative_ids"].shape[1])
+      assert inputs["negative_ids"].min() >= golden.config["buffer"]
       ranks = sampled_target_ranks(inputs["query"], vectors, target, inputs["negative_ids"] + 1)
     else:
+      golden.config.ignore("num_negatives", "buffer")
       ranks = target_ranks(inputs["query"], vectors, target)
   result = metrics.RankingMetrics.zero(golden.config["top_k"]).update(np.asarray(ranks)).result()
   theirs = {"out/total_sample": result["count"]}

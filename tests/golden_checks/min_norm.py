@@ -41,7 +41,7 @@ def pareto_check() -> Check:
     "out/opposite/weights": "two opposite unit gradients: all equal weights give the same zero vector",
     "out/parallel/weights": "two parallel gradients: 0.999 and 0.001 for 1 and 0",
   }
-  return Check(_pareto, not_computed=reasons)
+  return Check(_pareto, reasons, {"rounding_sensitive": "cases whose weights are not compared"})
 
 
 def step_check() -> Check:
@@ -60,7 +60,10 @@ def _solver(golden: GoldenFile, dtype: type) -> dict:
 
 
 def _solved(golden, dtype):
-  gram = jnp.stack([gram_matrix(grads) for grads in _gradients(golden.inputs(dtype))])  # [cases, K, K]
+  cases = _gradients(golden.inputs(dtype))
+  golden.config.confirm(n=len(cases[0]), d=golden.arrays["in/vecs"].shape[-1])
+  assert len(golden.config["cases"]) == len(cases)
+  gram = jnp.stack([gram_matrix(grads) for grads in cases])  # [cases, K, K]
   weights = np.asarray(quick_jit(jax.vmap(min_norm_weights))(gram), np.float64)
   return {
     "out/gram": gram,
@@ -93,6 +96,8 @@ def _normalizers(golden: GoldenFile, dtype: type) -> dict:
 
 
 def _pareto(golden: GoldenFile, dtype: type) -> dict:
+  golden.config.confirm(cases=list(golden.config["pref_index"]))
+
   @quick_jit
   def weigh(inputs):
     return {

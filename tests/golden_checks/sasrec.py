@@ -17,6 +17,7 @@ def check() -> Check:
 
 def _compute(golden: GoldenFile, dtype: type) -> dict:
   config, item_id = golden.config, golden.inputs(dtype)["past_ids"]
+  config.confirm(lengths=golden.arrays["in/past_lengths"].tolist())
   # The reference encodes every id but 0, also one after `past_lengths`, and lets items read the holes before them.
   lengths = np.max(np.where(item_id != 0, np.arange(item_id.shape[1]) + 1, 0), axis=1)
   model = SASRec(

@@ -24,13 +24,17 @@ _LAYER_NAMES = {
 }
 
 
+_NOT_READ = {"min_time_bucket_boundary_distance": "how far the times of the file are from the edge of a bucket"}
+
+
 def check() -> Check:
-  return Check(_compute)
+  return Check(_compute, not_read=_NOT_READ)
 
 
 def _compute(golden: GoldenFile, dtype: type) -> dict:
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"])
+  config.confirm(lengths=layout.lengths.tolist())
   x, cotangent = layout.pad(inputs["x"]), layout.pad(inputs["cotangent"])
   timestamps = jnp.asarray(layout.pad(inputs["timestamps"])) if config["positional"] else None
   lengths = jnp.asarray(layout.lengths)
@@ -49,6 +53,7 @@ def _compute(golden: GoldenFile, dtype: type) -> dict:
 
 
 def forward(config, dtype, lengths, num_targets, timestamps, params, x):
+  _confirm_sizes(config, params, x)
   encoded = _encode_positions(config, lengths, num_targets, timestamps, params, x)
   stack = STU(
     num_layers=config["layers"],
@@ -69,6 +74,15 @@ def forward(config, dtype, lengths, num_targets, timestamps, params, x):
   }
   targets = num_targets if config["target_aware"] else None
   return stack.apply({"params": layers}, encoded, lengths, targets), encoded
+
+
+def _confirm_sizes(config, params, x):
+  config.confirm(d=x.shape[-1])
+  if config["positional"]:
+    config.confirm(num_position_buckets=len(params["pos._position_embeddings_weight"]))
+    config.confirm(num_time_buckets=len(params["pos._timestamp_embeddings_weight"]) - 1)
+  else:
+    config.ignore("pos_num_targets", "num_position_buckets", "num_time_buckets")
 
 
 def _encode_positions(config, lengths, num_targets, timestamps, params, x):

@@ -11,11 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import IntervalMask, RelativeBias, segment_attention
-
-_MAX_DISTANCE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Encoder:
   num_heads: int
   num_prefix: int = 0
   implementation: str = "reference"
+  max_distance: int = 128  # From here on all distances are in the last bucket of their direction.
 
   def __call__(
     self, x: Float[Array, "B S M"], is_key: Bool[Array, "B N"]
@@ -78,7 +77,7 @@ class Encoder:
   def _table(self, num_tokens) -> Float[Array, "H W"]:
     """The value of the bucket of each difference query - key, from -(S-1) to S-1."""
     weights = self._of("block.0.layer.0.SelfAttention.relative_attention_bias.weight")  # [buckets, H]
-    return weights[_buckets(-np.arange(1 - num_tokens, num_tokens), weights.shape[0])].T
+    return weights[buckets(-np.arange(1 - num_tokens, num_tokens), weights.shape[0], self.max_distance)].T
 
   def _heads(self, x, name):
     return (x @ self._of(name).T).reshape(*x.shape[:2], self.num_heads, -1)  # [B, S, H, D]
@@ -87,12 +86,16 @@ class Encoder:
     return self.params[self.prefix + name]
 
 
-def _buckets(offset, num_buckets):
-  """The bucket of key position - query position: half for each direction, of which half are exact."""
+def buckets(offset: Int[np.ndarray, " D"], num_buckets: int, max_distance: int) -> Int[np.ndarray, " D"]:
+  """The bucket of key position - query position: half for each direction, of which half are exact.
+
+  The others grow like the logarithm of the distance, in float32 as in the reference.
+  """
   half, exact = num_buckets // 2, num_buckets // 4
   distance = np.abs(offset)
-  far = exact + np.log(np.maximum(distance, 1) / exact) / math.log(_MAX_DISTANCE / exact) * (half - exact)
-  bucket = np.where(distance < exact, distance, np.minimum(far.astype(int), half - 1))
+  nearness = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact)
+  far = exact + (nearness * (half - exact)).astype(int)
+  bucket = np.where(distance < exact, distance, np.minimum(far, half - 1))
   return np.where(offset > 0, half, 0) + bucket
 
 
