@@ -1,15 +1,23 @@
-"""Start of a program: memory and cache settings that JAX needs before its import, flags, and one-line flag errors."""
+"""Start of a program: memory and cache settings that JAX needs before its import, flags, one-line flag errors, signals,
+and the life of a program that another one started."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import platform
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, which glibc does not return to the kernel.
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
 _VARIABLE = "GLIBC_TUNABLES"
+_PARENT = "JAXREC_PARENT_PIPE"  # Number of a pipe's end that a child reads; the parent holds the other one.
 
 
 def start(module: str) -> None:
@@ -19,6 +27,7 @@ def start(module: str) -> None:
     module: dotted name such as "jaxrec.cli.train".
   """
   restart_with_huge_pages()
+  end_with_parent()
   use_compilation_cache()
   program = importlib.import_module(module)
   from absl import app
@@ -62,3 +71,42 @@ def use_compilation_cache() -> None:
   root = os.environ.get("JAXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "jaxrec")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(root, "jax"))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@contextmanager
+def child_process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
+  """Yields a process that ends when this one does, however this one ends; its program calls `start`.
+
+  The child reads a pipe whose other end this process holds and never writes to: the kernel closes it at our death, also
+  by SIGKILL.
+
+  Args:
+    command: program and arguments.
+    **options: of `subprocess.Popen`.
+  """
+  reading, writing = os.pipe()
+  try:
+    with open(reading, "rb"):
+      environment = {**os.environ, _PARENT: str(reading)}
+      child = subprocess.Popen(command, env=environment, pass_fds=[reading], **options)
+  except BaseException:
+    os.close(writing)
+    raise
+  try:
+    yield child
+  finally:
+    os.close(writing)  # Ends a child that still runs.
+    child.wait()
+
+
+def end_with_parent() -> None:
+  """Makes this process end with the one that started it by `child_process`; does nothing in others."""
+  pipe = os.environ.pop(_PARENT, None)  # Programs that this one starts are not children of that parent.
+  if pipe is not None:
+    threading.Thread(target=_wait_for_parent, args=[int(pipe)], daemon=True).start()
+
+
+def _wait_for_parent(pipe):
+  os.read(pipe, 1)  # Returns at the parent's end; nothing is ever written.
+  print("the program that started this one has ended: stopping at once", file=sys.stderr, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)  # As a crash: runs resume from their last checkpoint.

@@ -5,7 +5,8 @@
 
 trains 2 configs x 2 x 2 overrides x 3 seeds. The same command resumes an interrupted sweep: complete runs in
 <out>/results.jsonl are skipped, and an interrupted run resumes from its checkpoint. A run is identified by a hash of
-its resolved config, so an edited config file gives a new run. --dry_run lists the runs and their status.
+its resolved config, so an edited config file gives a new run. --dry_run lists the runs and their status. One sweep at a
+time works in a folder; its runs end with it, however it ends.
 
 Click-through configs report other metrics: --metrics=AUC,GAUC.
 
@@ -30,8 +31,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
+from jaxrec.cli.process import child_process
 from jaxrec.data.seeds import NUM_SEEDS, check_seed
 from jaxrec.train import loop, monitor, writers
+from jaxrec.train.lock import FolderLock
 
 FLAGS = flags.FLAGS
 
@@ -80,7 +83,9 @@ def main(argv: list[str]) -> None:
       print(plan(jobs, FLAGS.out))
       return
     train = train_here if FLAGS.in_process else train_in_subprocess
-    failed = run_jobs(jobs, FLAGS.out, train)
+    os.makedirs(FLAGS.out, exist_ok=True)
+    with FolderLock(FLAGS.out):
+      failed = run_jobs(jobs, FLAGS.out, train)
   except ValueError as error:
     sys.exit(f"ValueError: {error}")
   except Stopped as stop:
@@ -190,8 +195,7 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
   """
   command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}"]
   log = os.path.join(workdir, "output.log")
-  with open(log, "ab") as output:
-    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+  with open(log, "ab") as output, child_process(command, stdout=output, stderr=subprocess.STDOUT) as child:
     code = _wait(child)
   if code in STOPPED:
     raise Stopped(f"{job.name} was stopped; the same command resumes from its checkpoint")

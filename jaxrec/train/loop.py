@@ -6,7 +6,8 @@ evaluates the test events once. Its learning rate at each epoch is that of the f
 `config.train.num_epochs` even where training stops earlier.
 
 Files in the workdir: config.json, metrics.jsonl (the same, value for value, however often the run was killed),
-timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>, profile.
+timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>, profile, and .lock: one process at a
+time trains in a workdir.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jaxrec import parallel
 from jaxrec.train import curves, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import config_differences, saved_config
+from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
@@ -53,7 +55,7 @@ def run(
     make_task: config to task; another one trains a task of your own.
 
   Raises:
-    ValueError: the config is wrong, or the workdir holds a run of another config.
+    ValueError: the config is wrong, or the workdir is in use by another process or holds a run of another config.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
     TableError: a step exceeded the exchange buffer of the item table; the last checkpoint is kept.
     Interrupted: a signal asked to stop; a checkpoint is saved.
@@ -61,20 +63,23 @@ def run(
   if make_task is build_task:
     task_class(config.task).check_config(config)
   os.makedirs(workdir, exist_ok=True)
-  check_same_run(config, workdir)
-  path = os.path.join(workdir, "summary.json")
-  if os.path.exists(path) and _is_finished(config, workdir):
-    return writers.read_json(path)
-  task = make_task(config)
-  writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-  summary = {"name": config.name, "seed": config.seed}
-  for phase in _phases(config):
-    num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
-    summary[phase] = _once(workdir, phase, functools.partial(run_phase, task, workdir, phase, num_epochs, profile))
-  summary["seconds"] = sum(record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl")))
-  writers.write_json(path, summary)
-  curves.plot(workdir, config.eval.metric)
-  return summary
+  with FolderLock(workdir):
+    check_same_run(config, workdir)
+    path = os.path.join(workdir, "summary.json")
+    if os.path.exists(path) and _is_finished(config, workdir):
+      return writers.read_json(path)
+    task = make_task(config)
+    writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
+    summary = {"name": config.name, "seed": config.seed}
+    for phase in _phases(config):
+      num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
+      summary[phase] = _once(workdir, phase, functools.partial(run_phase, task, workdir, phase, num_epochs, profile))
+    summary["seconds"] = sum(
+      record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl"))
+    )
+    writers.write_json(path, summary)
+    curves.plot(workdir, config.eval.metric)
+    return summary
 
 
 def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bool = False) -> dict[str, Any]:
