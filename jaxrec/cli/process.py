@@ -27,6 +27,7 @@ def start(module: str) -> None:
     module: dotted name such as "jaxrec.cli.train".
   """
   restart_with_huge_pages()
+  signal.signal(signal.SIGTERM, _exit_cleanly)
   end_with_parent()
   use_compilation_cache()
   program = importlib.import_module(module)
@@ -110,3 +111,9 @@ def _wait_for_parent(pipe):
   os.read(pipe, 1)  # Returns at the parent's end; nothing is ever written.
   print("the program that started this one has ended: stopping at once", file=sys.stderr, flush=True)
   os.kill(os.getpid(), signal.SIGKILL)  # As a crash: runs resume from their last checkpoint.
+
+
+def _exit_cleanly(number, frame):
+  """Ends the program as an exception does, so that temporary files are removed; a second signal ends it at once."""
+  signal.signal(number, signal.SIG_DFL)
+  sys.exit(128 + number)

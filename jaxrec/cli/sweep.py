@@ -305,16 +305,24 @@ def _label(job, with_config):
 
 
 def _wait(child):
-  """Returns the exit code of a process; forwards SIGTERM to it. Ctrl-C reaches it from the terminal."""
-  before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+  """Returns the exit code of a process; that of a stop if a signal asked this one to stop, whatever the child ended as.
+
+  The child gets SIGTERM, after Ctrl-C too, which reaches it only from a terminal.
+  """
+  requests = []
+
+  def stop(number, frame):
+    requests.append(number)
+    logging.warning("%s: waiting for the run to save its checkpoint", signal.Signals(number).name)
+    child.terminate()
+
+  before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    while True:
-      try:
-        return child.wait()
-      except KeyboardInterrupt:
-        logging.warning("waiting for the run to save its checkpoint")
+    code = child.wait()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  return -requests[0] if requests else code
 
 
 def _read_summary(workdir):

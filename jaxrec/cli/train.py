@@ -8,8 +8,8 @@ every host with a shared workdir, with --distributed (TPU pods, Slurm and other 
 --coordinator_address, --num_processes and --process_id: each host builds its shard of the batch, host 0 writes metrics,
 all write checkpoints. If one host dies, the others exit.
 
-Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
-again to resume.
+Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, at once where nothing is lost by it, else after
+saving a checkpoint: run the same command again to resume.
 
 On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
@@ -49,6 +49,9 @@ def main(argv: list[str]) -> None:
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
+  except KeyboardInterrupt:  # The second Ctrl-C.
+    logging.warning("stopped at once; the same command resumes from the last checkpoint")
+    sys.exit(130)
   except (ValueError, NonFiniteLossError, TableError) as error:
     parallel.abort(f"{type(error).__name__}: {error}")
   except Exception:

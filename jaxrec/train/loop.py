@@ -58,12 +58,12 @@ def run(
     ValueError: the config is wrong, or the workdir is in use by another process or holds a run of another config.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
     TableError: a step exceeded the exchange buffer of the item table; the last checkpoint is kept.
-    Interrupted: a signal asked to stop; a checkpoint is saved.
+    Interrupted: a signal asked to stop; what was trained is saved.
   """
   if make_task is build_task:
     task_class(config.task).check_config(config)
   os.makedirs(workdir, exist_ok=True)
-  with FolderLock(workdir):
+  with FolderLock(workdir), StopSignal() as stop:
     check_same_run(config, workdir)
     path = os.path.join(workdir, "summary.json")
     if os.path.exists(path) and _is_finished(config, workdir):
@@ -73,16 +73,18 @@ def run(
     summary = {"name": config.name, "seed": config.seed}
     for phase in _phases(config):
       num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
-      summary[phase] = _once(workdir, phase, functools.partial(run_phase, task, workdir, phase, num_epochs, profile))
-    summary["seconds"] = sum(
-      record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl"))
-    )
+      train = functools.partial(run_phase, task, workdir, phase, num_epochs, stop, profile)
+      summary[phase] = _once(workdir, phase, train)
+    timing = writers.read_records(os.path.join(workdir, "timing.jsonl"))
+    summary["seconds"] = sum(record["seconds"] for record in timing)
     writers.write_json(path, summary)
     curves.plot(workdir, config.eval.metric)
     return summary
 
 
-def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bool = False) -> dict[str, Any]:
+def run_phase(
+  task: Task, workdir: str, phase: str, num_epochs: int, stop: StopSignal, profile: bool = False
+) -> dict[str, Any]:
   """Trains one model, or resumes it, and returns its result.
 
   Args:
@@ -90,6 +92,7 @@ def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bo
     workdir: of the run.
     phase: "select" validates, stops early and keeps the best step; "final" trains on the validation events too.
     num_epochs: at most so many.
+    stop: requests to stop.
     profile: whether to trace a few steps.
   """
   config, mesh = task.config, parallel.make_mesh(task.config.parallel.to_dict())
@@ -101,11 +104,7 @@ def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bo
   log = RunLog(workdir, phase, plan, config, profile=profile)
   log.describe(state, mesh)
 
-  with (
-    Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table) as checkpoints,
-    log,
-    StopSignal() as stop,
-  ):
+  with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table) as checkpoints, log:
     # Resume.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
@@ -117,26 +116,27 @@ def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bo
       stopping.set_state(position["stopping"])
 
     # Train.
-    for step in range(first_step, times.num_steps + 1):
-      if stopping.should_stop:
-        break
-      batch = next(batches)
-      log.before_step()
-      state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
-      log.after_step(step, batch, scalars)
-      if times.evaluates(step):
-        log.drain(step)
-        state = task.before_evaluation(state, plan, step, mesh)
-        if phase == SELECT:
-          values = log.evaluation("validation", step, task.evaluate(state, VALIDATION, mesh))
-          stopping.update(times.epoch(step), step, values)
-      must_stop = stop.requested(step)
-      if times.saves(step) or must_stop:
-        log.drain(step)  # A loss that is not finite raises here, before the state is saved.
-        position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
-        checkpoints.save(state, position | dict(plan.identity), stopping.best_step)
-      if must_stop:
-        raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command resumes")
+    with stop.deferred():
+      for step in range(first_step, times.num_steps + 1):
+        if stopping.should_stop:
+          break
+        batch = next(batches)
+        log.before_step()
+        state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
+        log.after_step(step, batch, scalars)
+        if times.evaluates(step):
+          log.drain(step)
+          state = task.before_evaluation(state, plan, step, mesh)
+          if phase == SELECT:
+            values = log.evaluation("validation", step, task.evaluate(state, VALIDATION, mesh))
+            stopping.update(times.epoch(step), step, values)
+        must_stop = stop.requested(step)
+        if times.saves(step) or must_stop:
+          log.drain(step)  # A loss that is not finite raises here, before the state is saved.
+          position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
+          checkpoints.save(state, position | dict(plan.identity), stopping.best_step)
+        if must_stop:
+          raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command resumes")
 
     # The test events are evaluated once: with the best parameters of "select", with the last ones of "final".
     step = int(state.step)

@@ -228,6 +228,21 @@ def test_a_stop_signal_reaches_the_run(tmp_path):
     os.kill(child, 0)
 
 
+def test_a_stop_signal_counts_although_the_run_has_just_finished(tmp_path):
+  child = subprocess.Popen(
+    [sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: exit(0)); time.sleep(60)"]
+  )
+  time.sleep(0.5)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    timer = threading.Timer(0.1, lambda number=number: os.kill(os.getpid(), number))
+    timer.start()
+    assert sweep._wait(child) == -number
+    timer.join()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+  child.kill()
+  child.wait()
+
+
 CHILD = """
 import os, sys, time
 from jaxrec.cli.process import end_with_parent
