@@ -217,7 +217,7 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
     loop.run(_parsed_config(job), workdir)
   except monitor.Interrupted as stop:
     raise Stopped(str(stop)) from stop
-  except (ValueError, monitor.NonFiniteLossError) as error:
+  except (ValueError, *monitor.TRAINING_ERRORS) as error:
     raise RuntimeError(f"{type(error).__name__}: {error}") from error
   return _read_summary(workdir)
 

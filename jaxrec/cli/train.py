@@ -9,7 +9,8 @@ every host with a shared workdir, with --distributed (TPU pods, Slurm and other 
 all write checkpoints. If one host dies, the others exit.
 
 Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, at once where nothing is lost by it, else after
-saving a checkpoint: run the same command again to resume.
+saving a checkpoint: run the same command again to resume. With --resume_with_changes an unfinished run goes on with
+other settings of optimizer and training, such as a lower learning rate; changes.json records which, and at which step.
 
 On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
@@ -27,7 +28,7 @@ from ml_collections import config_flags
 from jaxrec import parallel
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.loop import run
-from jaxrec.train.monitor import Interrupted, NonFiniteLossError, TableError
+from jaxrec.train.monitor import TRAINING_ERRORS, Interrupted
 
 FLAGS = flags.FLAGS
 
@@ -45,14 +46,15 @@ def main(argv: list[str]) -> None:
       distributed=FLAGS.distributed,
       heartbeat_timeout_seconds=FLAGS.heartbeat_timeout_seconds,
     )
-    summary = run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+    options = {"profile": FLAGS.profile, "resume_with_changes": FLAGS.resume_with_changes}
+    summary = run(FLAGS.config, FLAGS.workdir, **options)
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
   except KeyboardInterrupt:  # The second Ctrl-C.
     logging.warning("stopped at once; the same command resumes from the last checkpoint")
     sys.exit(130)
-  except (ValueError, NonFiniteLossError, TableError) as error:
+  except (ValueError, *TRAINING_ERRORS) as error:
     parallel.abort(f"{type(error).__name__}: {error}")
   except Exception:
     if not jax.distributed.is_initialized():
@@ -83,5 +85,11 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     "heartbeat_timeout_seconds", 100, "The others exit if a host sends no heartbeat for this long.",
     lower_bound=1, flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_bool(
+    "resume_with_changes",
+    False,
+    "Let an unfinished run go on with other optimizer and train settings.",
+    flag_values=values,
+  )
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)
   flags.mark_flags_as_required(["config", "workdir"], flag_values=values)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from jaxrec.train import changes
 from jaxrec.train.monitor import LossMonitor
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.progress import Speed, Trace
@@ -60,6 +61,7 @@ class RunLog:
     if position is not None:
       logging.info("phase %s resumes after step %d of %d", self._phase, first_step - 1, self._times.num_steps)
       self._losses.set_state(position)
+    changes.record_step(self._workdir, self._phase, first_step - 1)
     self._writer = MetricsWriter(self._workdir, self._phase, restored_step=first_step - 1)
     self._speed = Speed(self._phase, self._plan, first_step)
 

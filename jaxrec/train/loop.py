@@ -6,8 +6,8 @@ evaluates the test events once. Its learning rate at each epoch is that of the f
 `config.train.num_epochs` even where training stops earlier.
 
 Files in the workdir: config.json, metrics.jsonl (the same, value for value, however often the run was killed),
-timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>, profile, and .lock: one process at a
-time trains in a workdir.
+timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints, <phase>/result.json, tensorboard/<phase>,
+profile, and .lock: one process at a time trains in a workdir.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.train import curves, writers
+from jaxrec.train import changes, curves, writers
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.config import config_differences, saved_config
+from jaxrec.train.finite_state import FiniteCheck
 from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
@@ -37,6 +38,14 @@ _MAY_CHANGE = (
   "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
   "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
 )  # fmt: skip
+# Those that may change on request, which is recorded: the state and the position in the data stay what they are.
+_MAY_CHANGE_ON_REQUEST = (
+  *("config.optimizer." + name for name in ("learning_rate", "b1", "b2", "weight_decay", "schedule", "warmup_steps")),
+  *("config.optimizer." + name for name in ("clip_norm", "l2")),
+  *("config.train." + name for name in ("dtype", "accumulate", "num_epochs", "patience", "retrain", "log_every_steps")),
+  *("config.train." + name for name in ("evaluate_every_epochs", "evaluate_every_steps", "statistics_batches")),
+  "config.eval.batch_size",
+)
 
 
 def run(
@@ -44,6 +53,7 @@ def run(
   workdir: str,
   *,
   profile: bool = False,
+  resume_with_changes: bool = False,
   make_task: Callable[[ConfigDict], Task] = build_task,
 ) -> dict[str, Any]:
   """Trains as the config says and returns the summary; only returns it where the workdir holds a finished run.
@@ -52,11 +62,14 @@ def run(
     config: settings of the task; see `jaxrec.train.config` and `jaxrec.train.click_task`.
     workdir: folder of the run; an unfinished run in it is resumed and ends at the same numbers.
     profile: whether to trace a few steps.
+    resume_with_changes: whether an unfinished run may go on with other settings of optimizer and training; they are
+      recorded in changes.json and in the summary.
     make_task: config to task; another one trains a task of your own.
 
   Raises:
     ValueError: the config is wrong, or the workdir is in use by another process or holds a run of another config.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
+    NonFiniteStateError: parameters or optimizer state became NaN or infinite; the last checkpoint is kept.
     TableError: a step exceeded the exchange buffer of the item table; the last checkpoint is kept.
     Interrupted: a signal asked to stop; what was trained is saved.
   """
@@ -64,17 +77,21 @@ def run(
     task_class(config.task).check_config(config)
   os.makedirs(workdir, exist_ok=True)
   with FolderLock(workdir), StopSignal() as stop:
-    check_same_run(config, workdir)
     path = os.path.join(workdir, "summary.json")
-    if os.path.exists(path) and _is_finished(config, workdir):
+    is_finished = os.path.exists(path) and _is_finished(config, workdir)
+    changed = check_same_run(config, workdir, resume_with_changes and not is_finished)
+    if is_finished:
       return writers.read_json(path)
     task = make_task(config)
+    if changed:
+      changes.announce(workdir, changed)
     writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
     summary = {"name": config.name, "seed": config.seed}
     for phase in _phases(config):
       num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
       train = functools.partial(run_phase, task, workdir, phase, num_epochs, stop, profile)
       summary[phase] = _once(workdir, phase, train)
+    summary |= {"changes": changes.read(workdir)} if changes.read(workdir) else {}
     timing = writers.read_records(os.path.join(workdir, "timing.jsonl"))
     summary["seconds"] = sum(record["seconds"] for record in timing)
     writers.write_json(path, summary)
@@ -109,11 +126,12 @@ def run_phase(
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
     first_step = int(state.step) + 1
-    log.start(first_step, position and position["log"])
     if position is not None:
-      _check_identity(position, plan)
+      _check_identity(position, plan, first_step - 1)
       batches.set_state(position["batches"])
       stopping.set_state(position["stopping"])
+    log.start(first_step, position and position["log"])
+    finite = FiniteCheck(first_step - 1)
 
     # Train.
     with stop.deferred():
@@ -125,14 +143,16 @@ def run_phase(
         state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
         log.after_step(step, batch, scalars)
         if times.evaluates(step):
-          log.drain(step)
+          log.drain(step)  # A loss that is not finite raises here, before the state is evaluated or saved.
           state = task.before_evaluation(state, plan, step, mesh)
+          finite.check(step, state)
           if phase == SELECT:
             values = log.evaluation("validation", step, task.evaluate(state, VALIDATION, mesh))
             stopping.update(times.epoch(step), step, values)
         must_stop = stop.requested(step)
         if times.saves(step) or must_stop:
-          log.drain(step)  # A loss that is not finite raises here, before the state is saved.
+          log.drain(step)
+          finite.check(step, state)
           position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
           checkpoints.save(state, position | dict(plan.identity), stopping.best_step)
         if must_stop:
@@ -148,21 +168,35 @@ def run_phase(
     return result | stopping.best() | {"test_of_selected": test}
 
 
-def check_same_run(config: ConfigDict, workdir: str) -> None:
+def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool = False) -> list[str]:
   """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours.
+
+  Args:
+    config: of this start.
+    workdir: of the run.
+    resume_with_changes: whether settings of optimizer and training may differ.
+
+  Returns:
+    A line for each of those that do.
 
   Raises:
     ValueError: names the settings that differ.
   """
   path = os.path.join(workdir, "config.json")
-  if os.path.exists(path):
-    before = _as_json(saved_config(writers.read_json(path), config).to_dict())
-    lines = config_differences(before, _as_json(config.to_dict()))
-    wrong = [line for line in lines if line.split()[0] not in _MAY_CHANGE]
-    if wrong:
-      raise ValueError(
-        f"{workdir} holds a run of another config: {'; '.join(wrong)}. Give another --workdir, or delete that one."
-      )
+  if not os.path.exists(path):
+    return []
+  before = _as_json(saved_config(writers.read_json(path), config).to_dict())
+  lines = config_differences(before, _as_json(config.to_dict()))
+  changed = [line for line in lines if line.split()[0] in _MAY_CHANGE_ON_REQUEST]
+  wrong = [line for line in lines if line not in changed and line.split()[0] not in _MAY_CHANGE]
+  if wrong or (changed and not resume_with_changes):
+    names = [line.split()[0] for line in changed]
+    hint = f" {', '.join(names)} may change in an unfinished run: --resume_with_changes." if names and not wrong else ""
+    raise ValueError(
+      f"{workdir} holds a run of another config: {'; '.join([*wrong, *changed])}. Give another --workdir, or delete"
+      f" that one.{hint}"
+    )
+  return changed
 
 
 def _phases(config):
@@ -184,8 +218,13 @@ def _once(workdir, phase, train):
   return result
 
 
-def _check_identity(position, plan: Plan):
+def _check_identity(position, plan: Plan, step):
   """Raises where a run resumes with batches of another size: its position in the data would mean something else."""
+  if step > plan.timetable.num_steps:
+    raise ValueError(
+      f"the run has made {step} steps, and config.train.num_epochs={plan.timetable.num_epochs} ends after"
+      f" {plan.timetable.num_steps}; set it to {plan.timetable.epoch(step)} or more"
+    )
   for name, value in plan.identity.items():
     before = position.get(name, value)
     if before != value:

@@ -18,8 +18,21 @@ class NonFiniteLossError(FloatingPointError):
   """The loss or the gradient of a step is NaN or infinite."""
 
 
+class NonFiniteStateError(FloatingPointError):
+  """Parameters, optimizer state or another part of the state became NaN or infinite."""
+
+
 class TableError(RuntimeError):
   """A step exceeded the exchange buffer of a table, or ids have no row: part of the batch was not trained on."""
+
+
+TRAINING_ERRORS = (NonFiniteLossError, NonFiniteStateError, TableError)
+"""What stops a run although its settings are accepted; the text says where and what to do."""
+
+LOWER_RATE = (
+  "Try a lower optimizer.learning_rate, optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; with"
+  " --resume_with_changes the run goes on with them from that checkpoint."
+)
 
 
 class Interrupted(BaseException):  # As KeyboardInterrupt: it may be raised anywhere, and is not to be handled there.
@@ -50,6 +63,7 @@ class LossMonitor:
     self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
     self._sums: dict[str, float] = {}
     self._count = 0
+    self._has_warned = False
     self.last_loss = math.nan
 
   def push(self, step: int, scalars: dict[str, Any]) -> None:
@@ -75,6 +89,7 @@ class LossMonitor:
     values = {name: float(value) for name, value in jax.device_get(scalars).items()}
     self._check_finite(step, values)
     _check_tables(step, values)
+    self._warn_without_targets(step, values)
     self.last_loss = values["loss"]
     self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
     self._count += 1
@@ -89,9 +104,19 @@ class LossMonitor:
       shown = ", ".join(str(user) for user in users[:50]) + (f", ... ({len(users)} in all)" if len(users) > 50 else "")
       raise NonFiniteLossError(
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. The batch held the users"
-        f" {shown}. The last checkpoint is from before this step and is kept. Try a lower optimizer.learning_rate,"
-        " optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; look at these users' times and ids;"
-        " JAX_DEBUG_NANS=True shows the operation."
+        f" {shown}. The last checkpoint is from before this step and is kept. {LOWER_RATE} Look at these users' times"
+        " and ids; JAX_DEBUG_NANS=True shows the operation. Where it happens again right after resuming, the checkpoint"
+        " is the cause: delete its folder, and the one before is resumed."
+      )
+
+  def _warn_without_targets(self, step, values):
+    """The mean over no targets is 0, which looks like a perfect model."""
+    if values["loss"] == 0 and not self._has_warned:
+      self._has_warned = True
+      logging.warning(
+        "step %d: the loss is exactly 0: no target of the batch has weight, and nothing is learned from it (or the"
+        " model is certain of all of them). Look at the splits of the data and at config.data. Said once",
+        step,
       )
 
 

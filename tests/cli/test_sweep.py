@@ -13,7 +13,9 @@ import pytest
 
 from jaxrec.cli import process, sweep, sweep_table
 from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
+from jaxrec.train import loop
 from jaxrec.train.lock import FolderLock
+from jaxrec.train.monitor import TableError
 
 # ml_collections 1.1 loads config files by a deprecated function of Python.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -297,6 +299,15 @@ def test_a_second_sweep_in_a_folder_is_refused(config, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert f"out is in use by process {os.getpid()} on " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_overflow_of_a_table_fails_one_run_and_not_the_sweep(config, tmp_path, monkeypatch):
+  def overflow(*_):
+    raise TableError("step 3: 12 distinct rows exceeded the exchange buffer")
+
+  monkeypatch.setattr(loop, "run", overflow)
+  jobs = make_jobs([config], [], [1, 2])
+  assert run_jobs(jobs, str(tmp_path), sweep.train_here) == jobs
 
 
 def test_results_are_json_lines(config, tmp_path):

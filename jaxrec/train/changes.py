@@ -1,0 +1,43 @@
+"""Settings that changed while a run was under way, on request: `<workdir>/changes.json`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrec.train import writers
+
+_FILE = "changes.json"
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+  """Returns what changed, in order: "phase", "after_step" (the last step made with the old settings), "changes"."""
+  path = os.path.join(workdir, _FILE)
+  return writers.read_json(path) if os.path.exists(path) else []
+
+
+def announce(workdir: str, lines: Sequence[str]) -> None:
+  """Writes changes whose step is not known before a checkpoint is restored; `record_step` completes them.
+
+  Call it before the new config replaces the old one: a run that is killed in between is asked again. Changes that were
+  announced and never trained with are replaced.
+  """
+  done = [entry for entry in read(workdir) if "phase" in entry]
+  writers.write_json(os.path.join(workdir, _FILE), [*done, {"changes": list(lines)}])
+
+
+def record_step(workdir: str, phase: str, step: int) -> None:
+  """Completes announced changes where a phase begins or resumes after `step`.
+
+  Steps after it are made again, with the settings of today: changes that were recorded for later ones move back.
+  """
+  entries = read(workdir)
+  moved = [
+    {"phase": phase, "after_step": min(step, entry.get("after_step", step)), "changes": entry["changes"]}
+    if entry.get("phase", phase) == phase
+    else entry
+    for entry in entries
+  ]
+  if moved != entries:
+    writers.write_json(os.path.join(workdir, _FILE), moved)
