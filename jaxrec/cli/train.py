@@ -88,7 +88,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool(
     "resume_with_changes",
     False,
-    "Let an unfinished run go on with other optimizer and train settings.",
+    "Let an unfinished run go on with other optimizer and train settings, or without records that were lost.",
     flag_values=values,
   )
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)

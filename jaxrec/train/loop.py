@@ -62,12 +62,13 @@ def run(
     config: settings of the task; see `jaxrec.train.config` and `jaxrec.train.click_task`.
     workdir: folder of the run; an unfinished run in it is resumed and ends at the same numbers.
     profile: whether to trace a few steps.
-    resume_with_changes: whether an unfinished run may go on with other settings of optimizer and training; they are
-      recorded in changes.json and in the summary.
+    resume_with_changes: whether an unfinished run may go on with other settings of optimizer and training, and although
+      records of metrics.jsonl were lost. Both are recorded, in changes.json and in the summary.
     make_task: config to task; another one trains a task of your own.
 
   Raises:
     ValueError: the config is wrong, or the workdir is in use by another process or holds a run of another config.
+    LostRecordsError: records of metrics.jsonl that the last checkpoint depends on are missing.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
     NonFiniteStateError: parameters or optimizer state became NaN or infinite; the last checkpoint is kept.
     TableError: a step exceeded the exchange buffer of the item table; the last checkpoint is kept.
@@ -89,7 +90,7 @@ def run(
     summary = {"name": config.name, "seed": config.seed}
     for phase in _phases(config):
       num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
-      train = functools.partial(run_phase, task, workdir, phase, num_epochs, stop, profile)
+      train = functools.partial(run_phase, task, workdir, phase, num_epochs, stop, profile, resume_with_changes)
       summary[phase] = _once(workdir, phase, train)
     summary |= {"changes": changes.read(workdir)} if changes.read(workdir) else {}
     timing = writers.read_records(os.path.join(workdir, "timing.jsonl"))
@@ -100,7 +101,13 @@ def run(
 
 
 def run_phase(
-  task: Task, workdir: str, phase: str, num_epochs: int, stop: StopSignal, profile: bool = False
+  task: Task,
+  workdir: str,
+  phase: str,
+  num_epochs: int,
+  stop: StopSignal,
+  profile: bool = False,
+  accept_losses: bool = False,
 ) -> dict[str, Any]:
   """Trains one model, or resumes it, and returns its result.
 
@@ -111,6 +118,7 @@ def run_phase(
     num_epochs: at most so many.
     stop: requests to stop.
     profile: whether to trace a few steps.
+    accept_losses: whether to go on where records of metrics.jsonl were lost.
   """
   config, mesh = task.config, parallel.make_mesh(task.config.parallel.to_dict())
   plan = task.plan(phase, num_epochs, mesh)
@@ -130,7 +138,7 @@ def run_phase(
       _check_identity(position, plan, first_step - 1)
       batches.set_state(position["batches"])
       stopping.set_state(position["stopping"])
-    log.start(first_step, position and position["log"])
+    log.start(first_step, position and position["log"], accept_losses)
     finite = FiniteCheck(first_step - 1)
 
     # Train.
@@ -162,10 +170,12 @@ def run_phase(
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == FINAL:
-      return result | {"test": log.evaluation("test", step, task.evaluate(state, TEST, mesh))}
-    best = checkpoints.state_of(stopping.best_step, state)
-    test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
-    return result | stopping.best() | {"test_of_selected": test}
+      result |= {"test": log.evaluation("test", step, task.evaluate(state, TEST, mesh))}
+    else:
+      best = checkpoints.state_of(stopping.best_step, state)
+      test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
+      result |= stopping.best() | {"test_of_selected": test}
+    return result | {"records": log.saved_records()}
 
 
 def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool = False) -> list[str]:
@@ -212,10 +222,11 @@ def _once(workdir, phase, train):
   path = os.path.join(workdir, phase, "result.json")
   if os.path.exists(path):
     logging.info("phase %s is done: %s", phase, path)
-    return writers.read_json(path)
-  result = train()
-  writers.write_json(path, result)
-  return result
+    result = writers.read_json(path)
+  else:
+    result = train()
+    writers.write_json(path, result)
+  return {name: value for name, value in result.items() if name != "records"}
 
 
 def _check_identity(position, plan: Plan, step):
