@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 
 import pytest
+from conftest import REPOSITORY
 
 from jaxrec.cli import process, sweep, sweep_table
 from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
@@ -299,6 +301,16 @@ def test_a_second_sweep_in_a_folder_is_refused(config, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert f"out is in use by process {os.getpid()} on " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_programs_killed_at_random_moments_end_as_undisturbed_ones(tmp_path):
+  """The tool with few kills; `test_train.py` kills single runs."""
+  flags = ["--programs=prepare,sweep", "--kills=2", "--per_round=2", f"--folder={tmp_path}"]
+  command = [sys.executable, "tests/programs/kill_loop.py", *flags, f"--seed={random.randrange(10**6)}"]
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.count("every round ended as the undisturbed run") == 2
 
 
 def test_an_overflow_of_a_table_fails_one_run_and_not_the_sweep(config, tmp_path, monkeypatch):
