@@ -65,11 +65,11 @@ def main(argv: list[str]) -> None:
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_help = "Experiment config; --config.group.key=value changes a setting."
+  config_help = "Experiment config, a Python file that is executed; --config.group.key=value changes a setting."
   config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
   texts = {
     "workdir": "Folder of the run; an unfinished run in it is resumed.",
-    "coordinator_address": "host:port of the first host, if no cluster manager provides it.",
+    "coordinator_address": "host:port of the first host, which listens there; if no cluster manager provides it.",
   }
   for name, text in texts.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
