@@ -5,10 +5,14 @@ data = prepare("movielens-1m", raw="ml-1m", out="prepared/ml1m")
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import inspect
+import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +23,7 @@ from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import number_ids
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_reader
+from jaxrec.data.sources.text_format import PARSER_ERRORS
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   "merge": {"item_identity": "per_domain"},
@@ -145,7 +150,28 @@ def read_log(
     raw = download.fetch(source, report=report, **which)
   if not pathlib.Path(raw).exists():
     raise ValueError(f"{raw}: no such file or folder (raw data of source {source!r})")
-  return reader(raw, **options)
+  return _read(reader, raw, options)
+
+
+def _read(reader: Callable[..., InteractionLog], raw: str | os.PathLike, options: Mapping[str, Any]) -> InteractionLog:
+  """Returns what a reader reads; whatever a library raises on the way becomes an error that names the raw data."""
+  try:
+    return reader(raw, **options)
+  except (
+    *PARSER_ERRORS,
+    csv.Error,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    OSError,
+    UnicodeError,
+    json.JSONDecodeError,
+    RecursionError,
+    MemoryError,
+  ) as error:
+    raise ValueError(f"{raw}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _read_merged(entry: Mapping[str, Any], report: Callable[[str], None] | None) -> InteractionLog:
