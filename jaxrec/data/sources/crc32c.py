@@ -49,6 +49,8 @@ def _crc(records: Sequence[bytes]) -> np.ndarray:
 
 def _join(crc: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """Returns the register after the last of `counts` blocks of each record, from those of the single blocks."""
+  if counts.max() == 1:
+    return crc
   zeros = _zeros(_BLOCK)
   while counts.max() > 1:
     odd = np.flatnonzero(counts % 2)

@@ -51,25 +51,32 @@ def split_records(data: bytes, where: str) -> list[tuple[bytes, int]]:
   Raises:
     ValueError: the data is truncated or the length of a record is damaged; the CRC of its bytes is not checked.
   """
-  records, start = [], 0
+  records, starts, start = [], [], 0
   while start < len(data):
-    length = int.from_bytes(data[start : start + 8], "little")
-    end = start + 12 + length
+    end = start + 12 + int.from_bytes(data[start : start + 8], "little")
     if end + 4 > len(data):
+      _check_lengths(data, starts, where)
       raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {start} needs {length} bytes, but the file ends before: it is"
-        " truncated, or not a TFRecord file"
-      )
-    if masked_crc([data[start : start + 8]])[0] != int.from_bytes(data[start + 8 : start + 12], "little"):
-      raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {start}: the checksum of its length is wrong: damaged, or not a"
-        " TFRecord file"
+        f"{where}: record {len(records) + 1} at byte {start} needs {end - start - 12} bytes, but the file ends before:"
+        " it is truncated, or not a TFRecord file"
       )
     records.append((data[start + 12 : end], int.from_bytes(data[end : end + 4], "little")))
+    starts.append(start)
     start = end + 4
   if not records:
     raise ValueError(f"{where}: has no records")
+  _check_lengths(data, starts, where)
   return records
+
+
+def _check_lengths(data: bytes, starts: Sequence[int], where: str) -> None:
+  expected = [int.from_bytes(data[start + 8 : start + 12], "little") for start in starts]
+  wrong = np.flatnonzero(masked_crc([data[start : start + 8] for start in starts]) != np.array(expected, np.int64))
+  if len(wrong):
+    raise ValueError(
+      f"{where}: record {wrong[0] + 1} at byte {starts[wrong[0]]}: the checksum of its length is wrong: damaged, or not"
+      " a TFRecord file"
+    )
 
 
 def varints(data: np.ndarray) -> np.ndarray:
