@@ -62,6 +62,7 @@ def test_what_libraries_raise_becomes_an_error_with_file_and_line(tmp_path, sour
     ("0 99999999999999999999|5\n", '{"B": [1, 0]}', r"preprocessed\.txt: line 1: .*first bad word"),
     ("0 1|99999999999999999999\n", '{"B": [1, 0]}', r"preprocessed\.txt: line 1: .*first bad word"),
     ("", '{"B": [1, 0]}', r"preprocessed\.txt: has no rows"),
+    ("0 1|5\n1\n", '{"B": [1, 0]}', r"preprocessed\.txt: line 2: .*first bad word is ''"),
     ("0 1|5\n0 1|6\n", '{"B": [1, 0]}', r"preprocessed\.txt: line 2: user 0 has more than one line"),
     ("0 1|5\n1 2|5\n", '{"B": [1, 0]}', r"preprocessed\.txt: line 2: item 2 of user 1 is not in the item map"),
     ("0 1|5\n", '{"B": [1, 0], "C": [1, 1]}', r"map_item_50\.txt: item 1 is both 'B' and 'C'"),
@@ -80,8 +81,8 @@ def test_bad_abxi_files_are_named(tmp_path, text, ids, message):
   [
     ({"offsets": [0, 9, 2]}, "array 'offsets' must rise from 0 to 2"),
     ({"timestamps": [1]}, "array 'timestamps' has 1 values for 2 items"),
-    ({"items": ["5", "6"]}, r"array 'items' is <U1\[2\], needs integers"),
-    ({"timestamps": [1.5, float("nan")]}, "array 'timestamps' is float64"),
+    ({"items": ["5", "6"]}, r"array 'items' is <U1\[2\], needs numbers"),
+    ({"timestamps": [1.5, float("nan")]}, "entry 0: column 'timestamps' holds 1.5, needs Int64"),
     ({"timestamps": [1, -5]}, r"timestamps\[1\]: -5 is not a time"),
     ({"items": np.array([None, 1])}, "cannot be read"),
   ],

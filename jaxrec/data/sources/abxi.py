@@ -59,7 +59,8 @@ def _names(names: str | Sequence[str] | None, path: pathlib.Path) -> tuple[str, 
 def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
   lines = read_lines(path)
   words = lines.with_columns(word=pl.col("line").str.strip_chars().str.split(" ")).with_columns(
-    user=pl.col("word").list.first().cast(pl.Int64, strict=False), word=pl.col("word").list.slice(1)
+    user=pl.col("word").list.first().cast(pl.Int64, strict=False),
+    word=pl.when(pl.col("word").list.len() > 1).then(pl.col("word").list.slice(1)).otherwise([""]),
   )
   pairs = words.explode("word").with_columns(
     item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64, strict=False),
