@@ -1,6 +1,6 @@
 """Reads damaged files with every source and reports what is not as promised; run by tests and by hand.
 
-    PYTHONPATH=.:tests python tests/programs/fuzz_sources.py --count=1000 --first=0 [--sources=table,abxi]
+    PYTHONPATH=.:tests python tests/programs/fuzz_sources.py --count=1000 --first=0 --seconds=500 --sources=table,abxi
 
 Each seed is one sample of one source with one or two random mutations. Either it is read, and then every row is kept or
 counted as dropped, and ids are those of an independent reading; or the error is a `ValueError` that names the file and,
@@ -20,6 +20,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 
 import polars as pl
 from programs.fuzz_samples import SAMPLES, Sample, plain_id
@@ -52,11 +53,16 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--first", type=int, default=0)
   parser.add_argument("--count", type=int, default=1000)
+  parser.add_argument("--seconds", type=float, default=float("inf"), help="end after this time")
   parser.add_argument("--sources", default="", help="names of samples, separated by commas; default: all")
   arguments = parser.parse_args()
   names = arguments.sources.split(",") if arguments.sources else list(SAMPLES)
   counts: collections.Counter = collections.Counter()
+  end = time.monotonic() + arguments.seconds
   for seed in range(arguments.first, arguments.first + arguments.count):
+    if time.monotonic() > end:
+      print("ended before seed", seed)
+      break
     outcome, detail = run(seed, names)
     counts[names[seed % len(names)], outcome] += 1
     if outcome not in ("read", "refused"):
