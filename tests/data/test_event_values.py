@@ -132,7 +132,7 @@ def test_fractions_in_other_files_are_named(tmp_path):
     },
   )
   np.savez(tmp_path / "Beauty.npz", items=[7.5], offsets=[0, 1], user_ids=[1], timestamps=[5])
-  with pytest.raises(ValueError, match=r"Beauty\.npz: entry 0: column 'item' holds 7.5, needs Int64"):
+  with pytest.raises(ValueError, match=r"Beauty\.npz: entry 0: column 'items' holds 7.5, needs Int64"):
     prepare("amazon-5core", tmp_path)
   with pytest.raises(
     ValueError, match=r"log_standard_1\.csv: row 1: column 'is_click' holds 2, needs an integer in 0..1"

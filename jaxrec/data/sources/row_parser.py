@@ -132,7 +132,7 @@ def _problem_of_field(field: str, column: Column) -> str | None:
     return None if column.optional else f"holds {shown(field)}, needs {kind}"
   value = pl.Series([field.strip() if column.dtype.is_numeric() else field]).cast(column.dtype, strict=False)[0]
   if value is None or column.dtype.is_float() and not abs(value) < float("inf"):
-    return f"holds {shown(field)}, needs {'a finite number' if column.dtype.is_float() else kind}"
+    return f"holds {shown(field)}, needs {kind}"
   return None
 
 
