@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from jaxrec.data import event_values
 from jaxrec.data.sources.file_blocks import text_blocks
 from jaxrec.data.sources.json_lines import json_object
 from jaxrec.data.sources.reading import CHUNK_BYTES, find_file, read_lines
@@ -67,7 +68,7 @@ def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
     timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64, strict=False),
   )
   is_missing = pl.any_horizontal(pl.col("user", "item", "timestamp").is_null())
-  bad = pairs.filter(is_missing | (pl.col("timestamp") >= 10**10)).head(1)
+  bad = pairs.filter(is_missing | (pl.col("timestamp") >= event_values.LATEST_SECOND)).head(1)
   if len(bad):
     raise ValueError(
       f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "

@@ -100,7 +100,7 @@ def read_shards(raw: str | pathlib.Path) -> InteractionLog:
 
 def _checked_feedback(rows: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:
   for name in FEEDBACK:
-    event_values.integers(rows[name], pl.Int8, event_values.at_rows(path, name), low=0, high=1)
+    event_values.integers(rows[name], pl.Int8, event_values.at_rows(path, name, 2, "line"), low=0, high=1)
   return rows
 
 
