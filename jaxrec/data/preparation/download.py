@@ -1,6 +1,6 @@
 """Downloads of the official data sets into a cache: checksummed, resumable, complete or absent.
 
-What arrives is not trusted: a file without a published checksum is reported, and its SHA-256 is kept beside it; a
+What arrives is not trusted: a warning names a file without a published checksum, and its SHA-256 is kept beside it; a
 cached file is compared with its checksum each time; links in the cache are not followed; archives may not unpack to
 more than `file_blocks.MAX_RATIO` times their size.
 """
@@ -18,6 +18,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+
+from absl import logging
 
 from jaxrec.data.preparation import archives, private_files
 from jaxrec.data.preparation.archives import digest, unpack
@@ -89,7 +91,7 @@ def fetch(
     name: Amazon only: the category in the publisher's spelling; the 5-core lists default to "Beauty".
     edition: Amazon ratings and reviews only: "2014", "2018" or "2023".
     cache: the folder to keep files in; None for `cache_root()`.
-    report: called with a line of text before a download, and for a file without a published checksum.
+    report: called with a line of text before a download.
 
   Raises:
     ValueError: the source has to be downloaded by hand, or a file is damaged or was changed.
@@ -160,7 +162,7 @@ def download(
     tries: attempts before giving up.
     timeout: seconds without a byte after which a connection counts as broken.
     wait: seconds before the second try; doubles with each further one.
-    report: called with a line of text before the download, and if there is no checksum.
+    report: called with a line of text before the download.
 
   Raises:
     ValueError: the checksum is wrong (the part is removed), the server refuses the request or sends an HTML page, its
@@ -193,7 +195,7 @@ def download(
         f"{url}: cannot be fetched ({problem}): is this machine offline? {_advice(url)}"
       ) from problem
     time.sleep(wait * 2**attempt)
-  _accept(part, checksum, url, report)
+  _accept(part, checksum, url)
   part.rename(path)
   return path
 
@@ -289,11 +291,11 @@ def _digest_file(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(path.name + ".sha256")
 
 
-def _accept(part: pathlib.Path, checksum: str | None, url: str, report: Callable[[str], None]) -> None:
-  """Compares a complete part with its checksum, or reports that there is none and keeps its SHA-256."""
+def _accept(part: pathlib.Path, checksum: str | None, url: str) -> None:
+  """Compares a complete part with its checksum, or warns that there is none and keeps its SHA-256."""
   if checksum is None:
     sha256 = digest(part, "sha256")
-    report(f"WARNING: {url} has no published checksum: what arrived is taken as it is, with SHA-256 {sha256}")
+    logging.warning("%s has no published checksum: what arrived is taken as it is, with SHA-256 %s", url, sha256)
     private_files.write_text(_digest_file(part.with_name(part.name.removesuffix(".part"))), sha256)
   elif problem := _difference(part, checksum):
     part.unlink()
