@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from programs.fuzz_samples import SAMPLES
 from programs.fuzz_sources import run
-from raw_files import ML1M_MOVIES, ML1M_RATINGS, REVIEW_2014, TMALL_HEAD, abxi, read, record, shards, write
+from raw_files import ML1M_MOVIES, ML1M_RATINGS, REVIEW_2014, TMALL_HEAD, abxi, read, write
 
 from jaxrec.data.preparation import prepare as preparation
 from jaxrec.data.preparation.prepare import prepare
@@ -150,12 +150,6 @@ def test_what_a_reader_does_not_expect_names_the_raw_data(tmp_path, monkeypatch,
   monkeypatch.setattr(preparation, "source_reader", lambda name: reader)
   with pytest.raises(ValueError, match=rf"{tmp_path}: cannot be read: {type(error).__name__}"):
     preparation.read_log("abxi", tmp_path, {})
-
-
-def test_amazon_rows_and_records_are_counted_from_one(tmp_path):
-  data = record(sequence_data=[5], sequence_event_type=[1])
-  with pytest.raises(ValueError, match=r"partition_0.*record 2: 2 items but 1 event types"):
-    prepare("kuairand-1k", shards(tmp_path, testing=data + record(sequence_data=[5, 6], sequence_event_type=[1])))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
