@@ -3,6 +3,7 @@ and the life of a program that another one started."""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import platform
@@ -18,6 +19,17 @@ _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, whic
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
 _VARIABLE = "GLIBC_TUNABLES"
 _PARENT = "JAXREC_PARENT_PIPE"  # Number of a pipe's end that a child reads; the parent holds the other one.
+_ADVICE = {
+  errno.ENOSPC: "the disk is full: free some space; the same command goes on where it stopped",
+  errno.EDQUOT: "the quota is used up: free some space; the same command goes on where it stopped",
+  errno.EACCES: "look at the owner and the mode of it and of its folders, or choose another one",
+  errno.EPERM: "look at the owner and the mode of it and of its folders, or choose another one",
+  errno.EROFS: "nothing can be written there: choose another folder",
+  errno.EEXIST: "something that is no folder has the name of a folder: move it, or choose another folder",
+  errno.ENOTDIR: "something that is no folder has the name of a folder: move it, or choose another folder",
+  errno.EISDIR: "a folder has the name of a file: move it, or choose another name",
+  errno.EIO: "the disk or the network reports an error: look at it, then give the same command again",
+}
 
 
 def start(module: str) -> None:
@@ -46,6 +58,19 @@ def parse_flags(argv: list[str]) -> list[str]:
   except (AttributeError, KeyError) as error:
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
+
+
+def describe(error: BaseException) -> str:
+  """Returns the text of an error of the caller or of the system, for a program that ends with it.
+
+  >>> describe(ValueError("k=0 must be at least 1"))
+  'ValueError: k=0 must be at least 1'
+  >>> describe(OSError(errno.EROFS, "Read-only file system", "runs/a"))
+  "OSError: [Errno 30] Read-only file system: 'runs/a'; nothing can be written there: choose another folder"
+  """
+  text = f"{type(error).__name__}: {error}"
+  advice = _ADVICE.get(error.errno) if isinstance(error, OSError) else None
+  return f"{text}; {advice}" if advice else text
 
 
 def restart_with_huge_pages() -> None:
