@@ -147,8 +147,11 @@ def _records_at_start(workdir, phase):
 
 
 class HideOrbaxDetails(stdlib_logging.Filter):
-  """Drops what Orbax logs below a warning: a dozen lines for each checkpoint."""
+  """Drops what Orbax logs below a warning, a dozen lines for each checkpoint, and the tracebacks of its threads.
+
+  Their exceptions are raised again where `jaxrec.train.checkpoint` waits for them.
+  """
 
   def filter(self, record: stdlib_logging.LogRecord) -> bool:
     """Whether the record is shown."""
-    return record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname
+    return "orbax" not in record.pathname or (record.levelno >= stdlib_logging.WARNING and not record.exc_info)

@@ -7,9 +7,11 @@ lost or changed since are noticed when the run resumes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -99,8 +101,9 @@ class MetricsWriter:
   def _append(self, name, record):
     if name in self._files:
       line = (json.dumps(record) + "\n").encode()
-      self._files[name].write(line)
-      self._files[name].flush()
+      with naming(self._files[name].name):
+        self._files[name].write(line)
+        self._files[name].flush()
       if name == "metrics":
         self._hash.update(line)
 
@@ -121,16 +124,42 @@ def read_records(path: str) -> list[dict[str, Any]]:
   return [_record(path, number, line) for number, line in enumerate(complete, 1)]
 
 
-def read_json(path: str) -> Any:
-  """Returns what `write_json` wrote."""
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
+def read_json(path: str, expected: type = object) -> Any:
+  """Returns what `write_json` wrote.
+
+  Args:
+    path: of the file.
+    expected: type of the value.
+
+  Raises:
+    ValueError: the file is no JSON, such as one that was cut short, or holds another type; names it.
+  """
+  advice = "put it back from a copy; result.json and summary.json may also be removed, the run writes them again"
+  try:
+    with open(path, encoding="utf-8") as file:
+      value = json.load(file)
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged, it is no JSON ({error}): {advice}") from error
+  if not isinstance(value, expected):
+    raise ValueError(f"{path} is damaged, it holds {str(value)[:80]!r} and not a {expected.__name__}: {advice}")
+  return value
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """Names the file in errors of the system that name none, such as those of writing to a full disk."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or path
+    raise
 
 
 def write_json(path: str, value: Any) -> None:
   """Writes a JSON file that is either complete, also after a power cut, or not there (first host only)."""
   if jax.process_index() == 0:
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    with naming(path):
+      _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def _record(path, number, line):
