@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
-from jaxrec.data.printable import printable
+from jaxrec.cli import process
 from jaxrec.serving.recommend import describe, recommend
 from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.log import HideOrbaxDetails
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
   logging.get_absl_handler().addFilter(HideOrbaxDetails())
   try:
     print(recommendations())
-  except (FileNotFoundError, ValueError) as error:
-    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
+  except (OSError, ValueError) as error:
+    sys.exit(process.describe(error))
 
 
 def recommendations() -> str:

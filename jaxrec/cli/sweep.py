@@ -31,9 +31,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
-from jaxrec.cli.process import child_process
+from jaxrec.cli.process import child_process, describe
+from jaxrec.data.fingerprint import Fingerprint, differences
+from jaxrec.data.load import saved_data
 from jaxrec.data.seeds import NUM_SEEDS, check_seed
 from jaxrec.train import loop, monitor, writers
+from jaxrec.train.checkpoint import check_path
+from jaxrec.train.identity import DATA_FILE
 from jaxrec.train.lock import FolderLock
 
 FLAGS = flags.FLAGS
@@ -78,6 +82,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
+    check_path("--out", FLAGS.out)
     jobs = make_jobs(FLAGS.configs, FLAGS.override, parse_seeds(FLAGS.seeds))
     if FLAGS.dry_run:
       print(plan(jobs, FLAGS.out))
@@ -86,12 +91,13 @@ def main(argv: list[str]) -> None:
     os.makedirs(FLAGS.out, exist_ok=True)
     with FolderLock(FLAGS.out):
       failed = run_jobs(jobs, FLAGS.out, train)
-  except ValueError as error:
-    sys.exit(f"ValueError: {error}")
+    table = write_table(jobs, FLAGS.out, FLAGS.metrics)
+  except (OSError, ValueError) as error:
+    sys.exit(describe(error))
   except Stopped as stop:
     logging.warning("%s", stop)
     sys.exit(143)
-  print(write_table(jobs, FLAGS.out, FLAGS.metrics))
+  print(table)
   if failed:
     sys.exit(
       f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.name for job in failed)}; the same command tries again"
@@ -164,9 +170,11 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
 
   Raises:
     Stopped: by `train`, if a signal stopped the run.
+    ValueError: the data are not those of a complete run.
   """
   os.makedirs(out, exist_ok=True)
   done = read_results(out)
+  check_same_data(jobs, done)
   failed = []
   for count, job in enumerate(jobs, start=1):
     label = f"run {count} of {len(jobs)}, {job.name}: {' '.join(job.flags)}"
@@ -184,6 +192,32 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
       continue
     _append_result(out, job, workdir, summary)
   return failed
+
+
+def check_same_data(jobs: Sequence[Job], done: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises unless complete runs with the same settings of the data were trained on the same, and on those of today.
+
+  Args:
+    jobs: from `make_jobs`.
+    done: from `read_results`. Results of older versions don't say what they were trained on.
+
+  Raises:
+    ValueError: says what differs.
+  """
+  known: dict[str, tuple[str, Fingerprint]] = {}
+  for job in jobs:
+    trained_on = done.get(job.key, {}).get("data")
+    if trained_on is None:
+      continue
+    settings = json.dumps(job.resolved["data"], sort_keys=True)
+    if settings not in known:
+      today = saved_data(ConfigDict(job.resolved["data"]))
+      known[settings] = ("the data of today", today.fingerprint) if today else (job.name, trained_on)
+    other, fingerprint = known[settings]
+    if what := differences(trained_on, fingerprint):
+      raise ValueError(
+        f"{job.name} was trained on other data than {other}: {what}. Put those data back, or give another --out"
+      )
 
 
 def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
@@ -217,8 +251,8 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
     loop.run(_parsed_config(job), workdir)
   except monitor.Interrupted as stop:
     raise Stopped(str(stop)) from stop
-  except (ValueError, *monitor.TRAINING_ERRORS) as error:
-    raise RuntimeError(f"{type(error).__name__}: {error}") from error
+  except (ValueError, OSError, *monitor.TRAINING_ERRORS) as error:
+    raise RuntimeError(describe(error)) from error
   return _read_summary(workdir)
 
 
@@ -266,9 +300,10 @@ def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
   """Writes table.md and, with matplotlib, table.png, and returns the table as text.
 
   Raises:
-    ValueError: no run reports one of the metrics.
+    ValueError: no run reports one of the metrics, or they are of different data.
   """
   done = read_results(out)
+  check_same_data(jobs, done)
   several = len({job.config for job in jobs}) > 1
   runs = [(_label(job, several), done[job.key]["summary"]) for job in jobs if job.key in done]
   rows = sweep_table.summarize(runs, metrics)
@@ -332,10 +367,16 @@ def _read_summary(workdir):
   return writers.read_json(path)
 
 
+def _trained_on(workdir):
+  path = os.path.join(workdir, DATA_FILE)
+  return writers.read_json(path) if os.path.exists(path) else None
+
+
 def _append_result(out, job, workdir, summary):
   """Appends a line to the results, after removing an incomplete last line."""
   path = os.path.join(out, "results.jsonl")
   record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
+  record["data"] = _trained_on(workdir)
   line = json.dumps(record | {"workdir": workdir, "summary": summary}) + "\n"
   with open(path, "a+b") as file:
     file.seek(0)

@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxrec import parallel
+from jaxrec.cli.process import describe
 from jaxrec.train.log import HideOrbaxDetails
 from jaxrec.train.loop import run
 from jaxrec.train.monitor import TRAINING_ERRORS, Interrupted
@@ -54,8 +55,8 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:  # The second Ctrl-C.
     logging.warning("stopped at once; the same command resumes from the last checkpoint")
     sys.exit(130)
-  except (ValueError, *TRAINING_ERRORS) as error:
-    parallel.abort(f"{type(error).__name__}: {error}")
+  except (ValueError, OSError, *TRAINING_ERRORS) as error:
+    parallel.abort(describe(error))
   except Exception:
     if not jax.distributed.is_initialized():
       raise

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxrec.train import writers
+from jaxrec.train.identity import CHANGES_FILE
 
-_FILE = "changes.json"
+ON_REQUEST = (
+  *("config.optimizer." + name for name in ("learning_rate", "b1", "b2", "weight_decay", "schedule", "warmup_steps")),
+  *("config.optimizer." + name for name in ("clip_norm", "l2")),
+  *("config.train." + name for name in ("dtype", "accumulate", "num_epochs", "patience", "retrain", "log_every_steps")),
+  *("config.train." + name for name in ("evaluate_every_epochs", "evaluate_every_steps", "statistics_batches")),
+  "config.eval.batch_size",
+)
+"""Settings that may change on request: the state and the position in the data stay what they are."""
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
   """Returns what changed, in order: "phase", "after_step" (the last step made with the old settings), "changes"."""
-  path = os.path.join(workdir, _FILE)
+  path = os.path.join(workdir, CHANGES_FILE)
   return writers.read_json(path) if os.path.exists(path) else []
 
 
@@ -24,7 +32,7 @@ def announce(workdir: str, lines: Sequence[str]) -> None:
   announced and never trained with are replaced.
   """
   done = [entry for entry in read(workdir) if "phase" in entry]
-  writers.write_json(os.path.join(workdir, _FILE), [*done, {"changes": list(lines)}])
+  writers.write_json(os.path.join(workdir, CHANGES_FILE), [*done, {"changes": list(lines)}])
 
 
 def record_step(workdir: str, phase: str, step: int) -> None:
@@ -40,4 +48,4 @@ def record_step(workdir: str, phase: str, step: int) -> None:
     for entry in entries
   ]
   if moved != entries:
-    writers.write_json(os.path.join(workdir, _FILE), moved)
+    writers.write_json(os.path.join(workdir, CHANGES_FILE), moved)

@@ -85,10 +85,8 @@ class RunIdentity:
 
     Settings that were changed on request, as <workdir>/changes.json says, may be.
     """
-    before = _as_json(saved_config(config, self.config).to_dict())
-    lines = config_differences(before, _as_json(self.config.to_dict()))
-    allowed = {*MAY_CHANGE, *_changed_on_request(self.workdir)}
-    return [line for line in lines if line.split()[0] not in allowed]
+    allowed = _changed_on_request(self.workdir)
+    return [line for line in different_settings(config, self.config) if line.split()[0] not in allowed]
 
   def _check_data(self, saved, where):
     if saved is None or self.data is None:
@@ -98,6 +96,13 @@ class RunIdentity:
         f"{where} is of other data: {what}. Use the data that it was trained on (they may lie in another folder), or"
         " another --workdir"
       )
+
+
+def different_settings(saved: dict[str, Any], config: ConfigDict) -> list[str]:
+  """Returns a line for each setting of a saved config that is another one in `config`, those of MAY_CHANGE left out."""
+  before = _as_json(saved_config(saved, config).to_dict())
+  lines = config_differences(before, _as_json(config.to_dict()))
+  return [line for line in lines if line.split()[0] not in MAY_CHANGE]
 
 
 def check_has_config(workdir: str) -> None:

@@ -5,15 +5,14 @@ phase "final" then trains a new model, same seed, on training and validation eve
 evaluates the test events once. Its learning rate at each epoch is that of the first phase: schedules run over
 `config.train.num_epochs` even where training stops earlier.
 
-Files in the workdir: config.json, metrics.jsonl (the same, value for value, however often the run was killed),
-timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints, <phase>/result.json, tensorboard/<phase>,
-profile, and .lock: one process at a time trains in a workdir.
+Files in the workdir: config.json, data.json (the fingerprint of the data), metrics.jsonl (the same, value for value,
+however often the run was killed), timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints,
+<phase>/result.json, tensorboard/<phase>, profile, and .lock: one process at a time trains in a workdir.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,29 +22,15 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.train import changes, curves, writers
-from jaxrec.train.checkpoint import Checkpoints
-from jaxrec.train.config import config_differences, saved_config
+from jaxrec.train.checkpoint import Checkpoints, check_path
 from jaxrec.train.finite_state import FiniteCheck
+from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
 from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
 
 VALIDATION, TEST = 1, 2
-# Settings that may change when a run is resumed: they don't touch what has been done.
-_MAY_CHANGE = (
-  "config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared",
-  "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
-  "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
-)  # fmt: skip
-# Those that may change on request, which is recorded: the state and the position in the data stay what they are.
-_MAY_CHANGE_ON_REQUEST = (
-  *("config.optimizer." + name for name in ("learning_rate", "b1", "b2", "weight_decay", "schedule", "warmup_steps")),
-  *("config.optimizer." + name for name in ("clip_norm", "l2")),
-  *("config.train." + name for name in ("dtype", "accumulate", "num_epochs", "patience", "retrain", "log_every_steps")),
-  *("config.train." + name for name in ("evaluate_every_epochs", "evaluate_every_steps", "statistics_batches")),
-  "config.eval.batch_size",
-)
 
 
 def run(
@@ -67,7 +52,9 @@ def run(
     make_task: config to task; another one trains a task of your own.
 
   Raises:
-    ValueError: the config is wrong, or the workdir is in use by another process or holds a run of another config.
+    ValueError: the config is wrong, or the workdir is in use by another process, or holds a run of another config or of
+      other data.
+    OSError: a file cannot be written.
     LostRecordsError: records of metrics.jsonl that the last checkpoint depends on are missing.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
     NonFiniteStateError: parameters or optimizer state became NaN or infinite; the last checkpoint is kept.
@@ -76,17 +63,21 @@ def run(
   """
   if make_task is build_task:
     task_class(config.task).check_config(config)
+  check_path("workdir", workdir)
   os.makedirs(workdir, exist_ok=True)
   with FolderLock(workdir), StopSignal() as stop:
     path = os.path.join(workdir, "summary.json")
     is_finished = os.path.exists(path) and _is_finished(config, workdir)
     changed = check_same_run(config, workdir, resume_with_changes and not is_finished)
-    if is_finished:
-      return writers.read_json(path)
     task = make_task(config)
+    identity = RunIdentity(workdir, config, task.fingerprint())
+    identity.check_data()
+    if is_finished:
+      return writers.read_json(path, dict)
     if changed:
       changes.announce(workdir, changed)
-    writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
+    writers.write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+    identity.save_data()
     summary = {"name": config.name, "seed": config.seed}
     for phase in _phases(config):
       num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
@@ -121,6 +112,7 @@ def run_phase(
     accept_losses: whether to go on where records of metrics.jsonl were lost.
   """
   config, mesh = task.config, parallel.make_mesh(task.config.parallel.to_dict())
+  identity = RunIdentity(workdir, config, task.fingerprint())
   plan = task.plan(phase, num_epochs, mesh)
   times, batches = plan.timetable, plan.iterator()
   total_steps = config.train.num_epochs * times.steps_per_epoch  # Of the schedule, also where this phase is shorter.
@@ -129,7 +121,7 @@ def run_phase(
   log = RunLog(workdir, phase, plan, config, profile=profile)
   log.describe(state, mesh)
 
-  with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table) as checkpoints, log:
+  with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table, identity) as checkpoints, log:
     # Resume.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
@@ -192,13 +184,13 @@ def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool =
   Raises:
     ValueError: names the settings that differ.
   """
-  path = os.path.join(workdir, "config.json")
+  check_has_config(workdir)
+  path = os.path.join(workdir, CONFIG_FILE)
   if not os.path.exists(path):
     return []
-  before = _as_json(saved_config(writers.read_json(path), config).to_dict())
-  lines = config_differences(before, _as_json(config.to_dict()))
-  changed = [line for line in lines if line.split()[0] in _MAY_CHANGE_ON_REQUEST]
-  wrong = [line for line in lines if line not in changed and line.split()[0] not in _MAY_CHANGE]
+  lines = different_settings(read_config(path), config)
+  changed = [line for line in lines if line.split()[0] in changes.ON_REQUEST]
+  wrong = [line for line in lines if line not in changed]
   if wrong or (changed and not resume_with_changes):
     names = [line.split()[0] for line in changed]
     hint = f" {', '.join(names)} may change in an unfinished run: --resume_with_changes." if names and not wrong else ""
@@ -222,7 +214,7 @@ def _once(workdir, phase, train):
   path = os.path.join(workdir, phase, "result.json")
   if os.path.exists(path):
     logging.info("phase %s is done: %s", phase, path)
-    result = writers.read_json(path)
+    result = writers.read_json(path, dict)
   else:
     result = train()
     writers.write_json(path, result)
@@ -243,7 +235,3 @@ def _check_identity(position, plan: Plan, step):
         f"the run began with {name}={before}, now it is {value} (another number of devices?); set"
         f" config.data.{name}={before} to resume it"
       )
-
-
-def _as_json(value):
-  return json.loads(json.dumps(value))
