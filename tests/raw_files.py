@@ -3,7 +3,7 @@
 import gzip
 
 from jaxrec.data.sources import source_reader
-from jaxrec.data.sources.tfrecord import masked_crc
+from jaxrec.data.sources.crc32c import masked_crc
 
 ML1M_RATINGS = "1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n"
 ML1M_MOVIES = """661::James and the Giant Peach (1996)::Animation|Children's|Musical

@@ -63,7 +63,7 @@ def _time(stage: Callable[[int], Any], steps: int) -> dict[str, float]:
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_help = "Experiment config; --config.group.key=value changes a setting."
+  config_help = "Experiment config, a Python file that is executed; --config.group.key=value changes a setting."
   config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
   steps_help = "Timed repetitions of each stage, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 _CONFIG, _DATA = "--config", "--data"
 _FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "named_config_file.py")
-CONFIG_HELP = "Config file, or a name of `jaxrec train --list`; --config.group.key=value changes a setting."
+CONFIG_HELP = (
+  "A name of `jaxrec train --list`, or a config file, which is Python and is executed; --config.group.key=value changes"
+  " a setting."
+)
 DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes; same as --config.data.prepared."
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data.batches.evaluation import evaluation_batches
-from jaxrec.data.printable import printable
+from jaxrec.data.local_path import check_local
 from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
@@ -32,16 +33,17 @@ def main(argv: list[str]) -> None:
   """Runs the program with the parsed flags."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
+  out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
   try:
+    check_local("--out", out)
     loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
     task = loaded.task
     _apply_flags(task.config)
     scores = score(task, loaded.params, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
-  except (FileNotFoundError, ValueError) as error:
-    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
-  settings = task.config.eval.to_dict()
-  out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
-  write_json(out, {"split": FLAGS.split, "step": loaded.step, "eval": settings, **scores})
+    settings = task.config.eval.to_dict()
+    write_json(out, {"split": FLAGS.split, "step": loaded.step, "eval": settings, **scores})
+  except (OSError, ValueError) as error:
+    sys.exit(describe(error))
   print(table(scores, task.data.domain_names, task.config.eval.ks))
   if settings["protocol"] == "both":
     print("\nAmong the items of the target domain:")

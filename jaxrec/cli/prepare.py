@@ -18,6 +18,7 @@ import dataclasses
 import inspect
 import re
 import shlex
+import signal
 import sys
 import time
 import urllib.parse
@@ -27,7 +28,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
+from jaxrec.data.local_path import check_local
 from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.printable import printable
@@ -56,10 +59,20 @@ def main(_) -> None:
   def report(line: str) -> None:
     print(f"[{time.monotonic() - started:7.1f} s] {printable(line)}", file=sys.stderr, flush=True)
 
+  before = signal.signal(signal.SIGTERM, _stop)  # As Ctrl-C: what is half written is removed.
   try:
+    if FLAGS.raw:
+      check_local("--raw", FLAGS.raw)
     data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **_given_options())
-  except (ValueError, ConnectionError) as error:
+  except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
+  except OSError as error:
+    raise SystemExit(printable(f"prepare: {describe(error)}", keep="\n")) from error
+  except KeyboardInterrupt as error:
+    print(f"prepare: stopped; {FLAGS.out} is as it was before", file=sys.stderr)
+    raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
+  finally:
+    signal.signal(signal.SIGTERM, before)
   report("done")
   print(summary(data))
   print(f"\nTrain on it: {next_command(data)}")
@@ -69,6 +82,10 @@ def next_command(data: PreparedData) -> str:
   """Returns the command that trains a model on prepared data."""
   folder = shlex.quote(str(data.path))
   return f"jaxrec train --config=hstu --data={folder} --workdir={shlex.quote('runs/' + data.path.name)}"
+
+
+def _stop(number, _) -> None:
+  raise KeyboardInterrupt(number)
 
 
 def summary(data: PreparedData) -> str:

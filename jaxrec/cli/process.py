@@ -1,21 +1,40 @@
-"""Start of a program: memory and cache settings that JAX needs before its import, flags, and one-line flag errors."""
+"""Start of a program: memory and cache settings that JAX needs before its import, flags, one-line flag errors, signals,
+and the life of a program that another one started."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import importlib
 import logging
 import os
 import platform
+import signal
+import subprocess
 import sys
 import textwrap
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, which glibc does not return to the kernel.
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
 _VARIABLE = "GLIBC_TUNABLES"
 _DEVICE_FILES = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd", "dxg")  # NVIDIA, TPU, TPU, AMD, GPUs in Windows.
+_PARENT = "JAXREC_PARENT_PIPE"  # Number of a pipe's end that a child reads; the parent holds the other one.
+_ADVICE = {
+  errno.ENOSPC: "the disk is full: free some space; the same command goes on where it stopped",
+  errno.EDQUOT: "the quota is used up: free some space; the same command goes on where it stopped",
+  errno.EACCES: "look at the owner and the mode of it and of its folders, or choose another one",
+  errno.EPERM: "look at the owner and the mode of it and of its folders, or choose another one",
+  errno.EROFS: "nothing can be written there: choose another folder",
+  errno.EEXIST: "something that is no folder has the name of a folder: move it, or choose another folder",
+  errno.ENOTDIR: "something that is no folder has the name of a folder: move it, or choose another folder",
+  errno.EISDIR: "a folder has the name of a file: move it, or choose another name",
+  errno.EIO: "the disk or the network reports an error: look at it, then give the same command again",
+}
 
 
 def start(module: str) -> None:
@@ -28,6 +47,8 @@ def start(module: str) -> None:
     module: dotted name such as "jaxrec.cli.train".
   """
   restart_with_huge_pages()
+  signal.signal(signal.SIGTERM, _exit_cleanly)
+  end_with_parent()
   use_compilation_cache()
   use_cpu_without_accelerator()
   program = importlib.import_module(module)
@@ -72,6 +93,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
 
 
+def describe(error: BaseException) -> str:
+  """Returns the text of an error of the caller or of the system, for a program that ends with it.
+
+  >>> describe(ValueError("k=0 must be at least 1"))
+  'ValueError: k=0 must be at least 1'
+  >>> describe(OSError(errno.EROFS, "Read-only file system", "runs/a"))
+  "OSError: [Errno 30] Read-only file system: 'runs/a'; nothing can be written there: choose another folder"
+  """
+  text = f"{type(error).__name__}: {error}"
+  advice = _ADVICE.get(error.errno) if isinstance(error, OSError) else None
+  return f"{text}; {advice}" if advice else text
+
+
 def restart_with_huge_pages() -> None:
   """Restarts this program in the same process with glibc's huge pages enabled.
 
@@ -102,8 +136,11 @@ def use_cpu_without_accelerator() -> None:
 
 
 def is_of_interest(record: logging.LogRecord) -> bool:
-  """Whether a log record is shown: those of Orbax only from errors on, or there are a dozen for each checkpoint."""
-  return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+  """Whether a log record is shown: of those of Orbax, a dozen for each checkpoint, only errors without a traceback.
+
+  Exceptions of its threads are raised again where `jaxrec.train.checkpoint` waits for them.
+  """
+  return "orbax" not in record.pathname or (record.levelno >= logging.ERROR and not record.exc_info)
 
 
 def use_compilation_cache() -> None:
@@ -111,3 +148,48 @@ def use_compilation_cache() -> None:
   root = os.environ.get("JAXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "jaxrec")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(root, "jax"))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@contextmanager
+def child_process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
+  """Yields a process that ends when this one does, however this one ends; its program calls `start`.
+
+  The child reads a pipe whose other end this process holds and never writes to: the kernel closes it at our death, also
+  by SIGKILL.
+
+  Args:
+    command: program and arguments.
+    **options: of `subprocess.Popen`.
+  """
+  reading, writing = os.pipe()
+  try:
+    with open(reading, "rb"):
+      environment = {**os.environ, _PARENT: str(reading)}
+      child = subprocess.Popen(command, env=environment, pass_fds=[reading], **options)
+  except BaseException:
+    os.close(writing)
+    raise
+  try:
+    yield child
+  finally:
+    os.close(writing)  # Ends a child that still runs.
+    child.wait()
+
+
+def end_with_parent() -> None:
+  """Makes this process end with the one that started it by `child_process`; does nothing in others."""
+  pipe = os.environ.pop(_PARENT, None)  # Programs that this one starts are not children of that parent.
+  if pipe is not None:
+    threading.Thread(target=_wait_for_parent, args=[int(pipe)], daemon=True).start()
+
+
+def _wait_for_parent(pipe):
+  os.read(pipe, 1)  # Returns at the parent's end; nothing is ever written.
+  print("the program that started this one has ended: stopping at once", file=sys.stderr, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)  # As a crash: runs resume from their last checkpoint.
+
+
+def _exit_cleanly(number, frame):
+  """Ends the program as an exception does, so that temporary files are removed; a second signal ends it at once."""
+  signal.signal(number, signal.SIG_DFL)
+  sys.exit(128 + number)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags
 
+from jaxrec.cli import process
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
 from jaxrec.data.printable import printable
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
   try:
     print(_write_table() if FLAGS.out else _as_text())
   except (OSError, ValueError) as error:
-    sys.exit(printable(f"{type(error).__name__}: {error}", keep="\n"))
+    sys.exit(printable(process.describe(error), keep="\n"))
 
 
 def _as_text() -> str:

@@ -5,7 +5,8 @@
 
 trains 2 configs x 2 x 2 overrides x 3 seeds. The same command resumes an interrupted sweep: complete runs in
 <out>/results.jsonl are skipped, and an interrupted run resumes from its checkpoint. A run is identified by a hash of
-its resolved config, so an edited config file gives a new run. --dry_run lists the runs and their status.
+its resolved config, so an edited config file gives a new run. --dry_run lists the runs and their status. One sweep at a
+time works in a folder; its runs end with it, however it ends.
 
 Click-through configs report other metrics: --metrics=AUC,GAUC.
 
@@ -31,8 +32,14 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
 from jaxrec.cli.config_argument import config_file, label
+from jaxrec.cli.process import child_process, describe
+from jaxrec.data.fingerprint import Fingerprint, differences
+from jaxrec.data.load import saved_data
 from jaxrec.data.seeds import NUM_SEEDS, check_seed
 from jaxrec.train import loop, monitor, writers
+from jaxrec.train.checkpoint import check_path
+from jaxrec.train.identity import DATA_FILE
+from jaxrec.train.lock import FolderLock
 
 FLAGS = flags.FLAGS
 
@@ -76,19 +83,23 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give a grid as --override=group.key=value1,value2")
   try:
+    check_path("--out", FLAGS.out)
     configs = [config_file(config, FLAGS.data) for config in FLAGS.configs]
     jobs = make_jobs(configs, FLAGS.override, parse_seeds(FLAGS.seeds))
     if FLAGS.dry_run:
       print(plan(jobs, FLAGS.out))
       return
     train = train_here if FLAGS.in_process else train_in_subprocess
-    failed = run_jobs(jobs, FLAGS.out, train)
-  except ValueError as error:
-    sys.exit(f"ValueError: {error}")
+    os.makedirs(FLAGS.out, exist_ok=True)
+    with FolderLock(FLAGS.out):
+      failed = run_jobs(jobs, FLAGS.out, train)
+    table = write_table(jobs, FLAGS.out, FLAGS.metrics)
+  except (OSError, ValueError) as error:
+    sys.exit(describe(error))
   except Stopped as stop:
     logging.warning("%s", stop)
     sys.exit(143)
-  print(write_table(jobs, FLAGS.out, FLAGS.metrics))
+  print(table)
   if failed:
     sys.exit(
       f"{len(failed)} of {len(jobs)} runs failed: {', '.join(job.name for job in failed)}; the same command tries again"
@@ -161,9 +172,11 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
 
   Raises:
     Stopped: by `train`, if a signal stopped the run.
+    ValueError: the data are not those of a complete run.
   """
   os.makedirs(out, exist_ok=True)
   done = read_results(out)
+  check_same_data(jobs, done)
   failed = []
   for count, job in enumerate(jobs, start=1):
     label = f"run {count} of {len(jobs)}, {job.name}: {' '.join(job.flags)}"
@@ -183,6 +196,32 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
   return failed
 
 
+def check_same_data(jobs: Sequence[Job], done: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises unless complete runs with the same settings of the data were trained on the same, and on those of today.
+
+  Args:
+    jobs: from `make_jobs`.
+    done: from `read_results`. Results of older versions don't say what they were trained on.
+
+  Raises:
+    ValueError: says what differs.
+  """
+  known: dict[str, tuple[str, Fingerprint]] = {}
+  for job in jobs:
+    trained_on = done.get(job.key, {}).get("data")
+    if trained_on is None:
+      continue
+    settings = json.dumps(job.resolved["data"], sort_keys=True)
+    if settings not in known:
+      today = saved_data(ConfigDict(job.resolved["data"]))
+      known[settings] = ("the data of today", today.fingerprint) if today else (job.name, trained_on)
+    other, fingerprint = known[settings]
+    if what := differences(trained_on, fingerprint):
+      raise ValueError(
+        f"{job.name} was trained on other data than {other}: {what}. Put those data back, or give another --out"
+      )
+
+
 def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
   """Trains with `python -m jaxrec.cli train`, writes its output to <workdir>/output.log, and returns its summary.
 
@@ -192,8 +231,7 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
   """
   command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}"]
   log = os.path.join(workdir, "output.log")
-  with open(log, "ab") as output:
-    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+  with open(log, "ab") as output, child_process(command, stdout=output, stderr=subprocess.STDOUT) as child:
     code = _wait(child)
   if code in STOPPED:
     raise Stopped(f"{job.name} was stopped; the same command resumes from its checkpoint")
@@ -215,8 +253,8 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
     loop.run(_parsed_config(job), workdir)
   except monitor.Interrupted as stop:
     raise Stopped(str(stop)) from stop
-  except (ValueError, monitor.NonFiniteLossError) as error:
-    raise RuntimeError(f"{type(error).__name__}: {error}") from error
+  except (ValueError, OSError, *monitor.TRAINING_ERRORS) as error:
+    raise RuntimeError(describe(error)) from error
   return _read_summary(workdir)
 
 
@@ -264,9 +302,10 @@ def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
   """Writes table.md and, with matplotlib, table.png, and returns the table as text.
 
   Raises:
-    ValueError: no run reports one of the metrics.
+    ValueError: no run reports one of the metrics, or they are of different data.
   """
   done = read_results(out)
+  check_same_data(jobs, done)
   several = len({job.config for job in jobs}) > 1
   runs = [(_label(job, several), done[job.key]["summary"]) for job in jobs if job.key in done]
   rows = sweep_table.summarize(runs, metrics)
@@ -303,16 +342,24 @@ def _label(job, with_config):
 
 
 def _wait(child):
-  """Returns the exit code of a process; forwards SIGTERM to it. Ctrl-C reaches it from the terminal."""
-  before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+  """Returns the exit code of a process; that of a stop if a signal asked this one to stop, whatever the child ended as.
+
+  The child gets SIGTERM, after Ctrl-C too, which reaches it only from a terminal.
+  """
+  requests = []
+
+  def stop(number, frame):
+    requests.append(number)
+    logging.warning("%s: waiting for the run to save its checkpoint", signal.Signals(number).name)
+    child.terminate()
+
+  before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    while True:
-      try:
-        return child.wait()
-      except KeyboardInterrupt:
-        logging.warning("waiting for the run to save its checkpoint")
+    code = child.wait()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  return -requests[0] if requests else code
 
 
 def _read_summary(workdir):
@@ -322,10 +369,16 @@ def _read_summary(workdir):
   return writers.read_json(path)
 
 
+def _trained_on(workdir):
+  path = os.path.join(workdir, DATA_FILE)
+  return writers.read_json(path) if os.path.exists(path) else None
+
+
 def _append_result(out, job, workdir, summary):
   """Appends a line to the results, after removing an incomplete last line."""
   path = os.path.join(out, "results.jsonl")
   record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
+  record["data"] = _trained_on(workdir)
   line = json.dumps(record | {"workdir": workdir, "summary": summary}) + "\n"
   with open(path, "a+b") as file:
     file.seek(0)

@@ -11,8 +11,9 @@ every host with a shared workdir, with --distributed (TPU pods, Slurm and other 
 --coordinator_address, --num_processes and --process_id: each host builds its shard of the batch, host 0 writes metrics,
 all write checkpoints. If one host dies, the others exit.
 
-Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, after saving a checkpoint: run the same command
-again to resume.
+Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, at once where nothing is lost by it, else after
+saving a checkpoint: run the same command again to resume. With --resume_with_changes an unfinished run goes on with
+other settings of optimizer and training, such as a lower learning rate; changes.json records which, and at which step.
 
 On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
@@ -28,10 +29,11 @@ from ml_collections import config_flags
 
 from jaxrec import parallel
 from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
+from jaxrec.cli.process import describe
 from jaxrec.cli.summary_table import summary_table
 from jaxrec.cli.text_table import text_table
 from jaxrec.train.loop import run
-from jaxrec.train.monitor import Interrupted, NonFiniteLossError, TableError
+from jaxrec.train.monitor import TRAINING_ERRORS, Interrupted
 from jaxrec.train.named_configs import NAMES
 
 FLAGS = flags.FLAGS
@@ -53,12 +55,16 @@ def main(argv: list[str]) -> None:
       distributed=FLAGS.distributed,
       heartbeat_timeout_seconds=FLAGS.heartbeat_timeout_seconds,
     )
-    summary = run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+    options = {"profile": FLAGS.profile, "resume_with_changes": FLAGS.resume_with_changes}
+    summary = run(FLAGS.config, FLAGS.workdir, **options)
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
-  except (ValueError, NonFiniteLossError, TableError) as error:
-    parallel.abort(f"{type(error).__name__}: {error}")
+  except KeyboardInterrupt:  # The second Ctrl-C.
+    logging.warning("stopped at once; the same command resumes from the last checkpoint")
+    sys.exit(130)
+  except (ValueError, OSError, *TRAINING_ERRORS) as error:
+    parallel.abort(describe(error))
   except Exception:
     if not jax.distributed.is_initialized():
       raise
@@ -80,7 +86,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool("list", False, "Print the names of configs and exit.", flag_values=values)
   texts = {
     "workdir": "Folder of the run; an unfinished run in it is resumed.",
-    "coordinator_address": "host:port of the first host, if no cluster manager provides it.",
+    "coordinator_address": "host:port of the first host, which listens there; if no cluster manager provides it.",
   }
   for name, text in texts.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
@@ -96,6 +102,12 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     "heartbeat_timeout_seconds", 100, "The others exit if a host sends no heartbeat for this long.",
     lower_bound=1, flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_bool(
+    "resume_with_changes",
+    False,
+    "Let an unfinished run go on with other optimizer and train settings, or without records that were lost.",
+    flag_values=values,
+  )
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)
   for name in ("config", "workdir"):
     flags.register_multi_flags_validator(

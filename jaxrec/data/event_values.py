@@ -240,8 +240,8 @@ def _plain(values: pl.Series, place: Place, needs: str) -> pl.Series:
 
 
 def _is_rounded(values: pl.Series) -> pl.Series:
-  """Returns which floats are so large that neighbouring integers are the same float."""
-  return values.abs() > 2 ** (24 if values.dtype == pl.Float32 else 53)
+  """Returns which floats are so large that they may stand for several integers."""
+  return values.abs() >= 2 ** (24 if values.dtype == pl.Float32 else 53)
 
 
 def _refuse(values: pl.Series, bad: pl.Series, place: Place, needs: str) -> None:

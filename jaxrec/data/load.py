@@ -15,10 +15,13 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.data import single_domain
+from jaxrec.data.local_path import check_local
 from jaxrec.data.preparation.download import cache_root
-from jaxrec.data.preparation.prepare import generate, prepare
+from jaxrec.data.preparation.prepare import generate, prepare, recorded_options, without_paths
+from jaxrec.data.preparation.raw_state import files_state
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
+from jaxrec.data.whole_folder import FolderExistsError
 
 # Source -> its folder in $JAXREC_DATA: the names under which the official archives unpack, and a sample of Taobao.
 RAW_FOLDERS: Mapping[str, str] = {
@@ -34,14 +37,17 @@ def load_data(settings: ConfigDict) -> PreparedData:
   Generated data is made in memory, unless `prepared` names a folder. Other data is loaded from the folder `prepared`,
   or from the cache ($JAXREC_CACHE, by default ~/.cache/jaxrec) if that is empty. A folder that does not exist is
   prepared first, from `raw`, else from the source's folder in $JAXREC_DATA, else from a download. On several hosts
-  host 0 prepares and the others wait.
+  host 0 prepares and the others wait. The cache has a folder for each state of the raw files: they are prepared again
+  when their sizes or times have changed. All columns and tables are read once and compared with the fingerprint that
+  was taken when they were written.
 
   Args:
     settings: the group `data` of a config: `source`, `raw`, `prepared`, `options` (keyword arguments of `prepare`), and
       `only_domain`, the name of the one domain to keep, or "" for all.
 
   Raises:
-    ValueError: unknown source, option or domain, or raw data that cannot be read.
+    ValueError: unknown source, option or domain, raw data that cannot be read, a folder that was prepared with other
+      options than the config gives, or whose files have changed since.
 
   >>> group = {"source": "synthetic", "raw": "", "prepared": "", "options": {"num_users": 5}, "only_domain": ""}
   >>> load_data(ConfigDict(group)).num_users
@@ -52,16 +58,88 @@ def load_data(settings: ConfigDict) -> PreparedData:
 
 
 def _all_domains(settings: ConfigDict) -> PreparedData:
-  options = settings.options.to_dict()
   if settings.source in GENERATED and not settings.prepared:
-    return generate(settings.source, options)
-  raw = settings.raw or raw_folder(settings.source)
-  folder = settings.prepared or prepared_folder(settings.source, raw, options)
+    return generate(settings.source, settings.options.to_dict())
+  folder = _folder(settings)
   if not os.path.exists(folder) and jax.process_index() == 0:
-    prepare(settings.source, raw, folder, report=logging.info, **options)
+    _prepare(settings, folder)
   parallel.wait_for_all_hosts("prepare data")  # On every host, whether or not it found the folder.
   logging.info("data: %s", folder)
-  return PreparedData.load(folder)
+  data = PreparedData.load(folder)
+  _check_described(settings, data)
+  data.check_content()
+  return data
+
+
+def saved_data(settings: ConfigDict) -> PreparedData | None:
+  """Returns what `load_data` would load from a folder, without reading all of it.
+
+  None where it would generate or prepare the data. It needs no device.
+
+  Args:
+    settings: the group `data` of a config.
+
+  Raises:
+    ValueError: as `load_data`.
+  """
+  if settings.source in GENERATED and not settings.prepared:
+    return None
+  folder = _folder(settings)
+  if not os.path.exists(folder):
+    return None
+  data = PreparedData.load(folder)
+  _check_described(settings, data)
+  return single_domain.only_domain(data, settings.only_domain) if settings.only_domain else data
+
+
+def _folder(settings: ConfigDict) -> str | os.PathLike:
+  for name in ("raw", "prepared"):
+    check_local(f"config.data.{name}", settings[name])
+  if not settings.prepared:
+    raw = settings.raw or raw_folder(settings.source)
+    return prepared_folder(settings.source, raw, settings.options.to_dict())
+  if not settings.source and not os.path.isdir(settings.prepared):
+    raise ValueError(
+      f"config.data.prepared={settings.prepared!r}: no such folder; create it with `python -m experiments.prepare`, or"
+      " name a source in config.data.source to prepare it from"
+    )
+  return settings.prepared
+
+
+def _prepare(settings: ConfigDict, folder: str | os.PathLike) -> None:
+  raw = settings.raw or raw_folder(settings.source)
+  try:
+    prepare(settings.source, raw, folder, report=logging.info, **settings.options.to_dict())
+  except FolderExistsError:
+    logging.info("%s: another process has prepared it meanwhile", folder)
+
+
+def _check_described(settings: ConfigDict, data: PreparedData) -> None:
+  """Compares what the config says about a folder with what it was prepared from; what it does not say may be anything.
+
+  Raises:
+    ValueError: another value of an option, for the same source. Of another source any config may take the data; that is
+      warned about.
+  """
+  source = data.meta["source"]
+  if settings.source not in ("", source):
+    logging.warning("%s was prepared from source %r, not config.data.source=%r", data.path, source, settings.source)
+    return
+  recorded = recorded_options(data.meta)
+  given = json.loads(json.dumps(without_paths(settings.options.to_dict()), default=str)) if settings.source else {}
+  wrong = [
+    f"its {name} is {recorded.get(name)!r}, config.data.options.{name} is {value!r}"
+    for name, value in given.items()
+    if recorded.get(name) != value
+  ]
+  if wrong:
+    raise ValueError(
+      f"{data.path} was prepared otherwise: {'; '.join(wrong)}. Give the options that it was prepared with, none, or"
+      " another folder in config.data.prepared"
+    )
+  before = data.meta.get("raw_files")
+  if settings.raw and before and before != files_state(settings.raw):
+    logging.warning("%s is not what it was when %s was prepared from it; prepare it again", settings.raw, data.path)
 
 
 def raw_folder(source: str) -> str | None:
@@ -72,6 +150,11 @@ def raw_folder(source: str) -> str | None:
 
 
 def prepared_folder(source: str, raw: str | None, options: Mapping[str, Any]) -> pathlib.Path:
-  """Returns the folder of the cache for prepared data; its name depends on source, raw path and options."""
-  key = json.dumps([raw and os.path.abspath(raw), options], sort_keys=True, default=str)
+  """Returns the folder of the cache for prepared data.
+
+  Its name depends on source, raw path, options, and on sizes and times of the raw files.
+  """
+  paths = [raw, *(entry.get("raw") for entry in options.get("sources", ()))]  # Those of "merge" are in its options.
+  states = [files_state(path) for path in paths if path]
+  key = json.dumps([raw and os.path.abspath(raw), options, states], sort_keys=True, default=str)
   return cache_root() / "prepared" / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -7,20 +7,22 @@ instant.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxrec.data import fingerprint as fingerprints
 from jaxrec.data import prepared_files
+from jaxrec.data.local_path import check_local
 from jaxrec.data.raw_items import RawItems
+from jaxrec.data.whole_folder import whole_folder
 
 if TYPE_CHECKING:
   import polars as pl
@@ -63,6 +65,7 @@ class PreparedData:
     Raises:
       ValueError: a file is missing, truncated, of another type, or holds ids out of range; the message names the file.
     """
+    check_local("path", path)
     path = pathlib.Path(path)
     if not path.is_dir():
       raise ValueError(f"{path}: no such folder of prepared data; create it with `python -m experiments.prepare`")
@@ -165,36 +168,33 @@ class PreparedData:
     return data
 
   def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> PreparedData:
-    """Writes the folder `path` and returns it loaded. It appears complete or not at all: a temporary folder is renamed.
+    """Writes the folder `path` and returns it loaded. It appears complete or not at all, as `whole_folder` says.
 
     Args:
       path: the folder to write.
       overwrite: whether to replace an existing prepared folder.
 
     Raises:
-      ValueError: the folder exists and `overwrite` is False.
+      FolderExistsError: the folder exists and `overwrite` is False.
+      OSError: it cannot be written, as when the disk is full.
     """
     path = pathlib.Path(path)
     prepared_files.check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-      self._write(unfinished)
-      unfinished.chmod(0o755)
-      prepared_files.move_into_place(unfinished, path)
-    finally:
-      shutil.rmtree(unfinished, ignore_errors=True)
+    with prepared_files.writing(path), whole_folder(path, overwrite) as unfinished:
+      with prepared_files.writing(path):  # Before what is half written is removed.
+        self._write(unfinished)
     return PreparedData.load(path)
 
   def _write(self, folder: pathlib.Path) -> None:
-    for name, dtype in COLUMNS.items():
-      np.save(folder / f"{name}.npy", np.asarray(getattr(self, name), dtype))
-    np.save(folder / "offsets.npy", np.asarray(self.offsets, np.int64))
-    self.items.write_parquet(folder / "items.parquet")
-    self.users.write_parquet(folder / "users.parquet")
-    (folder / "meta.json").write_text(
-      json.dumps(dict(self.meta), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+      fingerprint = thread.submit(fingerprints.fingerprint, self)  # While the disk is busy.
+      for name, dtype in COLUMNS.items():
+        np.save(folder / f"{name}.npy", np.asarray(getattr(self, name), dtype))
+      np.save(folder / "offsets.npy", np.asarray(self.offsets, np.int64))
+      self.items.write_parquet(folder / "items.parquet")
+      self.users.write_parquet(folder / "users.parquet")
+      meta = {**self.meta, "fingerprint": fingerprint.result()}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
   @property
   def num_users(self) -> int:
@@ -225,6 +225,27 @@ class PreparedData:
     if not 0 <= user < self.num_users:
       raise ValueError(f"{user=} is outside 0..{self.num_users - 1}")
     return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
+
+  @functools.cached_property
+  def fingerprint(self) -> fingerprints.Fingerprint:
+    """Returns the fingerprint of the content: that of meta.json for a folder; see `jaxrec.data.fingerprint`."""
+    of_folder = self.meta.get("fingerprint") if self.path is not None else None
+    return of_folder or fingerprints.fingerprint(self)
+
+  def check_content(self) -> None:
+    """Reads all files of the folder and compares them with the fingerprint that was taken when it was written.
+
+    Raises:
+      ValueError: they have changed since; names what.
+    """
+    if self.path is None or "fingerprint" not in self.meta:  # Folders of older versions have none.
+      return
+    changed = fingerprints.changed_parts(self.meta["fingerprint"], fingerprints.fingerprint(self))
+    if changed:
+      raise ValueError(
+        f"{self.path}: {', '.join(changed)} changed after the folder was written, or a file is damaged; prepare the"
+        " data again"
+      )
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:

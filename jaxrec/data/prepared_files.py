@@ -1,14 +1,18 @@
-"""Files of a prepared folder: reading with errors that name the file, writing complete or not at all."""
+"""Files of a prepared folder: reading and writing with errors that name the file."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
-import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxrec.data.local_path import check_local
+from jaxrec.data.whole_folder import FolderExistsError, remove_leftovers
 
 if TYPE_CHECKING:
   import polars as pl
@@ -29,28 +33,43 @@ _META_KEYS = (
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
-  """Checks that `path` is free, or with `overwrite` an empty or a prepared folder.
+  """Checks that `path` is free, or with `overwrite` an empty or a prepared folder; removes leftovers beside it first.
 
   Raises:
-    ValueError: something else is there.
+    FolderExistsError: it exists and `overwrite` is False.
+    ValueError: something else is there, or `path` is a URL.
   """
+  check_local("out", path)
+  remove_leftovers(path)
   if not path.exists():
     return
   if not overwrite:
-    raise ValueError(f"{path}: exists already; remove it, choose another folder, or pass overwrite=True (--overwrite)")
+    raise FolderExistsError(
+      f"{path}: exists already; remove it, choose another folder, or pass overwrite=True (--overwrite)"
+    )
   if not (path / "meta.json").is_file() and (not path.is_dir() or any(path.iterdir())):
     raise ValueError(f"{path}: not a folder of prepared data, so it is not overwritten; choose another folder")
 
 
-def move_into_place(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-  """Renames the finished folder to `path`, and then removes the folder that was there before."""
-  if path.exists():
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    unfinished.rename(path)
-    shutil.rmtree(old)
-  else:
-    unfinished.rename(path)
+class FolderWriteError(OSError):
+  """A folder of prepared data cannot be written."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns errors of writing `path` into one that names it and the space that is free then."""
+  from polars.exceptions import PolarsError
+
+  try:
+    yield
+  except FolderWriteError:
+    raise
+  except (OSError, PolarsError) as error:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    free = f"{shutil.disk_usage(path.parent).free:,} bytes are free there" if path.parent.is_dir() else "no such folder"
+    raise FolderWriteError(
+      f"{path}: cannot be written ({reason}); {free}; free some space, or choose another folder"
+    ) from error
 
 
 def load_meta(path: pathlib.Path) -> dict[str, Any]:

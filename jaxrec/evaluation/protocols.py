@@ -52,7 +52,8 @@ def ranking_metrics(
     sampled_negatives: R of `evaluation_negatives`; 0 = no sampled metrics.
 
   Raises:
-    ValueError: an unknown protocol, a negative number of negatives, or no user to evaluate.
+    ValueError: an unknown protocol, a negative number of negatives, no user to evaluate, or queries that are NaN or
+      infinite.
   """
   if sampled_negatives < 0:
     raise ValueError(f"{sampled_negatives=} must not be negative; 0 leaves the sampled metrics out")
@@ -65,6 +66,7 @@ def ranking_metrics(
   sampled = RankingMetrics.zero(ks, data.domain_names, prefix=SAMPLED)
   for batch in batches:
     queries = queries_of(batch)  # [B, M]
+    _check_finite(queries, batch)
     for prefix, ranks_of in rankings.items():
       metrics[prefix] = metrics[prefix].update(ranks_of(queries, batch), batch.target_domain)
     if sampled_negatives:
@@ -73,6 +75,13 @@ def ranking_metrics(
       sampled = sampled.update(np.asarray(ranks), batch.target_domain)
   parts = [*metrics.values(), *([sampled] if sampled_negatives else [])]
   return {name: value for part in parts for name, value in part.result().items()}
+
+
+def _check_finite(queries, batch):
+  """A model that diverged would only rank last."""
+  wrong = batch.user[~np.isfinite(np.asarray(queries)).all(axis=1) & (np.asarray(batch.user) >= 0)]
+  if len(wrong):
+    raise ValueError(f"query vectors of {len(wrong)} users, {wrong[0]} among them, are not finite: the model diverged")
 
 
 class UserRanks(NamedTuple):

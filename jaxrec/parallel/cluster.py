@@ -23,6 +23,11 @@ def initialize(
   enough: JAX reads addresses and process ids from the cluster. On plain hosts pass the first three arguments. CPUs
   communicate over gloo, JAX's default.
 
+  Process 0 listens on the coordinator's address, for anyone who can reach it: it asks for no password. Where the
+  address is not one of its own interfaces, as behind a Kubernetes service, $JAX_COORDINATOR_BIND_ADDRESS names the
+  one to listen on. An address that comes from a cluster manager is left to JAX, which then listens on every
+  interface.
+
   Args:
     coordinator_address: host:port of process 0; None takes $JAX_COORDINATOR_ADDRESS, or the cluster's.
     num_processes: total number of processes.
@@ -48,7 +53,14 @@ def initialize(
     return True
   if heartbeat_timeout_seconds < 1:
     raise ValueError(f"{heartbeat_timeout_seconds=} must be at least 1")
-  jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
+  jax.distributed.initialize(
+    address,
+    num_processes,
+    process_id,
+    # JAX would listen on every interface.
+    coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address,
+    heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+  )
   logging.info("process %d of %d", jax.process_index(), jax.process_count())
   return True
 

@@ -31,7 +31,7 @@ _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
 class SourceSettings:
   """Where the data comes from."""
 
-  source: str = setting("", "Name of a data source, such as movielens-1m; not read where `prepared` exists.")
+  source: str = setting("", "Name of a data source, such as movielens-1m; only compared where `prepared` exists.")
   raw: str = setting("", "Raw files; '' downloads them, or takes $JAXREC_DATA/<source>.")
   prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)

@@ -258,7 +258,7 @@ class _ShardedGathered:
 
   def items(self, batch, lookup):
     slots, ids = lookup
-    return ShardedItems(self.model, self.tables, self.plan.replace(place=slots), ids)
+    return ShardedItems(self.model, self.tables, self.plan.replace(index=slots), ids)
 
   def collect(self, grad):
     of_rows = dict(grad[TABLE])
@@ -307,7 +307,7 @@ class ShardedItems:
   def _read(self, rows, names):
     rows = {name: x for name, x in rows.items() if name != CATALOGUE}
     slots = {TABLE: {name: self.plan.index[TABLE][name] for name in names}}
-    return self.tables.vectors(rows, self.plan.replace(place=slots))[TABLE]
+    return self.tables.vectors(rows, self.plan.replace(index=slots))[TABLE]
 
 
 def make_item_table(

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from jaxrec.train import changes, writers
 from jaxrec.train.monitor import LossMonitor
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.progress import Speed, Trace
 from jaxrec.train.state import TrainState, num_parameters
-from jaxrec.train.task import Plan
+from jaxrec.train.task import SELECT, Plan
 from jaxrec.train.writers import MetricsWriter
 
 
@@ -49,18 +50,36 @@ class RunLog:
       self._times.steps_per_epoch, mesh.size, mesh.devices.flat[0].platform, dict(mesh.shape), jax.process_count(),
     )  # fmt: skip
 
-  def start(self, first_step: int, position: dict[str, Any] | None) -> None:
+  def start(self, first_step: int, position: dict[str, Any] | None, accept_losses: bool = False) -> None:
     """Opens the files and drops records of steps that will be done again.
 
     Args:
       first_step: the one that comes next.
       position: what `get_state` returned, from a checkpoint; None at the beginning.
+      accept_losses: whether to go on where earlier records were lost, which is noted in changes.json.
+
+    Raises:
+      LostRecordsError: metrics.jsonl is not what it was when the checkpoint was saved.
     """
+    step = first_step - 1
     if position is not None:
-      logging.info("phase %s resumes after step %d of %d", self._phase, first_step - 1, self._times.num_steps)
+      logging.info("phase %s resumes after step %d of %d", self._phase, step, self._times.num_steps)
       self._losses.set_state(position)
-    self._writer = MetricsWriter(self._workdir, self._phase, restored_step=first_step - 1)
+    changes.record_step(self._workdir, self._phase, step)
+    records = _records_at_start(self._workdir, self._phase) if position is None else position.get("records")
+    self._writer = self._open_files(step, records, accept_losses)
     self._speed = Speed(self._phase, self._plan, first_step)
+
+  def _open_files(self, step, records, accept_losses):
+    try:
+      return MetricsWriter(self._workdir, self._phase, step, records)
+    except writers.LostRecordsError as error:
+      if not accept_losses:
+        raise
+      logging.warning("%s", error)
+      changes.announce(self._workdir, [str(error)])
+      changes.record_step(self._workdir, self._phase, step)
+      return MetricsWriter(self._workdir, self._phase, step)
 
   def before_step(self) -> None:
     """Call it when the batch has arrived."""
@@ -96,8 +115,12 @@ class RunLog:
     return values
 
   def get_state(self) -> dict[str, Any]:
-    """Returns the unfinished log interval, for a checkpoint."""
-    return self._losses.get_state()
+    """Returns the unfinished log interval and the records on disk, for a checkpoint."""
+    return self._losses.get_state() | {"records": self.saved_records()}
+
+  def saved_records(self) -> dict[str, Any] | None:
+    """Returns length and hash of metrics.jsonl, which is on disk then."""
+    return self._writer.saved_records()
 
   def __enter__(self) -> RunLog:
     return self
@@ -112,3 +135,11 @@ class RunLog:
   def _write_losses(self, step, means):
     values = means | {"learning_rate": float(self._schedule(step - 1))}
     self._writer.write("train", step, self._times.epoch(step), values)
+
+
+def _records_at_start(workdir, phase):
+  """Returns what metrics.jsonl holds before a phase begins: nothing, or the records of the phase before."""
+  if phase == SELECT:
+    return writers.NO_RECORDS
+  before = os.path.join(workdir, SELECT, "result.json")
+  return writers.read_json(before).get("records") if os.path.exists(before) else None

@@ -5,14 +5,14 @@ phase "final" then trains a new model, same seed, on training and validation eve
 evaluates the test events once. Its learning rate at each epoch is that of the first phase: schedules run over
 `config.train.num_epochs` even where training stops earlier.
 
-Files in the workdir: config.json, metrics.jsonl (the same, value for value, however often the run was killed),
-timing.jsonl, summary.json, curves.png, <phase>/checkpoints, tensorboard/<phase>, profile.
+Files in the workdir: config.json, data.json (the fingerprint of the data), metrics.jsonl (the same, value for value,
+however often the run was killed), timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints,
+<phase>/result.json, tensorboard/<phase>, profile, and .lock: one process at a time trains in a workdir.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,20 +21,16 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.train import curves, writers
-from jaxrec.train.checkpoint import Checkpoints
-from jaxrec.train.config import config_differences, saved_config
+from jaxrec.train import changes, curves, writers
+from jaxrec.train.checkpoint import Checkpoints, check_path
+from jaxrec.train.finite_state import FiniteCheck
+from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
+from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
 
 VALIDATION, TEST = 1, 2
-# Settings that may change when a run is resumed: they don't touch what has been done.
-_MAY_CHANGE = (
-  "config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared",
-  "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
-  "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
-)  # fmt: skip
 
 
 def run(
@@ -42,6 +38,7 @@ def run(
   workdir: str,
   *,
   profile: bool = False,
+  resume_with_changes: bool = False,
   make_task: Callable[[ConfigDict], Task] = build_task,
 ) -> dict[str, Any]:
   """Trains as the config says and returns the summary; only returns it where the workdir holds a finished run.
@@ -50,34 +47,59 @@ def run(
     config: settings of the task; see `jaxrec.train.config` and `jaxrec.train.click_task`.
     workdir: folder of the run; an unfinished run in it is resumed and ends at the same numbers.
     profile: whether to trace a few steps.
+    resume_with_changes: whether an unfinished run may go on with other settings of optimizer and training, and although
+      records of metrics.jsonl were lost. Both are recorded, in changes.json and in the summary.
     make_task: config to task; another one trains a task of your own.
 
   Raises:
-    ValueError: the config is wrong, or the workdir holds a run of another config.
+    ValueError: the config is wrong, or the workdir is in use by another process, or holds a run of another config or of
+      other data.
+    OSError: a file cannot be written.
+    LostRecordsError: records of metrics.jsonl that the last checkpoint depends on are missing.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
+    NonFiniteStateError: parameters or optimizer state became NaN or infinite; the last checkpoint is kept.
     TableError: a step exceeded the exchange buffer of the item table; the last checkpoint is kept.
-    Interrupted: a signal asked to stop; a checkpoint is saved.
+    Interrupted: a signal asked to stop; what was trained is saved.
   """
   if make_task is build_task:
     task_class(config.task).check_config(config)
+  check_path("workdir", workdir)
   os.makedirs(workdir, exist_ok=True)
-  check_same_run(config, workdir)
-  path = os.path.join(workdir, "summary.json")
-  if os.path.exists(path) and _is_finished(config, workdir):
-    return writers.read_json(path)
-  task = make_task(config)
-  writers.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-  summary = {"name": config.name, "seed": config.seed}
-  for phase in _phases(config):
-    num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
-    summary[phase] = _once(workdir, phase, functools.partial(run_phase, task, workdir, phase, num_epochs, profile))
-  summary["seconds"] = sum(record["seconds"] for record in writers.read_records(os.path.join(workdir, "timing.jsonl")))
-  writers.write_json(path, summary)
-  curves.plot(workdir, config.eval.metric)
-  return summary
+  with FolderLock(workdir), StopSignal() as stop:
+    path = os.path.join(workdir, "summary.json")
+    is_finished = os.path.exists(path) and _is_finished(config, workdir)
+    changed = check_same_run(config, workdir, resume_with_changes and not is_finished)
+    task = make_task(config)
+    identity = RunIdentity(workdir, config, task.fingerprint())
+    identity.check_data()
+    if is_finished:
+      return writers.read_json(path, dict)
+    if changed:
+      changes.announce(workdir, changed)
+    writers.write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+    identity.save_data()
+    summary = {"name": config.name, "seed": config.seed}
+    for phase in _phases(config):
+      num_epochs = config.train.num_epochs if phase == SELECT else summary[SELECT]["best_epoch"]
+      train = functools.partial(run_phase, task, workdir, phase, num_epochs, stop, profile, resume_with_changes)
+      summary[phase] = _once(workdir, phase, train)
+    summary |= {"changes": changes.read(workdir)} if changes.read(workdir) else {}
+    timing = writers.read_records(os.path.join(workdir, "timing.jsonl"))
+    summary["seconds"] = sum(record["seconds"] for record in timing)
+    writers.write_json(path, summary)
+    curves.plot(workdir, config.eval.metric)
+    return summary
 
 
-def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bool = False) -> dict[str, Any]:
+def run_phase(
+  task: Task,
+  workdir: str,
+  phase: str,
+  num_epochs: int,
+  stop: StopSignal,
+  profile: bool = False,
+  accept_losses: bool = False,
+) -> dict[str, Any]:
   """Trains one model, or resumes it, and returns its result.
 
   Args:
@@ -85,9 +107,12 @@ def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bo
     workdir: of the run.
     phase: "select" validates, stops early and keeps the best step; "final" trains on the validation events too.
     num_epochs: at most so many.
+    stop: requests to stop.
     profile: whether to trace a few steps.
+    accept_losses: whether to go on where records of metrics.jsonl were lost.
   """
   config, mesh = task.config, parallel.make_mesh(task.config.parallel.to_dict())
+  identity = RunIdentity(workdir, config, task.fingerprint())
   plan = task.plan(phase, num_epochs, mesh)
   times, batches = plan.timetable, plan.iterator()
   total_steps = config.train.num_epochs * times.steps_per_epoch  # Of the schedule, also where this phase is shorter.
@@ -96,68 +121,84 @@ def run_phase(task: Task, workdir: str, phase: str, num_epochs: int, profile: bo
   log = RunLog(workdir, phase, plan, config, profile=profile)
   log.describe(state, mesh)
 
-  with (
-    Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table) as checkpoints,
-    log,
-    StopSignal() as stop,
-  ):
+  with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table, identity) as checkpoints, log:
     # Resume.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
     first_step = int(state.step) + 1
-    log.start(first_step, position and position["log"])
     if position is not None:
-      _check_identity(position, plan)
+      _check_identity(position, plan, first_step - 1)
       batches.set_state(position["batches"])
       stopping.set_state(position["stopping"])
+    log.start(first_step, position and position["log"], accept_losses)
+    finite = FiniteCheck(first_step - 1)
 
     # Train.
-    for step in range(first_step, times.num_steps + 1):
-      if stopping.should_stop:
-        break
-      batch = next(batches)
-      log.before_step()
-      state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
-      log.after_step(step, batch, scalars)
-      if times.evaluates(step):
-        log.drain(step)
-        state = task.before_evaluation(state, plan, step, mesh)
-        if phase == SELECT:
-          values = log.evaluation("validation", step, task.evaluate(state, VALIDATION, mesh))
-          stopping.update(times.epoch(step), step, values)
-      must_stop = stop.requested(step)
-      if times.saves(step) or must_stop:
-        log.drain(step)  # A loss that is not finite raises here, before the state is saved.
-        position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
-        checkpoints.save(state, position | dict(plan.identity), stopping.best_step)
-      if must_stop:
-        raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command resumes")
+    with stop.deferred():
+      for step in range(first_step, times.num_steps + 1):
+        if stopping.should_stop:
+          break
+        batch = next(batches)
+        log.before_step()
+        state, scalars = train_step(state, parallel.shard_batch(batch, mesh))
+        log.after_step(step, batch, scalars)
+        if times.evaluates(step):
+          log.drain(step)  # A loss that is not finite raises here, before the state is evaluated or saved.
+          state = task.before_evaluation(state, plan, step, mesh)
+          finite.check(step, state)
+          if phase == SELECT:
+            values = log.evaluation("validation", step, task.evaluate(state, VALIDATION, mesh))
+            stopping.update(times.epoch(step), step, values)
+        must_stop = stop.requested(step)
+        if times.saves(step) or must_stop:
+          log.drain(step)
+          finite.check(step, state)
+          position = {"batches": batches.get_state(), "log": log.get_state(), "stopping": stopping.get_state()}
+          checkpoints.save(state, position | dict(plan.identity), stopping.best_step)
+        if must_stop:
+          raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command resumes")
 
     # The test events are evaluated once: with the best parameters of "select", with the last ones of "final".
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     if phase == FINAL:
-      return result | {"test": log.evaluation("test", step, task.evaluate(state, TEST, mesh))}
-    best = checkpoints.state_of(stopping.best_step, state)
-    test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
-    return result | stopping.best() | {"test_of_selected": test}
+      result |= {"test": log.evaluation("test", step, task.evaluate(state, TEST, mesh))}
+    else:
+      best = checkpoints.state_of(stopping.best_step, state)
+      test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
+      result |= stopping.best() | {"test_of_selected": test}
+    return result | {"records": log.saved_records()}
 
 
-def check_same_run(config: ConfigDict, workdir: str) -> None:
+def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool = False) -> list[str]:
   """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours.
+
+  Args:
+    config: of this start.
+    workdir: of the run.
+    resume_with_changes: whether settings of optimizer and training may differ.
+
+  Returns:
+    A line for each of those that do.
 
   Raises:
     ValueError: names the settings that differ.
   """
-  path = os.path.join(workdir, "config.json")
-  if os.path.exists(path):
-    before = _as_json(saved_config(writers.read_json(path), config).to_dict())
-    lines = config_differences(before, _as_json(config.to_dict()))
-    wrong = [line for line in lines if line.split()[0] not in _MAY_CHANGE]
-    if wrong:
-      raise ValueError(
-        f"{workdir} holds a run of another config: {'; '.join(wrong)}. Give another --workdir, or delete that one."
-      )
+  check_has_config(workdir)
+  path = os.path.join(workdir, CONFIG_FILE)
+  if not os.path.exists(path):
+    return []
+  lines = different_settings(read_config(path), config)
+  changed = [line for line in lines if line.split()[0] in changes.ON_REQUEST]
+  wrong = [line for line in lines if line not in changed]
+  if wrong or (changed and not resume_with_changes):
+    names = [line.split()[0] for line in changed]
+    hint = f" {', '.join(names)} may change in an unfinished run: --resume_with_changes." if names and not wrong else ""
+    raise ValueError(
+      f"{workdir} holds a run of another config: {'; '.join([*wrong, *changed])}. Give another --workdir, or delete"
+      f" that one.{hint}"
+    )
+  return changed
 
 
 def _phases(config):
@@ -173,14 +214,20 @@ def _once(workdir, phase, train):
   path = os.path.join(workdir, phase, "result.json")
   if os.path.exists(path):
     logging.info("phase %s is done: %s", phase, path)
-    return writers.read_json(path)
-  result = train()
-  writers.write_json(path, result)
-  return result
+    result = writers.read_json(path, dict)
+  else:
+    result = train()
+    writers.write_json(path, result)
+  return {name: value for name, value in result.items() if name != "records"}
 
 
-def _check_identity(position, plan: Plan):
+def _check_identity(position, plan: Plan, step):
   """Raises where a run resumes with batches of another size: its position in the data would mean something else."""
+  if step > plan.timetable.num_steps:
+    raise ValueError(
+      f"the run has made {step} steps, and config.train.num_epochs={plan.timetable.num_epochs} ends after"
+      f" {plan.timetable.num_steps}; set it to {plan.timetable.epoch(step)} or more"
+    )
   for name, value in plan.identity.items():
     before = position.get(name, value)
     if before != value:
@@ -188,7 +235,3 @@ def _check_identity(position, plan: Plan):
         f"the run began with {name}={before}, now it is {value} (another number of devices?); set"
         f" config.data.{name}={before} to resume it"
       )
-
-
-def _as_json(value):
-  return json.loads(json.dumps(value))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,12 +18,25 @@ class NonFiniteLossError(FloatingPointError):
   """The loss or the gradient of a step is NaN or infinite."""
 
 
+class NonFiniteStateError(FloatingPointError):
+  """Parameters, optimizer state or another part of the state became NaN or infinite."""
+
+
 class TableError(RuntimeError):
   """A step exceeded the exchange buffer of a table, or ids have no row: part of the batch was not trained on."""
 
 
-class Interrupted(Exception):  # Not an error: the run can be resumed.
-  """A signal requested a stop, and the checkpoint is saved."""
+TRAINING_ERRORS = (NonFiniteLossError, NonFiniteStateError, TableError)
+"""What stops a run although its settings are accepted; the text says where and what to do."""
+
+LOWER_RATE = (
+  "Try a lower optimizer.learning_rate, optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; with"
+  " --resume_with_changes the run goes on with them from that checkpoint."
+)
+
+
+class Interrupted(BaseException):  # As KeyboardInterrupt: it may be raised anywhere, and is not to be handled there.
+  """A signal requested a stop. Nothing is lost: the run resumes from its last checkpoint."""
 
   def __init__(self, signal_number: int, message: str):
     super().__init__(message)
@@ -48,6 +63,7 @@ class LossMonitor:
     self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
     self._sums: dict[str, float] = {}
     self._count = 0
+    self._has_warned = False
     self.last_loss = math.nan
 
   def push(self, step: int, scalars: dict[str, Any]) -> None:
@@ -73,6 +89,7 @@ class LossMonitor:
     values = {name: float(value) for name, value in jax.device_get(scalars).items()}
     self._check_finite(step, values)
     _check_tables(step, values)
+    self._warn_without_targets(step, values)
     self.last_loss = values["loss"]
     self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
     self._count += 1
@@ -87,9 +104,19 @@ class LossMonitor:
       shown = ", ".join(str(user) for user in users[:50]) + (f", ... ({len(users)} in all)" if len(users) > 50 else "")
       raise NonFiniteLossError(
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}. The batch held the users"
-        f" {shown}. The last checkpoint is from before this step and is kept. Try a lower optimizer.learning_rate,"
-        " optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; look at these users' times and ids;"
-        " JAX_DEBUG_NANS=True shows the operation."
+        f" {shown}. The last checkpoint is from before this step and is kept. {LOWER_RATE} Look at these users' times"
+        " and ids; JAX_DEBUG_NANS=True shows the operation. Where it happens again right after resuming, the checkpoint"
+        " is the cause: delete its folder, and the one before is resumed."
+      )
+
+  def _warn_without_targets(self, step, values):
+    """The mean over no targets is 0, which looks like a perfect model."""
+    if values["loss"] == 0 and not self._has_warned:
+      self._has_warned = True
+      logging.warning(
+        "step %d: the loss is exactly 0: no target of the batch has weight, and nothing is learned from it (or the"
+        " model is certain of all of them). Look at the splits of the data and at config.data. Said once",
+        step,
       )
 
 
@@ -156,30 +183,70 @@ class EarlyStopping:
 
 
 class StopSignal:
-  """Turns SIGTERM and Ctrl-C into a request that the loop reads between steps; a second Ctrl-C stops at once.
+  """Turns SIGTERM and Ctrl-C into `Interrupted`: at once where nothing is lost by it, else where the loop asks.
 
-  With several hosts the request may reach one of them only; `requested` then agrees on a step for all of them.
+  Data, compilation, restoring and test evaluations are interrupted at once, steps and validations (`deferred`) when the
+  state after them is saved. A second Ctrl-C stops at once everywhere.
+
+  With several hosts the request may reach one of them only, and JAX's handler takes it; `requested` and `check` then
+  agree on a moment for all of them. Every host has to call them equally often.
   """
 
   def __enter__(self) -> StopSignal:
-    self.number = 0
+    self.number, self._is_deferred, self._is_raised, self._calls = 0, False, False, 0
     self._several = jax.process_count() > 1  # jax.distributed has its own SIGTERM handler then.
-    self._before = {} if self._several else {s: signal.signal(s, self._take) for s in (signal.SIGTERM, signal.SIGINT)}
+    is_ours = not self._several and threading.current_thread() is threading.main_thread()  # Others can have none.
+    self._before = {s: signal.signal(s, self._take) for s in (signal.SIGTERM, signal.SIGINT)} if is_ours else {}
     return self
 
-  def __exit__(self, *_: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+    if self._is_raised and isinstance(error, Exception):  # Another library turned our exception into its own.
+      raise self._interrupted() from error
+
+  @contextlib.contextmanager
+  def deferred(self) -> Iterator[None]:
+    """Inside, a signal only makes `requested` true; at the end it interrupts if nothing else did."""
+    self.check()
+    self._is_deferred = True
+    try:
+      yield
+    finally:
+      self._is_deferred = False
+    self.check()
 
   def requested(self, step: int) -> bool:
-    """Whether the run should save and stop after this step; call it once a step on every host."""
+    """Whether the run should save and stop after this step."""
+    return self._is_asked()
+
+  def check(self) -> None:
+    """Raises where a stop was requested and nothing has to be saved first.
+
+    Raises:
+      Interrupted: it was.
+    """
+    if self._is_asked():
+      raise self._interrupted()
+
+  def _is_asked(self):
     if self._several:
       from jax.experimental import multihost_utils
 
-      self.number = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+      self._calls += 1  # Not the step: it starts again in each phase, and a request would wait for one that has passed.
+      self.number = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(self._calls) else 0
     return bool(self.number)
 
   def _take(self, number, frame):
+    if self.number:  # Some cluster managers repeat it.
+      return
     self.number = number
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
+    if self._is_deferred:
+      logging.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
+      return
+    self._is_raised = True
+    raise self._interrupted()
+
+  def _interrupted(self):
+    return Interrupted(self.number, f"{signal.Signals(self.number).name}: stopped; the same command resumes")

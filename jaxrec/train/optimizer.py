@@ -47,9 +47,21 @@ def make_optimizer(settings: ConfigDict, total_steps: int) -> optax.GradientTran
     settings: `config.optimizer`.
     total_steps: see `make_schedule`.
 
+  Its state is that of AdamW with and without clipping, so that a run can go on with or without it.
+
   Choice: weight decay acts on all parameters (the published configurations have none).
   """
   adamw = optax.adamw(
     make_schedule(settings, total_steps), b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay
   )
-  return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw) if settings.clip_norm else adamw
+  return _clipped(adamw, settings.clip_norm) if settings.clip_norm else adamw
+
+
+def _clipped(inner, norm):
+  clip = optax.clip_by_global_norm(norm)
+
+  def update(grads, state, params=None):
+    grads, _ = clip.update(grads, optax.EmptyState())
+    return inner.update(grads, state, params)
+
+  return optax.GradientTransformation(inner.init, update)

@@ -7,8 +7,9 @@ import os
 
 from ml_collections import ConfigDict
 
-from jaxrec.train import checkpoint, writers
+from jaxrec.train import checkpoint
 from jaxrec.train.config import CLICK_THROUGH, SEQUENTIAL, saved_config
+from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, read_config
 from jaxrec.train.state import Params, TrainState
 from jaxrec.train.task import Task, build_task, task_class
 
@@ -42,16 +43,21 @@ def load_run(workdir: str, which: str = "best", phase: str | None = None, task: 
 
   Raises:
     FileNotFoundError: no run or no checkpoint there.
-    ValueError: the checkpoint is of another model, or the run of another task.
+    DamagedCheckpointError: the checkpoint is damaged.
+    ValueError: the checkpoint is of another model, config or data, or the run of another task.
   """
+  checkpoint.check_path("workdir", workdir)
   config = load_config(workdir)
   if task is not None and config.task != task:
     raise ValueError(f"{workdir} holds a run of task {config.task!r}; this needs one of task {task!r}")
   loaded = build_task(config)
+  identity = RunIdentity(workdir, config, loaded.fingerprint())
+  identity.check_data()
   finals = os.path.join(workdir, "final", "checkpoints")
   phase = phase or ("final" if os.path.isdir(finals) and os.listdir(finals) else "select")
   like = loaded.init_state(None, _ANY_NUMBER_OF_STEPS)
-  state, step = checkpoint.load_state(os.path.join(workdir, phase, "checkpoints"), like, which, loaded.item_table)
+  folder = os.path.join(workdir, phase, "checkpoints")
+  state, step = checkpoint.load_state(folder, like, which, loaded.item_table, identity)
   return LoadedRun(loaded, state, step, loaded.item_table.whole_params(getattr(loaded, "model", None), state))
 
 
@@ -60,10 +66,12 @@ def load_config(workdir: str) -> ConfigDict:
 
   Raises:
     FileNotFoundError: the folder is not the workdir of a run.
+    ValueError: config.json is damaged.
   """
-  path = os.path.join(workdir, "config.json")
+  path = os.path.join(workdir, CONFIG_FILE)
+  check_has_config(workdir)
   if not os.path.exists(path):
     raise FileNotFoundError(f"{path} is not there; {workdir=} must be the --workdir of a training run")
-  saved = writers.read_json(path)
+  saved = read_config(path)
   before_tasks = CLICK_THROUGH if "history_length" in saved.get("data", {}) else SEQUENTIAL  # Runs of older versions.
   return saved_config(saved, task_class(saved.get("task", before_tasks)).default_config())

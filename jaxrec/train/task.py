@@ -11,6 +11,8 @@ import grain
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxrec.data.fingerprint import Fingerprint
+from jaxrec.data.prepared import PreparedData
 from jaxrec.train.item_table import IN_PARAMS, ItemTable
 from jaxrec.train.state import TrainState
 from jaxrec.train.timetable import Timetable
@@ -66,6 +68,10 @@ class Task(Protocol):
   config: ConfigDict
   item_table: ItemTable
 
+  def fingerprint(self) -> Fingerprint | None:
+    """Returns the fingerprint of the data, which a resumed run compares; None compares nothing."""
+    ...
+
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
     """Returns the batches of a phase: "select" trains on training events, "final" on validation events as well."""
     ...
@@ -93,6 +99,11 @@ class BaseTask:
 
   config: ConfigDict
   item_table: ItemTable = IN_PARAMS
+
+  def fingerprint(self) -> Fingerprint | None:
+    """See `Task`: that of the field `data`, where there is one."""
+    data = getattr(self, "data", None)
+    return data.fingerprint if isinstance(data, PreparedData) else None
 
   def before_evaluation(self, state: TrainState, plan: Plan, step: int, mesh: Mesh) -> TrainState:
     """See `Task`."""

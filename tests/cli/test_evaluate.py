@@ -91,13 +91,13 @@ def test_a_folder_without_a_run_exits_with_one_line(tmp_path, call):
     call(evaluate, f"--workdir={tmp_path}")
 
 
-def test_a_checkpoint_of_another_model_exits_with_the_difference(trained, tmp_path, call):
+def test_a_checkpoint_of_another_config_exits_with_the_difference(trained, tmp_path, call):
   workdir = tmp_path / "copy"
   shutil.copytree(trained[0], workdir)
   config = json.loads((workdir / "config.json").read_text())
   config["model"]["width"] = 4
   (workdir / "config.json").write_text(json.dumps(config))
-  with pytest.raises(SystemExit, match="is of another model"):
+  with pytest.raises(SystemExit, match="6 is of another config: config.model.width was 8, is 4"):
     call(evaluate, f"--workdir={workdir}")
 
 

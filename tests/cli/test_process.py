@@ -40,6 +40,35 @@ def test_tunables_set_by_the_user_are_kept(tmp_path):
   assert lines == ["start", "glibc.malloc.check=0 --config.name=a b x"]
 
 
+SLOW = """
+import sys, time, types
+from jaxrec.cli import process
+program = types.ModuleType("program")
+program.define_flags = lambda: None
+
+def main(argv):
+  try:
+    print("begun", flush=True)
+    time.sleep(60)
+  finally:
+    print("cleaned up", flush=True)
+
+program.main = main
+sys.modules["program"] = program
+process.start("program")
+"""
+
+
+def test_a_program_cleans_up_at_sigterm_and_exits_with_143(tmp_path):
+  script = tmp_path / "program.py"
+  script.write_text(SLOW)
+  process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "begun\n"
+  process.terminate()
+  assert process.communicate(timeout=20)[0] == "cleaned up\n"
+  assert process.returncode == 143
+
+
 @pytest.mark.skipif(platform.system() != "Linux", reason="devices are files in /dev on Linux")
 @pytest.mark.parametrize(("found", "expected"), [([], "cpu"), (["/dev/nvidia0"], None)])
 def test_plug_ins_look_for_devices_only_where_there_is_one(monkeypatch, found, expected):

@@ -2,16 +2,22 @@
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from conftest import REPOSITORY
 
-from jaxrec.cli import sweep, sweep_table
+from jaxrec.cli import process, sweep, sweep_table
 from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
+from jaxrec.train import loop
+from jaxrec.train.lock import FolderLock
+from jaxrec.train.monitor import TableError
 
 # ml_collections 1.1 loads config files by a deprecated function of Python.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -224,6 +230,96 @@ def test_a_stop_signal_reaches_the_run(tmp_path):
   process.stdout.close()
   with pytest.raises(ProcessLookupError):
     os.kill(child, 0)
+
+
+def test_a_stop_signal_counts_although_the_run_has_just_finished(tmp_path):
+  child = subprocess.Popen(
+    [sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: exit(0)); time.sleep(60)"]
+  )
+  time.sleep(0.5)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    timer = threading.Timer(0.1, lambda number=number: os.kill(os.getpid(), number))
+    timer.start()
+    assert sweep._wait(child) == -number
+    timer.join()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+  child.kill()
+  child.wait()
+
+
+CHILD = """
+import os, sys, time
+from jaxrec.cli.process import end_with_parent
+end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import sys, time
+from jaxrec.cli.process import child_process
+with child_process([sys.executable, "-c", {child!r}]):
+  {ending}
+"""
+
+
+@pytest.mark.parametrize(("ending", "code"), [("time.sleep(60)", -9), ("time.sleep(0.5); sys.exit(3)", 3)])
+def test_a_child_ends_with_its_parent_however_that_ends(ending, code):
+  parent = subprocess.Popen(
+    [sys.executable, "-c", PARENT.format(child=CHILD, ending=ending)], stdout=subprocess.PIPE, text=True
+  )
+  child = int(parent.stdout.readline())
+  if code == -9:
+    parent.send_signal(signal.SIGKILL)
+  assert parent.wait(timeout=20) == code
+  assert parent.stdout.read() == ""  # Returns when the child has closed its side too.
+  parent.stdout.close()
+  deadline = time.time() + 10
+  while time.time() < deadline and is_alive(child):
+    time.sleep(0.01)
+  assert not is_alive(child)
+
+
+def is_alive(process_id):
+  """Whether a process runs; one that nobody waits for is dead too."""
+  try:
+    with open(f"/proc/{process_id}/stat") as file:
+      return file.read().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def test_a_program_with_no_such_parent_is_left_alone(monkeypatch):
+  threads = threading.active_count()
+  process.end_with_parent()
+  assert threading.active_count() == threads
+
+
+def test_a_second_sweep_in_a_folder_is_refused(config, tmp_path):
+  command = [sys.executable, "-m", "jaxrec.cli", "sweep", f"--configs={config}", f"--out={tmp_path / 'out'}"]
+  (tmp_path / "out").mkdir()
+  with FolderLock(str(tmp_path / "out")):
+    done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert f"out is in use by process {os.getpid()} on " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_programs_killed_at_random_moments_end_as_undisturbed_ones(tmp_path):
+  """The tool with few kills; `test_train.py` kills single runs."""
+  flags = ["--programs=prepare,sweep", "--kills=2", "--per_round=2", f"--folder={tmp_path}"]
+  command = [sys.executable, "tests/programs/kill_loop.py", *flags, f"--seed={random.randrange(10**6)}"]
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.count("every round ended as the undisturbed run") == 2
+
+
+def test_an_overflow_of_a_table_fails_one_run_and_not_the_sweep(config, tmp_path, monkeypatch):
+  def overflow(*_):
+    raise TableError("step 3: 12 distinct rows exceeded the exchange buffer")
+
+  monkeypatch.setattr(loop, "run", overflow)
+  jobs = make_jobs([config], [], [1, 2])
+  assert run_jobs(jobs, str(tmp_path), sweep.train_here) == jobs
 
 
 def test_results_are_json_lines(config, tmp_path):

@@ -123,15 +123,15 @@ def test_a_checkpoint_holds_its_step_though_training_goes_on(tmp_path):
   assert position["batches"] == {"next_index": 1}
 
 
-def test_only_the_latest_and_the_best_checkpoint_are_kept(tmp_path):
+def test_the_two_latest_and_the_best_checkpoint_are_kept(tmp_path):
   state, step = fresh()
   with Checkpoints(str(tmp_path)) as checkpoints:
-    for best_step in (1, 2, 2, 2):
+    for best_step in (1, 2, 2, 2, 2):
       state, _ = step(state, some_batch())
       checkpoints.save(state, {}, best_step)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
   assert load_state(str(tmp_path), state, "best")[1] == 2
-  assert load_state(str(tmp_path), state, "latest")[1] == 4
+  assert load_state(str(tmp_path), state, "latest")[1] == 5
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_differences(tmp_path):

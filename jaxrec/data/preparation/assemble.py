@@ -47,7 +47,7 @@ def assemble(
   meta = {
     "format": prepared_files.FORMAT,
     "source": source,
-    "options": _json_values({**reader_options, **dataclasses.asdict(options)}),
+    "options": json_values({**reader_options, **dataclasses.asdict(options)}),
     "num_users": len(kept_users),
     "num_items": len(items),
     "num_domains": len(domain_names),
@@ -84,7 +84,8 @@ def _count_users(counts: dict[str, Any], offsets, split, domain_id, domain_names
     counts["domains_emptied_by_filters"] = [name for name, empty in zip(domain_names, is_empty, strict=True) if empty]
 
 
-def _json_values(options: Mapping[str, Any]) -> dict[str, Any]:
+def json_values(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns options as `meta.json` records them: what JSON cannot hold, as text."""
   return {
     name: value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
     for name, value in options.items()

@@ -1,24 +1,32 @@
-"""Downloads of the official data sets into a cache: checksummed, resumable, complete or absent."""
+"""Downloads of the official data sets into a cache: checksummed, resumable, complete or absent.
+
+What arrives is not trusted: a warning names a file without a published checksum, and its SHA-256 is kept beside it; a
+cached file is compared with its checksum each time; links in the cache are not followed; archives may not unpack to
+more than `file_blocks.MAX_RATIO` times their size.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import http.client
 import os
 import pathlib
+import re
 import shutil
-import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable
 
+from absl import logging
+
+from jaxrec.data.preparation import archives, private_files
+from jaxrec.data.preparation.archives import digest, unpack
+from jaxrec.data.sources import file_blocks
+
 _BLOCK = 1 << 20
+_MAX_UNSTATED_BYTES = 1 << 34  # Of a body that does not say its length.
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 _SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _MCAULEY = "https://mcauleylab.ucsd.edu/public_datasets/data"
@@ -86,7 +94,7 @@ def fetch(
     report: called with a line of text before a download.
 
   Raises:
-    ValueError: the source has to be downloaded by hand, or a file is damaged.
+    ValueError: the source has to be downloaded by hand, or a file is damaged or was changed.
     ConnectionError: the server cannot be reached; the message says what to do.
   """
   remote = locate(source, name, edition)
@@ -97,6 +105,9 @@ def fetch(
   unpacked = cached / "unpacked"
   if not unpacked.is_dir():
     unpack(download(remote.url, file, checksum=remote.checksum, report=report), unpacked)
+  if not (unpacked / remote.folder).is_dir():
+    raise ValueError(f"{unpacked}: has no folder {remote.folder}; remove it, and {file}, and try again")
+  archives.check_unpacked(unpacked)
   return unpacked / remote.folder
 
 
@@ -124,7 +135,7 @@ def locate(source: str, name: str | None = None, edition: str | None = None) -> 
     raise ValueError(
       f"{edition=}: to download {source!r} choose one of {', '.join(map(str, editions))}; or pass raw= (--raw)"
     )
-  if not name or "/" in name:
+  if not name or not re.fullmatch(r"[\w-]+", name):
     raise ValueError(f"{name=}: to download {source!r} give a category, such as name='Beauty'; or pass raw= (--raw)")
   return Remote(_NAMED[source, edition].format(name=name))
 
@@ -144,27 +155,32 @@ def download(
   An interrupted download resumes, in this or a later call, if the server still has the same version.
 
   Args:
-    url: address of the file.
+    url: address of the file, http or https.
     path: file to write.
-    checksum: "md5:<hex>" or "sha256:<hex>"; None checks the length only.
+    checksum: "md5:<hex>" or "sha256:<hex>"; None: the SHA-256 of the first download, which is kept beside the file,
+      holds for later calls.
     tries: attempts before giving up.
     timeout: seconds without a byte after which a connection counts as broken.
     wait: seconds before the second try; doubles with each further one.
     report: called with a line of text before the download.
 
   Raises:
-    ValueError: the checksum is wrong (the part is removed), or the server refuses the request.
+    ValueError: the checksum is wrong (the part is removed), the server refuses the request or sends an HTML page, its
+      answer cannot be told from one that is cut, or a link is in the way.
     ConnectionError: offline, or the connection broke `tries` times (the part is kept).
   """
-  path = pathlib.Path(path)
+  path, report = pathlib.Path(path), report or (lambda _: None)
+  if not url.startswith(("https://", "http://")):
+    raise ValueError(f"{url}: needs an address that begins with https:// or http://")
   if path.exists():
+    _verify_cached(path, checksum)
     return path
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
   part = path.with_name(path.name + ".part")
-  (report or (lambda _: None))(f"downloading {url}")
+  report(f"downloading {url}")
   for attempt in range(tries):
     try:
-      if _resume(url, part, timeout):
+      if _resume(url, part, timeout, is_checked=checksum is not None):
         break
     except urllib.error.HTTPError as error:
       if error.code < 500:
@@ -179,57 +195,33 @@ def download(
         f"{url}: cannot be fetched ({problem}): is this machine offline? {_advice(url)}"
       ) from problem
     time.sleep(wait * 2**attempt)
-  _verify_checksum(part, checksum, url)
-  _version_file(part).unlink(missing_ok=True)
+  _accept(part, checksum, url)
   part.rename(path)
   return path
-
-
-def unpack(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-  """Returns the folder with the contents of a .zip or .tar.gz; it appears complete or not at all.
-
-  Raises:
-    ValueError: the archive is damaged, or neither .zip nor .tar.gz.
-  """
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-  try:
-    if zipfile.is_zipfile(archive):
-      with zipfile.ZipFile(archive) as packed:
-        packed.extractall(unfinished)
-    else:
-      with tarfile.open(archive) as packed:
-        packed.extractall(unfinished, filter="data")
-    unfinished.rename(folder)
-  except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-    raise ValueError(f"{archive}: cannot be unpacked ({error}); remove it and try again") from error
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
-  return folder
 
 
 def _advice(url: str) -> str:
   return f"Get {url} on another machine or later, and pass raw= (--raw) the unpacked file or its folder"
 
 
-def _resume(url: str, part: pathlib.Path, timeout: float) -> bool:
+def _resume(url: str, part: pathlib.Path, timeout: float, is_checked: bool) -> bool:
   """Appends the missing bytes to `part`; returns whether it is complete."""
-  size = part.stat().st_size if part.exists() else 0
   version_file = _version_file(part)
+  size, version = _size(part), private_files.read_text(version_file)
   headers = {"User-Agent": "jaxrec"}
-  if size and version_file.exists():
-    headers |= {"Range": f"bytes={size}-", "If-Range": version_file.read_text()}
+  if size and version:
+    headers |= {"Range": f"bytes={size}-", "If-Range": version}
   try:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+    with _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
       resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
-      total = _total_bytes(response, size if resumed else 0)
+      total = _total_bytes(response, size if resumed else 0, url, is_checked)
       version = response.headers.get("ETag") or response.headers.get("Last-Modified")
       if not resumed:
         version_file.unlink(missing_ok=True)
       if version and not version.startswith("W/"):  # A weak ETag does not promise the same bytes.
-        version_file.write_text(version)
-      with open(part, "ab" if resumed else "wb") as stream:
-        shutil.copyfileobj(response, stream, _BLOCK)
+        private_files.write_text(version_file, version)
+      with private_files.open_to_write(part, append=resumed) as stream:
+        _copy(response, stream, part.parent, total, url)
         stream.flush()
         os.fsync(stream.fileno())
   except urllib.error.HTTPError as error:
@@ -240,29 +232,88 @@ def _resume(url: str, part: pathlib.Path, timeout: float) -> bool:
     return False
   except http.client.IncompleteRead:
     return False
-  return total is None or part.stat().st_size == total
+  return total is None or _size(part) == total
 
 
-def _total_bytes(response, start: int) -> int | None:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+  """Follows redirects, but not from https to http."""
+
+  def redirect_request(self, request, response, code, message, headers, new_url):
+    if request.full_url.startswith("https://") and not new_url.startswith("https://"):
+      raise ValueError(f"{request.full_url}: the server redirects to {new_url}, which is not encrypted")
+    return super().redirect_request(request, response, code, message, headers, new_url)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+  return urllib.request.build_opener(_Redirects)
+
+
+def _size(part: pathlib.Path) -> int:
+  return part.lstat().st_size if part.is_file() and not part.is_symlink() else 0
+
+
+def _total_bytes(response, start: int, url: str, is_checked: bool) -> int | None:
+  """Returns the size that the file will have; None if the body says itself where it ends, or a checksum will tell."""
   length = response.headers.get("Content-Length")
-  return None if length is None else start + int(length)
+  if length is not None:
+    if not length.strip().isdigit():
+      raise ValueError(f"{url}: the server says Content-Length: {length!r}, needs a number of bytes; {_advice(url)}")
+    return start + int(length)
+  if not getattr(response, "chunked", False) and not is_checked:
+    raise ValueError(
+      f"{url}: the server states no length and the publisher no checksum, so a broken connection could not be noticed;"
+      f" {_advice(url)}"
+    )
+  return None
+
+
+def _copy(response, stream, folder: pathlib.Path, total: int | None, url: str) -> None:
+  """Copies a body that fits the disk."""
+  free, copied = shutil.disk_usage(folder).free, 0
+  if total is not None and total - stream.tell() > free:
+    raise ValueError(f"{url}: has {total} bytes, but {folder} has {free} bytes free")
+  while block := response.read(_BLOCK):
+    if not copied and not stream.tell() and file_blocks.is_html(block):
+      raise ValueError(
+        f"{url}: the server sends an HTML page, perhaps of a login or an error, not data; {_advice(url)}"
+      )
+    copied += len(block)
+    if total is None and copied > _MAX_UNSTATED_BYTES:
+      raise ValueError(f"{url}: sends more than {_MAX_UNSTATED_BYTES} bytes without saying how many will come")
+    stream.write(block)
 
 
 def _version_file(part: pathlib.Path) -> pathlib.Path:
   return part.with_name(part.name + ".version")
 
 
-def _verify_checksum(part: pathlib.Path, checksum: str | None, url: str) -> None:
+def _digest_file(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(path.name + ".sha256")
+
+
+def _accept(part: pathlib.Path, checksum: str | None, url: str) -> None:
+  """Compares a complete part with its checksum, or warns that there is none and keeps its SHA-256."""
   if checksum is None:
-    return
+    sha256 = digest(part, "sha256")
+    logging.warning("%s has no published checksum: what arrived is taken as it is, with SHA-256 %s", url, sha256)
+    private_files.write_text(_digest_file(part.with_name(part.name.removesuffix(".part"))), sha256)
+  elif problem := _difference(part, checksum):
+    part.unlink()
+    _version_file(part).unlink(missing_ok=True)
+    raise ValueError(f"{url}: {problem}: the download is damaged or the file has changed; it was removed")
+  _version_file(part).unlink(missing_ok=True)
+
+
+def _verify_cached(path: pathlib.Path, checksum: str | None) -> None:
+  kept = private_files.read_text(_digest_file(path))
+  checksum = checksum or (f"sha256:{kept}" if kept else None)
+  if checksum is not None and (problem := _difference(path, checksum)):
+    raise ValueError(f"{path}: {problem}: the file in the cache is damaged or was changed; remove it and try again")
+
+
+def _difference(path: pathlib.Path, checksum: str) -> str | None:
   kind, _, expected = checksum.partition(":")
   if kind not in ("md5", "sha256"):
     raise ValueError(f"{checksum=} must start with md5: or sha256:")
-  with open(part, "rb") as stream:
-    actual = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-  if actual != expected:
-    part.unlink()
-    _version_file(part).unlink(missing_ok=True)
-    raise ValueError(
-      f"{url}: {kind} is {actual}, needs {expected}: the download is damaged or the file has changed; it was removed"
-    )
+  actual = digest(path, kind)
+  return None if actual == expected else f"{kind} is {actual}, needs {expected}"

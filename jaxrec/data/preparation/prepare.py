@@ -5,20 +5,26 @@ data = prepare("movielens-1m", raw="ml-1m", out="prepared/ml1m")
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import inspect
+import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxrec.data import prepared_files
 from jaxrec.data.preparation import filters, log_checks
-from jaxrec.data.preparation.assemble import assemble
+from jaxrec.data.preparation.assemble import assemble, json_values
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import number_ids
+from jaxrec.data.preparation.raw_state import files_state
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_reader
+from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_names, source_reader
+from jaxrec.data.sources.text_format import PARSER_ERRORS
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   "merge": {"item_identity": "per_domain"},
@@ -47,11 +53,13 @@ def prepare(
 
   Raises:
     ValueError: unknown source or option; bad data (the message names file, line, column and text); no event is left
-      after filtering.
+      after filtering; the folder exists.
+    OSError: the folder cannot be written.
   """
   report = report or _ignore
   if out is not None:
     prepared_files.check_free(pathlib.Path(out), overwrite)
+  before = files_state(raw)  # Files that change while they are read count as changed.
   if source in GENERATED:
     data = generate(source, options)
   else:
@@ -59,6 +67,8 @@ def prepare(
     report(f"reading {source}" + (f" from {raw}" if raw is not None else ""))
     log = read_log(source, raw, reader_options, report)
     data = prepare_log(log, prepare_options, source=source, reader_options=reader_options, report=report)
+  if before is not None:
+    data = dataclasses.replace(data, meta={**data.meta, "raw_files": before})
   if out is None:
     return data
   report(f"writing {out}")
@@ -96,6 +106,26 @@ def split_options(source: str, options: Mapping[str, Any]) -> tuple[PrepareOptio
   given = {name: value for name, value in options.items() if name in filter_names}
   prepare_options = PrepareOptions(**{**_DEFAULTS.get(source, {}), **given})
   return prepare_options, {name: value for name, value in options.items() if name in reader_names}
+
+
+def recorded_options(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the options that prepared data was made with, those of the reader that were not given among them.
+
+  Args:
+    meta: of the prepared data.
+  """
+  source = meta["source"]
+  known = reader_parameters(source) if source in source_names() else {}
+  defaults = {name: x.default for name, x in known.items() if x.default is not inspect.Parameter.empty}
+  return without_paths({**json_values(defaults), **meta["options"]})
+
+
+def without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns options without the paths of raw files, which may move: those of "merge" have some in `sources`."""
+  if not isinstance(options.get("sources"), list | tuple):
+    return dict(options)
+  sources = [{key: value for key, value in entry.items() if key != "raw"} for entry in options["sources"]]
+  return {**options, "sources": sources}
 
 
 def reader_parameters(source: str) -> dict[str, inspect.Parameter]:
@@ -145,7 +175,28 @@ def read_log(
     raw = download.fetch(source, report=report, **which)
   if not pathlib.Path(raw).exists():
     raise ValueError(f"{raw}: no such file or folder (raw data of source {source!r})")
-  return reader(raw, **options)
+  return _read(reader, raw, options)
+
+
+def _read(reader: Callable[..., InteractionLog], raw: str | os.PathLike, options: Mapping[str, Any]) -> InteractionLog:
+  """Returns what a reader reads; whatever a library raises on the way becomes an error that names the raw data."""
+  try:
+    return reader(raw, **options)
+  except (
+    *PARSER_ERRORS,
+    csv.Error,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    OSError,
+    UnicodeError,
+    json.JSONDecodeError,
+    RecursionError,
+    MemoryError,
+  ) as error:
+    raise ValueError(f"{raw}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _read_merged(entry: Mapping[str, Any], report: Callable[[str], None] | None) -> InteractionLog:

@@ -8,16 +8,17 @@ Source: ABXI, arXiv 2501.15118; Amazon reviews (research use).
 
 from __future__ import annotations
 
-import json
-import operator
 import pathlib
 from collections.abc import Sequence
 
 import polars as pl
 
 from jaxrec.data import event_values
-from jaxrec.data.sources.reading import find_file, line_chunks
+from jaxrec.data.sources.file_blocks import text_blocks
+from jaxrec.data.sources.json_lines import json_object
+from jaxrec.data.sources.reading import CHUNK_BYTES, find_file, read_lines
 from jaxrec.data.sources.registry import InteractionLog
+from jaxrec.data.sources.text_format import PARSER_ERRORS
 
 _KNOWN_NAMES = {"afk": ("food", "kitchen"), "abe": ("beauty", "electronics"), "amb": ("movie", "book")}
 
@@ -40,7 +41,10 @@ def read_abxi(raw: str | pathlib.Path, *, names: str | Sequence[str] | None = No
   events = pairs.join(items.select("item", "domain"), on="item", how="left", maintain_order="left")
   unknown = events.filter(pl.col("domain").is_null()).head(1)
   if len(unknown):
-    raise ValueError(f"{path}: item {unknown['item'][0]} of user {unknown['user'][0]} is not in the item map")
+    raise ValueError(
+      f"{path}: line {unknown['row'][0]}: item {unknown['item'][0]} of user {unknown['user'][0]} is not in the item map"
+    )
+  events = events.drop("row")
   return InteractionLog(events, items=items, domains=_names(names, path), raw_rows=len(events), in_order=True)
 
 
@@ -54,38 +58,48 @@ def _names(names: str | Sequence[str] | None, path: pathlib.Path) -> tuple[str, 
 
 
 def _read_pairs(path: pathlib.Path) -> pl.DataFrame:
-  text = b"".join(chunk.data for chunk in line_chunks(path)).decode("utf-8", errors="replace").rstrip("\n")
-  lines = pl.DataFrame({"line": text.split("\n")}).with_row_index("row", offset=1)
+  lines = read_lines(path)
   words = lines.with_columns(word=pl.col("line").str.strip_chars().str.split(" ")).with_columns(
-    user=pl.col("word").list.first().cast(pl.Int64, strict=False), word=pl.col("word").list.slice(1)
+    user=pl.col("word").list.first().cast(pl.Int64, strict=False),
+    word=pl.when(pl.col("word").list.len() > 1).then(pl.col("word").list.slice(1)).otherwise([""]),
   )
   pairs = words.explode("word").with_columns(
     item=pl.col("word").str.extract(r"^(\d+)\|\d+$").cast(pl.Int64, strict=False),
     timestamp=pl.col("word").str.extract(r"^\d+\|(\d+)$").cast(pl.Int64, strict=False),
   )
-  is_null = pl.any_horizontal(pl.col("user", "item", "timestamp").is_null())
-  bad = pairs.filter(is_null | (pl.col("timestamp") >= event_values.LATEST_SECOND)).head(1)
+  is_missing = pl.any_horizontal(pl.col("user", "item", "timestamp").is_null())
+  bad = pairs.filter(is_missing | (pl.col("timestamp") >= event_values.LATEST_SECOND)).head(1)
   if len(bad):
     raise ValueError(
       f"{path}: line {bad['row'][0]}: needs '<user> <item>|<unix seconds> …', the first bad word is "
       f"{bad['word'][0]!r}: {bad['line'][0][:120]!r}"
     )
-  repeated = words.filter(pl.col("user").is_duplicated()).head(1)
+  repeated = words.filter(pl.col("user").is_duplicated() & ~pl.col("user").is_first_distinct()).head(1)
   if len(repeated):
     raise ValueError(f"{path}: line {repeated['row'][0]}: user {repeated['user'][0]} has more than one line")
-  return pairs.select("user", "item", "timestamp")
+  return pairs.select("user", "item", "timestamp", "row")
 
 
 def _read_map(path: pathlib.Path) -> pl.DataFrame:
+  entries = json_object(b"".join(text_blocks(path, CHUNK_BYTES)), str(path))
   try:
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    rows = [(operator.index(item), asin, operator.index(domain)) for asin, (item, domain) in entries.items()]
-  except (ValueError, TypeError, AttributeError) as error:
+    rows = [(_integer(item), asin, _integer(domain)) for asin, (item, domain) in entries.items()]
+    table = pl.DataFrame(rows, schema={"item": pl.Int64, "raw_id": pl.String, "domain": pl.Int64}, orient="row")
+  except (ValueError, TypeError, *PARSER_ERRORS) as error:
     raise ValueError(f'{path}: needs one JSON object of "ASIN": [item, domain]: {error}') from error
-  table = pl.DataFrame(rows, schema={"item": pl.Int64, "raw_id": pl.String, "domain": pl.Int64}, orient="row").sort(
-    "item"
-  )
+  table = table.sort("item")
   bad = table.filter(~pl.col("domain").is_in([0, 1])).head(1)
   if len(bad):
     raise ValueError(f"{path}: item {bad['item'][0]} has domain {bad['domain'][0]}, needs 0 or 1")
+  repeated = table.filter(pl.col("item").is_duplicated())
+  if len(repeated):
+    raise ValueError(
+      f"{path}: item {repeated['item'][0]} is both {repeated['raw_id'][0]!r} and {repeated['raw_id'][1]!r}"
+    )
   return table
+
+
+def _integer(value) -> int:
+  if type(value) is not int or abs(value) >= 2**63:
+    raise ValueError(f"{value!r} is not an integer")
+  return value

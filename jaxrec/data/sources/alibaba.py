@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from jaxrec.data.sources.reading import Column, find_file, read_columns
+from jaxrec.data.sources.reading import find_file, read_columns
 from jaxrec.data.sources.registry import InteractionLog
+from jaxrec.data.sources.text_format import Column, TextFormat
 
 BEHAVIORS = ("pv", "buy", "cart", "fav")
 ACTIONS = ("click", "cart", "purchase", "favourite")
@@ -30,6 +31,8 @@ def read_taobao(
   behaviors: str | Sequence[str] = BEHAVIORS,
   domain: str = "one",
   outside_period: str = "drop",
+  quote: str | None = None,
+  encoding: str = "utf-8",
 ) -> InteractionLog:
   """Returns Taobao's rows `user,item,category,behavior,unix`. The action is 1 for pv, 2 buy, 3 cart, 4 fav.
 
@@ -39,6 +42,7 @@ def read_taobao(
     domain: "one", "behavior" or "category" (thousands of domains).
     outside_period: "drop" drops and counts the few rows with a time outside the nine days (some are before 1970);
       "keep" keeps them.
+    quote, encoding: of the file, as in `TextFormat`.
 
   Raises:
     ValueError: an unknown option, a bad row, or no row inside the nine days.
@@ -53,7 +57,7 @@ def read_taobao(
     "behavior": Column(pl.Enum(BEHAVIORS)),
     "timestamp": Column(pl.Int64),
   }
-  rows = read_columns(path, columns)
+  rows = read_columns(path, columns, TextFormat(",", quote, encoding))
   kept = rows.filter(pl.col("behavior").is_in(_chosen("behaviors", behaviors, BEHAVIORS)))
   dropped = {"another behavior": len(rows) - len(kept)}
   if outside_period == "drop":
@@ -70,7 +74,12 @@ def read_taobao(
 
 
 def read_tmall(
-  raw: str | pathlib.Path, *, actions: str | Sequence[str] = ACTIONS, domain: str = "one"
+  raw: str | pathlib.Path,
+  *,
+  actions: str | Sequence[str] = ACTIONS,
+  domain: str = "one",
+  quote: str | None = None,
+  encoding: str = "utf-8",
 ) -> InteractionLog:
   """Returns Tmall's rows. The action is 1 for a click, 2 cart, 3 purchase, 4 favourite.
 
@@ -80,6 +89,7 @@ def read_tmall(
     raw: user_log_format1.csv or its folder.
     actions: those to keep of click, cart, purchase, favourite, as a sequence or separated by commas.
     domain: "one", "action" or "category".
+    quote, encoding: of the file, as in `TextFormat`.
 
   Raises:
     ValueError: an unknown option or a bad row.
@@ -94,7 +104,7 @@ def read_tmall(
     "time_stamp": Column(pl.Int64),
     "action_type": Column(pl.Int64),
   }
-  rows = read_columns(path, columns, header=True)
+  rows = read_columns(path, columns, TextFormat(",", quote, encoding), header=True)
   rows = rows.with_columns(_day_seconds(rows["time_stamp"], path))
   bad = ~rows["action_type"].is_between(0, len(ACTIONS) - 1)
   if bad.any():
@@ -133,7 +143,7 @@ def _day_seconds(days: pl.Series, path: pathlib.Path) -> pl.Series:
   for day in days.unique().to_list():
     try:
       date = datetime.datetime(_TMALL_YEAR, day // 100, day % 100, tzinfo=datetime.UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
       row = (days == day).arg_max()
       raise ValueError(
         f"{path}: line {row + 2}: column 'time_stamp': {day} is not a day written as month and day (mmdd)"

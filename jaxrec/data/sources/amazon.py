@@ -6,19 +6,19 @@ https://amazon-reviews-2023.github.io
 
 from __future__ import annotations
 
-import io
-import json
-import math
+import functools
 import pathlib
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from jaxrec.data import event_values
 from jaxrec.data.sources import cleaning
-from jaxrec.data.sources.reading import Chunk, Column, find_file, line_chunks, read_columns, require_file
+from jaxrec.data.sources.file_blocks import check_ratio
+from jaxrec.data.sources.json_lines import json_object, read_json_lines
+from jaxrec.data.sources.reading import find_file, line_chunks, read_columns, read_lines, require_file
 from jaxrec.data.sources.registry import InteractionLog
+from jaxrec.data.sources.text_format import Column, TextFormat
 
 _REVIEW_FIELDS = {
   "2014": {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime"},
@@ -34,6 +34,8 @@ def read_ratings(
   edition: str | None = None,
   metadata: str | None = None,
   outside_period: str = "drop",
+  quote: str | None = None,
+  encoding: str = "utf-8",
 ) -> InteractionLog:
   """Returns the events of a CSV file of ratings, plain or .gz.
 
@@ -48,20 +50,24 @@ def read_ratings(
     metadata: JSON lines with the titles (`asin` or `parent_asin`, `title`), or None.
     outside_period: "drop" drops and counts the few events with a time before 1970 that official files have; "refuse"
       makes them an error.
+    quote, encoding: of the CSV file, as in `TextFormat`.
 
   Raises:
     ValueError: a bad row, or id columns that cannot be distinguished.
   """
   path = find_file(raw, *_file_names(name, ".csv", "ratings_"))
   _check_edition(edition)
-  has_header = edition == "2023" or edition is None and _first_line(path).startswith(b"user_id,")
+  form = TextFormat(",", quote, encoding)
+  has_header = (
+    edition == "2023" or edition is None and _first_line(path, encoding).startswith((b"user_id,", b'"user_id",'))
+  )
   unit, early = "ms" if has_header else "s", cleaning.keeps_before_1970(outside_period)
   last = {"rating": Column(pl.Float32), "timestamp": Column(pl.Int64, unit=unit, before_1970=early)}
   if has_header:
     columns = {"user_id": Column(pl.String), "parent_asin": Column(pl.String), **last}
-    events = read_columns(path, columns, header=True).rename({"user_id": "user", "parent_asin": "item"})
+    events = read_columns(path, columns, form, header=True).rename({"user_id": "user", "parent_asin": "item"})
   else:
-    events = read_columns(path, {"user": Column(pl.String), "item": Column(pl.String), **last})
+    events = read_columns(path, {"user": Column(pl.String), "item": Column(pl.String), **last}, form)
     events = _name_columns(events, edition)
   return _log(events, path, name, metadata, unit)
 
@@ -95,7 +101,7 @@ def read_reviews(
   _check_edition(edition)
   kind = _kind(path, None if edition is None else "2023" if edition == "2023" else "2014")
   early = cleaning.keeps_before_1970(outside_period)
-  events = _read_json_lines(path, _REVIEW_FIELDS[kind], _UNITS[kind], early)
+  events = _read_reviews(path, _REVIEW_FIELDS[kind], _UNITS[kind], early)
   return _log(events, path, name, metadata, _UNITS[kind])
 
 
@@ -122,7 +128,7 @@ def read_5core(raw: str | pathlib.Path, *, name: str | None = None) -> Interacti
   events = _read_id_lists(path)
   times = _times_of(path, name)
   if times is not None:
-    events = _join_times(events, times, path)
+    events = _join_times(events, times[1], path, times[0])
   return InteractionLog(events, domains=(name,), raw_rows=len(events), in_order=True)
 
 
@@ -132,11 +138,11 @@ def _file_names(name: str | None, ending: str, prefix: str) -> list[str]:
   return [f"{p}{stem}{five}{ending}{gz}" for five in ("", "_5") for p in prefixes for gz in ("", ".gz")]
 
 
-def _first_line(path: pathlib.Path) -> bytes:
-  chunk = next(line_chunks(path, chunk_bytes=1 << 16), None)
+def _first_line(path: pathlib.Path, encoding: str = "utf-8") -> bytes:
+  chunk = next(line_chunks(path, chunk_bytes=1 << 16, encoding=encoding), None)
   if chunk is None:
     raise ValueError(f"{path}: is empty")
-  return chunk.data.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")
+  return chunk.data.partition(b"\n")[0]
 
 
 def _domain_name(path: pathlib.Path) -> str:
@@ -181,28 +187,21 @@ def read_titles(path: str | pathlib.Path) -> pl.DataFrame:
   """
   path = require_file(path)
   key = "parent_asin" if b'"parent_asin"' in _first_line(path) else "asin"
-  tables = [
-    _parse_json(chunk, {key: pl.String, "title": pl.String}, optional=("title",)) for chunk in line_chunks(path)
-  ]
-  return cleaning.first_texts(pl.concat(tables).rename({key: "item"}), "item", "title")
+  tables = read_json_lines(path, {key: pl.String, "title": pl.String}, optional=("title",))
+  return cleaning.first_texts(pl.concat([table for table, _ in tables]).rename({key: "item"}), "item", "title")
 
 
 def _kind(path: pathlib.Path, expected: str | None) -> str:
-  try:
-    fields = json.loads(_first_line(path))
-  except ValueError as error:
-    raise ValueError(f"{path}: line 1: not a JSON object: {_first_line(path)[:120]!r}") from error
+  fields = json_object(_first_line(path), f"{path}: line 1")
   kinds = {kind: names for kind, names in _REVIEW_FIELDS.items() if expected in (None, kind)}
   for kind, names in kinds.items():
-    if isinstance(fields, dict) and set(names.values()) <= set(fields):
+    if set(names.values()) <= set(fields):
       return kind
   needs = " or ".join(str(sorted(names.values())) for names in kinds.values())
-  raise ValueError(
-    f"{path}: line 1: needs the fields {needs}, has {sorted(fields) if isinstance(fields, dict) else fields}"
-  )
+  raise ValueError(f"{path}: line 1: needs the fields {needs}, has {sorted(fields)}")
 
 
-def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str, before_1970: bool) -> pl.DataFrame:
+def _read_reviews(path: pathlib.Path, names: dict[str, str], unit: str, before_1970: bool) -> pl.DataFrame:
   schema = {
     names["user"]: pl.String,
     names["item"]: pl.String,
@@ -210,59 +209,15 @@ def _read_json_lines(path: pathlib.Path, names: dict[str, str], unit: str, befor
     names["timestamp"]: pl.Int64,
   }
   tables = []
-  for chunk in line_chunks(path):
-    table = _parse_json(chunk, schema).rename({field: column for column, field in names.items()})
-    place = event_values.at_rows(path, "timestamp", chunk.first_line, "line")
-    tables.append(table.with_columns(event_values.times(table["timestamp"], unit, place, before_1970=before_1970)[0]))
+  for table, place in read_json_lines(path, schema):
+    table = table.rename({field: column for column, field in names.items()})
+    at_row = functools.partial(place, names["timestamp"])
+    tables.append(table.with_columns(event_values.times(table["timestamp"], unit, at_row, before_1970=before_1970)[0]))
   return pl.concat(tables)
 
 
-def _parse_json(chunk: Chunk, schema: dict, optional: tuple[str, ...] = ()) -> pl.DataFrame:
-  required = {name: dtype for name, dtype in schema.items() if name not in optional}
-  try:
-    table = pl.read_ndjson(io.BytesIO(chunk.data), schema=schema)
-    empty = [name for name in required if event_values.unusable(table[name]).any()]
-    problem = f"a field {empty} is empty or no number" if empty else None
-  except pl.exceptions.PolarsError as error:
-    problem = str(error)
-  if problem is not None:
-    _explain_json(chunk, required, problem)
-  return table
-
-
-def _explain_json(chunk: Chunk, required: dict, problem: str) -> None:
-  """Raises ValueError for the first bad line of a chunk that the fast parser rejected."""
-  for row, line in enumerate(chunk.data.splitlines()):
-    if line.strip():
-      _check_json_line(line, required, f"{chunk.path}: line {chunk.first_line + row}")
-  raise ValueError(f"{chunk.path}: in or after line {chunk.first_line}: {problem}")
-
-
-def _check_json_line(line: bytes, required: dict, where: str) -> None:
-  try:
-    fields = json.loads(line)
-  except ValueError as error:
-    raise ValueError(f"{where}: not a JSON object: {line[:120]!r}") from error
-  for name, dtype in required.items():
-    if not isinstance(fields, dict) or fields.get(name) is None:
-      raise ValueError(f"{where}: lacks the field {name!r}: {line[:120]!r}")
-    if not _is_usable(fields[name], dtype):
-      needs = "text" if dtype == pl.String else "an integer" if dtype == pl.Int64 else "a number"
-      raise ValueError(f"{where}: field {name!r} holds {fields[name]!r}, needs {needs}")
-
-
-def _is_usable(value: object, dtype: Any) -> bool:
-  if dtype == pl.String:
-    return isinstance(value, str) and bool(value.strip())
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return False
-  return math.isfinite(value) if dtype != pl.Int64 else isinstance(value, int) and abs(value) < 2**63
-
-
 def _read_id_lists(path: pathlib.Path) -> pl.DataFrame:
-  text = b"".join(chunk.data for chunk in line_chunks(path)).decode("utf-8", errors="replace").rstrip("\n")
-  lines = pl.DataFrame({"line": text.split("\n")}).with_row_index("row", offset=1)
-  lines = lines.with_columns(ids=pl.col("line").str.strip_chars().str.split(" "))
+  lines = read_lines(path).with_columns(ids=pl.col("line").str.strip_chars().str.split(" "))
   integers = pl.col("ids").cast(pl.List(pl.Int64), strict=False)
   bad = lines.filter((pl.col("ids").list.len() < 2) | integers.list.eval(pl.element().is_null()).list.any()).head(1)
   if len(bad):
@@ -270,32 +225,49 @@ def _read_id_lists(path: pathlib.Path) -> pl.DataFrame:
       f"{path}: line {bad['row'][0]}: needs integers '<user> <item> <item> …' separated by single spaces: "
       f"{bad['line'][0][:120]!r}"
     )
-  lists = lines.select(user=integers.list.first(), item=integers.list.slice(1))
-  repeated = lists.filter(pl.col("user").is_duplicated()).head(1)
+  lists = lines.select("row", user=integers.list.first(), item=integers.list.slice(1))
+  repeated = lists.filter(pl.col("user").is_duplicated() & ~pl.col("user").is_first_distinct()).head(1)
   if len(repeated):
-    raise ValueError(f"{path}: user {repeated['user'][0]} has more than one line")
-  return lists.explode("item")
+    raise ValueError(f"{path}: line {repeated['row'][0]}: user {repeated['user'][0]} has more than one line")
+  return lists.drop("row").explode("item")
 
 
-def _times_of(path: pathlib.Path, name: str) -> pl.DataFrame | None:
+def _times_of(path: pathlib.Path, name: str) -> tuple[pathlib.Path, pl.DataFrame] | None:
   candidates = [path.parent / f"{stem}.npz" for stem in (name, path.stem, path.stem.split("_")[0])]
   npz = next((candidate for candidate in candidates if candidate.is_file()), None)
   if npz is None:
     return None
-  with np.load(npz, allow_pickle=False) as arrays:
-    missing = [key for key in ("items", "offsets", "timestamps", "user_ids") if key not in arrays.files]
-    if missing:
-      raise ValueError(f"{npz}: lacks the arrays {missing}")
-    user = np.repeat(arrays["user_ids"], np.diff(arrays["offsets"]))
-    columns = {"user": user, "item": arrays["items"], "timestamp": arrays["timestamps"]}
-  checked = [
-    event_values.integers(pl.Series(name, values), pl.Int64, event_values.at_rows(npz, name, 0, "entry"))
-    for name, values in columns.items()
+  user_ids, offsets, items, times = _read_arrays(npz, ("user_ids", "offsets", "items", "timestamps"))
+  lengths = np.diff(offsets)
+  if len(lengths) != len(user_ids) or (lengths < 0).any() or offsets[:1].tolist() != [0] or offsets[-1] != len(items):
+    raise ValueError(f"{npz}: array 'offsets' must rise from 0 to {len(items)}, in {len(user_ids)} steps, one per user")
+  if len(times) != len(items):
+    raise ValueError(f"{npz}: array 'timestamps' has {len(times)} values for {len(items)} items")
+  table = pl.DataFrame({"user": np.repeat(user_ids, lengths), "item": items, "timestamp": times})
+  event_values.times(table["timestamp"], "s", lambda row: f"{npz}: timestamps[{row}]")
+  return npz, table
+
+
+def _read_arrays(npz: pathlib.Path, names: tuple[str, ...]) -> list[np.ndarray]:
+  """Returns arrays of one axis as int64."""
+  try:
+    with open(npz, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+      if missing := [name for name in names if name not in file.files]:
+        raise ValueError(f"lacks the arrays {missing}")
+      check_ratio(npz, npz.stat().st_size, sum(entry.file_size for entry in file.zip.infolist()))
+      arrays = [file[name] for name in names]
+  except Exception as error:  # NumPy raises a dozen kinds for a damaged file.
+    raise ValueError(f"{npz}: cannot be read: {error}; get the file again") from error
+  for name, array in zip(names, arrays, strict=True):
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+      raise ValueError(f"{npz}: array {name!r} is {array.dtype}{list(array.shape)}, needs numbers and one axis")
+  return [
+    event_values.integers(pl.Series(name, array), pl.Int64, event_values.at_rows(npz, name, 0, "entry")).to_numpy()
+    for name, array in zip(names, arrays, strict=True)
   ]
-  return pl.DataFrame(checked)
 
 
-def _join_times(events: pl.DataFrame, times: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:
+def _join_times(events: pl.DataFrame, times: pl.DataFrame, path: pathlib.Path, npz: pathlib.Path) -> pl.DataFrame:
   repetition = pl.int_range(pl.len()).over("user", "item").alias("__repetition")
   joined = events.with_columns(repetition).join(
     times.with_columns(repetition), on=["user", "item", "__repetition"], how="left", maintain_order="left"
@@ -305,5 +277,5 @@ def _join_times(events: pl.DataFrame, times: pl.DataFrame, path: pathlib.Path) -
     problem = f"{len(times)} events, not {len(events)}"
     if len(untimed):
       problem = f"no time for item {untimed['item'][0]} of user {untimed['user'][0]}"
-    raise ValueError(f"{path.with_suffix('.npz')} does not belong to {path.name}: {problem}")
+    raise ValueError(f"{npz} does not belong to {path.name}: {problem}")
   return joined.drop("__repetition")

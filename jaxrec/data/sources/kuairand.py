@@ -12,8 +12,9 @@ import polars as pl
 
 from jaxrec.data import event_values
 from jaxrec.data.sources import cleaning
-from jaxrec.data.sources.reading import Column, find_file, read_columns
+from jaxrec.data.sources.reading import find_file, read_columns
 from jaxrec.data.sources.registry import InteractionLog
+from jaxrec.data.sources.text_format import Column, TextFormat
 from jaxrec.data.sources.tfrecord import read_examples
 
 FEEDBACK = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
@@ -22,7 +23,13 @@ _UNKNOWN_ITEM = -1
 
 
 def read_logs(
-  raw: str | pathlib.Path, *, domain: str = "tab", keep: str = "is_click", random_logs: bool = False
+  raw: str | pathlib.Path,
+  *,
+  domain: str = "tab",
+  keep: str = "is_click",
+  random_logs: bool = False,
+  quote: str | None = None,
+  encoding: str = "utf-8",
 ) -> InteractionLog:
   """Returns the events of `log_standard_*.csv`.
 
@@ -33,13 +40,14 @@ def read_logs(
     domain: "one"; "tab" (the scenario of the event); or a column of `video_features_basic_*.csv` such as "music_type".
     keep: the kind of feedback without which a row is dropped, or "all" to keep all rows.
     random_logs: whether to read `log_random_*.csv` (random exposure) too.
+    quote, encoding: of the files, as in `TextFormat`.
 
   Raises:
     ValueError: an unknown option, a missing file or a bad row.
   """
   if keep not in (*FEEDBACK, "all"):
     raise ValueError(f"{keep=} is not known; give 'all' or one of {', '.join(FEEDBACK)}")
-  files = _log_files(pathlib.Path(raw), random_logs)
+  files, form = _log_files(pathlib.Path(raw), random_logs), TextFormat(",", quote, encoding)
   names = {
     "user_id": Column(pl.Int64),
     "video_id": Column(pl.Int64),
@@ -47,14 +55,14 @@ def read_logs(
     **{name: Column(pl.Int8) for name in FEEDBACK},
     **({"tab": Column(pl.Int64)} if domain == "tab" else {}),
   }
-  rows = pl.concat([_checked_feedback(read_columns(path, names, header=True), path) for path in files])
+  rows = pl.concat([_checked_feedback(read_columns(path, names, form, header=True), path) for path in files])
   action = pl.sum_horizontal([pl.col(name).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(FEEDBACK)]).cast(
     pl.Int32
   )
   events = rows.rename({"user_id": "user", "video_id": "item", "time_ms": "timestamp"}).with_columns(action=action)
   kept = events if keep == "all" else events.filter(pl.col(keep) != 0)
   dropped = {f"without {keep}": len(events) - len(kept)}
-  kept, domains = _with_domain(kept, domain, files[0].parent)
+  kept, domains = _with_domain(kept, domain, files[0].parent, form)
   return InteractionLog(kept.drop(FEEDBACK), domains=domains, raw_rows=len(rows), dropped=dropped, time_unit="ms")
 
 
@@ -92,7 +100,7 @@ def read_shards(raw: str | pathlib.Path) -> InteractionLog:
 
 def _checked_feedback(rows: pl.DataFrame, path: pathlib.Path) -> pl.DataFrame:
   for name in FEEDBACK:
-    event_values.integers(rows[name], pl.Int8, event_values.at_rows(path, name), low=0, high=1)
+    event_values.integers(rows[name], pl.Int8, event_values.at_rows(path, name, 2, "line"), low=0, high=1)
   return rows
 
 
@@ -105,7 +113,7 @@ def _log_files(raw: pathlib.Path, random_logs: bool) -> list[pathlib.Path]:
 
 
 def _with_domain(
-  events: pl.DataFrame, domain: str, folder: pathlib.Path
+  events: pl.DataFrame, domain: str, folder: pathlib.Path, form: TextFormat
 ) -> tuple[pl.DataFrame, tuple[str, ...] | None]:
   if domain == "one":
     return events, ("videos",)
@@ -113,7 +121,7 @@ def _with_domain(
     return events.with_columns(domain=pl.col("tab").cast(pl.String)).drop("tab"), None
   path = find_file(folder, "video_features_basic_*.csv*")
   names = {"video_id": Column(pl.Int64), domain: Column(pl.String, optional=True)}
-  features = read_columns(path, names, header=True, quote='"').rename({"video_id": "item", domain: "domain"})
+  features = read_columns(path, names, form, header=True).rename({"video_id": "item", domain: "domain"})
   number = pl.col("domain").cast(pl.Float64, strict=False)  # The files write 9 as 9.0.
   whole_number = pl.when(number == number.floor()).then(number.cast(pl.Int64, strict=False).cast(pl.String))
   features = cleaning.first_texts(features, "item", "domain").with_columns(

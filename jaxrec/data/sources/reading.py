@@ -1,42 +1,28 @@
 """Delimited text, plain or gzip, parsed by polars in chunks, with errors that name file, line, column and text.
 
-Chunks bound the memory for any file size. The fast parser reads each chunk once; only a chunk that it rejects is
-searched for its first bad line.
+Chunks bound the memory for any file size. The fast parser reads each chunk once; of a chunk that it rejects, it reads
+halves until one row is left, which is then explained.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
+import functools
 import pathlib
-import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import polars as pl
+from absl import logging
 
 from jaxrec.data import event_values
+from jaxrec.data.sources import records
+from jaxrec.data.sources.file_blocks import text_blocks
+from jaxrec.data.sources.records import BadRow, Rows
+from jaxrec.data.sources.row_parser import parse_rows, shown
+from jaxrec.data.sources.text_format import Column, TextFormat
 
 CHUNK_BYTES = 1 << 26
-_MAX_SHOWN = 120  # Characters of a bad line in an error.
 _MAX_CHUNKS_PER_LINE = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """How to read one column.
-
-  dtype: the polars type.
-  optional: whether fields may be empty.
-  unit: of a time, a key of `event_values.WRITTEN_TIMES`; it is kept in full precision. None: no time.
-  before_1970: whether a time may be negative.
-  """
-
-  dtype: Any
-  optional: bool = False
-  unit: str | None = None
-  before_1970: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,34 +37,39 @@ class Chunk:
 def read_columns(
   path: str | pathlib.Path,
   columns: Mapping[str, Column | None],
+  form: TextFormat | None = None,
   *,
-  separator: str = ",",
   header: bool = False,
-  quote: str | None = None,
 ) -> pl.DataFrame:
   """Returns the selected columns of a delimited file, in file order.
 
   Args:
-    path: the file, plain or .gz.
+    path: the file, plain or gzip.
     columns: with `header`: the columns to read. Without: every column of the file in order, None for those to skip.
-    separator: one character, or "::", which is read as ":" with empty columns in between.
-    header: whether the first line names the columns.
-    quote: the quoting character, or None if the format has none.
+    form: separator, quotation mark and encoding; None for those of CSV.
+    header: whether the first row names the columns.
 
   Raises:
-    ValueError: missing file, truncated gzip, wrong separator, missing column, text in a numeric column, time in another
-      unit.
+    ValueError: missing, damaged or packed file, wrong separator, missing column, a row with more or fewer fields,
+      text in a numeric column, a number that is not finite, a time in another unit, text in another encoding, a
+      quoted field that is not closed.
   """
-  path = require_file(path)
-  tables = []
-  for chunk in line_chunks(path, quote=quote):
-    if header and not tables:
-      chunk, layout = _take_header(chunk, columns, separator, quote)
-    elif not tables:
-      layout = dict(columns)
-    tables.append(_parse(chunk, layout, separator, quote))
+  path, form = require_file(path), form or TextFormat()
+  tables, breaks, layout = [], 0, None if header else dict(columns)
+  for rows, line in _row_chunks(path, form):
+    if layout is None:
+      header, rows = rows.header()
+      layout = _layout(path, header, columns, form)
+      line += header.data.count(b"\n")
+    if rows.data:
+      table = parse_rows(path, rows, line, layout, form)
+      tables.append(_with_times(table, layout, path, rows, line))
+      breaks += rows.num_lines - len(table) if rows.quotations is not None else 0
   if not sum(map(len, tables)):
     raise ValueError(f"{path}: has no rows")
+  if breaks:
+    hint = "" if form.quote else "; give quote='' if quotation marks are text"
+    logging.warning("%s: %d line breaks are inside quotation marks, so they end no row%s", path, breaks, hint)
   return pl.concat(tables).select([name for name, column in columns.items() if column is not None])
 
 
@@ -89,11 +80,14 @@ def require_file(path: str | pathlib.Path) -> pathlib.Path:
     ValueError: it is not a file; the message lists the folder.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
-    names = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
-    hint = f"the folder holds {', '.join(names)}" if names else "the folder is missing or empty"
-    raise ValueError(f"{path}: no such file; {hint}")
-  return path
+  if path.is_file():
+    return path
+  folder = path if path.is_dir() else path.parent
+  names = sorted(p.name for p in folder.iterdir())[:12] if folder.is_dir() else []
+  hint = f"the folder holds {', '.join(names)}" if names else "the folder is missing or empty"
+  if path.is_dir():
+    raise ValueError(f"{path}: is a folder, give one file (parts of a file can be joined first); {hint}")
+  raise ValueError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}; {hint}")
 
 
 def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
@@ -116,152 +110,120 @@ def find_file(raw: str | pathlib.Path, *names: str) -> pathlib.Path:
   return require_file(raw / names[0])
 
 
-def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, quote: str | None = None) -> Iterator[Chunk]:
-  """Yields the file in chunks of complete lines, unpacked if the name ends in .gz.
+def line_chunks(path: pathlib.Path, *, chunk_bytes: int | None = None, encoding: str = "utf-8") -> Iterator[Chunk]:
+  """Yields the file in chunks of complete lines as UTF-8, unpacked if it is gzip.
 
   Args:
     path: the file.
     chunk_bytes: approximate size of a chunk; None for `CHUNK_BYTES`.
-    quote: the quoting character; a chunk does not end at a quoted line break.
+    encoding: of the file.
 
   Raises:
-    ValueError: a gzip file is damaged or truncated, or a quotation is never closed.
+    ValueError: a file that is damaged, truncated or not text, or a line of several chunks.
   """
   rest, line = b"", 1
-  for block in _blocks(path, chunk_bytes or CHUNK_BYTES):
+  for block in text_blocks(path, chunk_bytes or CHUNK_BYTES, encoding):
     block = rest + block
-    cut = _last_line_end(block, quote)
+    try:
+      records.check_text(block)
+    except BadRow as error:
+      raise ValueError(f"{path}: line {line + error.lines_above(block)}: {error.problem}") from error
+    cut = block.rfind(b"\n") + 1
     data, rest = block[:cut], block[cut:]
     if data:
       yield Chunk(path, data, line)
       line += data.count(b"\n")
     if len(rest) > _MAX_CHUNKS_PER_LINE * (chunk_bytes or CHUNK_BYTES):
-      raise ValueError(
-        f"{path}: line {line}: no line ends within {len(rest)} bytes: is a quotation mark {quote} never closed?"
-      )
+      raise ValueError(f"{path}: line {line}: no line ends within {len(rest)} bytes")
   if rest:
     yield Chunk(path, rest, line)
 
 
-def _blocks(path: pathlib.Path, size: int) -> Iterator[bytes]:
-  read = 0
+def read_lines(path: pathlib.Path) -> pl.DataFrame:
+  """Returns the lines of a small text file as `line`, and their number from 1 as `row`; blank lines at the end are
+  left out.
+
+  Raises:
+    ValueError: no lines, or text that is not UTF-8.
+  """
+  data = b"".join(chunk.data for chunk in line_chunks(path)).rstrip(b"\r\n")
   try:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-      while block := stream.read(size):
-        read += len(block)
-        yield block
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(
-      f"{path}: damaged or truncated after {read} unpacked bytes ({error}); get the file again"
-    ) from error
+    text = data.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: line {1 + data.count(bytes([10]), 0, error.start)}: is not UTF-8: {error}") from error
+  if not text.strip():
+    raise ValueError(f"{path}: has no rows")
+  lines = [line.removesuffix("\r") for line in text.split("\n")]
+  return pl.DataFrame({"line": lines}).with_row_index("row", offset=1)
 
 
-def _last_line_end(block: bytes, quote: str | None) -> int:
-  """Returns the end of the last line that does not end inside a quotation; 0 if there is none."""
-  cut = block.rfind(b"\n") + 1
-  if quote is None:
-    return cut
-  open_quotation = block.count(quote.encode(), 0, cut) % 2
-  while cut and open_quotation:
-    earlier = block.rfind(b"\n", 0, cut - 1) + 1
-    open_quotation ^= block.count(quote.encode(), earlier, cut) % 2
-    cut = earlier
-  return cut
-
-
-def _take_header(chunk: Chunk, columns, separator: str, quote: str | None) -> tuple[Chunk, dict[str, Column | None]]:
-  head, _, body = chunk.data.partition(b"\n")
-  text = head.decode("utf-8-sig", errors="replace").rstrip("\r")
-  names = next(csv.reader([text], delimiter=separator, quotechar=quote or '"'), [])
-  missing = [name for name in columns if name not in names]
-  if missing:
-    raise ValueError(
-      f"{chunk.path}: line 1: no column {missing} in the header {_shown(text)} (separator {separator!r})"
-    )
-  if len(set(names)) < len(names):
-    raise ValueError(f"{chunk.path}: line 1: a column name occurs twice in the header {_shown(text)}")
-  return Chunk(chunk.path, body, chunk.first_line + 1), {name: columns.get(name) for name in names}
-
-
-def _parse(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> pl.DataFrame:
-  selected = {name: column for name, column in layout.items() if column is not None}
-  chunk = dataclasses.replace(chunk, data=chunk.data.rstrip(b"\r\n"))
-  if not chunk.data.strip():
-    return pl.DataFrame(schema={n: pl.Int64 if column.unit else column.dtype for n, column in selected.items()})
-  schema: dict[str, Any] = {}
-  for position, (name, column) in enumerate(layout.items()):
-    schema |= {name: column.dtype if column else pl.String}
-    if separator == "::" and position < len(layout) - 1:
-      schema |= {f"{name}::": pl.String}
-  try:
-    lazy = pl.scan_csv(chunk.data, has_header=False, separator=separator[0], quote_char=quote, schema=schema)
-    table = _collect(lazy, chunk, layout, separator, quote).select(list(selected))
-  except pl.exceptions.PolarsError as error:
-    _explain(chunk, layout, separator, quote)
-    raise ValueError(f"{chunk.path}: in or after line {chunk.first_line}: {error}") from error
-  for name, column in selected.items():
-    if not column.optional and (bad := event_values.unusable(table[name])).any():
-      _explain(chunk, layout, separator, quote)
-      held = f"holds {table[name][bad.arg_max()]!r}" if table[name].dtype.is_float() else "is empty"
-      raise ValueError(f"{chunk.path}: near line {chunk.first_line + bad.arg_max()}: column {name!r} {held}")
-  return _with_times(table, chunk, selected)
-
-
-def _collect(lazy: pl.LazyFrame, chunk: Chunk, layout, separator: str, quote: str | None) -> pl.DataFrame:
-  """Returns the parsed rows; checks separators first, because polars does not check columns it skips."""
-  if quote and quote.encode() in chunk.data:
-    return lazy.collect()
-  lines = chunk.data.count(b"\n") + 1
-  if chunk.data.count(separator.encode()) != lines * (len(layout) - 1):
-    _explain(chunk, layout, separator, quote)
-  return lazy.select([name for name, column in layout.items() if column is not None]).collect()
-
-
-def _with_times(table: pl.DataFrame, chunk: Chunk, selected: Mapping[str, Column]) -> pl.DataFrame:
-  for name, column in selected.items():
-    if column.unit:
-      place = event_values.at_rows(chunk.path, name, chunk.first_line, "line")
+def _with_times(
+  table: pl.DataFrame, layout: Mapping[str, Column | None], path: pathlib.Path, rows: Rows, line: int
+) -> pl.DataFrame:
+  for name, column in layout.items():
+    if column is not None and column.unit:
+      place = functools.partial(_place, path, name, rows, line)
       times, _ = event_values.times(table[name], column.unit, place, before_1970=column.before_1970)
       table = table.with_columns(times)
   return table
 
 
-def _explain(chunk: Chunk, layout: Mapping[str, Column | None], separator: str, quote: str | None) -> None:
-  """Raises ValueError for the first bad line of a chunk; returns if it finds none. Skips lines with quotes."""
-  text = chunk.data.decode("utf-8", errors="replace")
-  lines = pl.DataFrame({"line": [line.rstrip("\r") for line in text.split("\n")]}).with_row_index("row")
-  if quote:
-    lines = lines.filter(~pl.col("line").str.contains(quote, literal=True))
-  lines = lines.with_columns(fields=pl.col("line").str.split(separator))
-  problems = [_wrong_count(lines, len(layout), separator)]
-  for position, (name, column) in enumerate(layout.items()):
-    if column is not None:
-      problems.append(_wrong_value(lines, position, name, column))
-  found = [problem for problem in problems if problem is not None]
-  if found:
-    row, problem, line = min(found)
-    raise ValueError(f"{chunk.path}: line {chunk.first_line + row}: {problem}: {_shown(line)}")
+def _place(path: pathlib.Path, name: str, rows: Rows, line: int, row: int) -> str:
+  return f"{path}: line {line + rows.line_of(row)}: column {name!r}"
 
 
-def _wrong_count(lines: pl.DataFrame, num_fields: int, separator: str) -> tuple[int, str, str] | None:
-  bad = lines.filter(pl.col("fields").list.len() != num_fields).head(1)
-  if bad.is_empty():
-    return None
-  count = len(bad["fields"][0])
-  return bad["row"][0], f"{count} column(s) separated by {separator!r}, needs {num_fields}", bad["line"][0]
+def _row_chunks(path: pathlib.Path, form: TextFormat) -> Iterator[tuple[Rows, int]]:
+  """Yields complete rows, whose separator is one byte, and the line of the first, without blank lines at the end."""
+  rest, line = b"", 1
+  blocks = text_blocks(path, CHUNK_BYTES, form.encoding)
+  block = next(blocks, None)
+  while block is not None:
+    following = next(blocks, None)
+    is_end = following is None
+    rows, rest = _complete_rows(path, _without_blank_end(rest + block) if is_end else rest + block, line, form, is_end)
+    if rows.data:
+      yield rows, line
+    if not is_end:
+      line += rows.num_lines if rows.data else 0
+      if len(rest) > _MAX_CHUNKS_PER_LINE * CHUNK_BYTES:
+        _complete_rows(path, rest, line, form, is_end=True)  # Raises, if a quoted field is the reason.
+        raise ValueError(f"{path}: line {line}: no row ends within {len(rest)} bytes")
+    block = following
 
 
-def _wrong_value(lines: pl.DataFrame, position: int, name: str, column: Column) -> tuple[int, str, str] | None:
-  field = pl.col("fields").list.get(position, null_on_oob=True)
-  empty = field.fill_null("").str.strip_chars() == ""
-  value = field.cast(column.dtype, strict=False)
-  wrong = ~empty & (value.is_null() | ~value.is_finite() if column.dtype.is_float() else value.is_null())
-  bad = lines.filter(wrong if column.optional else wrong | empty).with_columns(field=field).head(1)
-  if bad.is_empty():
-    return None
-  kind = "text" if column.dtype == pl.String else str(column.dtype)
-  return bad["row"][0], f"column {name!r} holds {_shown(bad['field'][0] or '')}, needs {kind}", bad["line"][0]
+def _without_blank_end(data: bytes) -> bytes:
+  """Returns a text without blank lines at its end; one that has none is not copied."""
+  return data.rstrip(b"\r\n") if data.endswith((b"\n\n", b"\n\r\n", b"\r")) else data
 
 
-def _shown(text: str) -> str:
-  return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
+def _complete_rows(path: pathlib.Path, data: bytes, line: int, form: TextFormat, is_end: bool) -> tuple[Rows, bytes]:
+  """Returns the complete rows of a text, and the rest of it."""
+  try:
+    records.check_text(data)
+    separator, written = form.separator.encode(), form.separator.encode()
+    if len(written) > 1:
+      separator = records.free_byte(data)
+      data = data.replace(written, separator)
+    marks, end = None, len(data) if is_end else data.rfind(b"\n") + 1
+    if form.quote != "":
+      marks, end = records.quotations(data, separator, is_end=is_end)
+    rows = Rows(data[:end], separator, marks)
+    if (at := rows.stray_carriage_return()) is not None:
+      raise BadRow(at, r"holds a carriage return that ends no line; lines end in \n, in \r\n, or all of them in \r")
+  except BadRow as error:
+    raise ValueError(f"{path}: line {line + error.lines_above(data)}: {error.problem}") from error
+  except ValueError as error:
+    raise ValueError(f"{path}: in or after line {line}: {error}") from error
+  return rows, data[end:].replace(separator, written) if len(written) > 1 else data[end:]
+
+
+def _layout(path: pathlib.Path, header: Rows, columns, form: TextFormat) -> dict[str, Column | None]:
+  """Returns every column of the file, in order, as its first row names them."""
+  text = header.data.decode("utf-8", errors="replace").strip("\r\n")
+  names = records.split_fields(text, header.separator.decode(), quoting=form.quote != "")
+  text = text.replace(header.separator.decode(), form.separator)
+  if missing := [name for name in columns if name not in names]:
+    raise ValueError(f"{path}: line 1: no column {missing} in the header {shown(text)} (separator {form.separator!r})")
+  if len(set(names)) < len(names):
+    raise ValueError(f"{path}: line 1: a column name occurs twice in the header {shown(text)}")
+  return {name: columns.get(name) for name in names}

@@ -9,8 +9,10 @@ import polars as pl
 
 from jaxrec.data import event_values
 from jaxrec.data.sources import cleaning
-from jaxrec.data.sources.reading import Column, read_columns, require_file
+from jaxrec.data.sources.file_blocks import is_parquet
+from jaxrec.data.sources.reading import read_columns, require_file
 from jaxrec.data.sources.registry import InteractionLog
+from jaxrec.data.sources.text_format import PARSER_ERRORS, Column, TextFormat
 
 _REQUIRED = ("user", "item")
 
@@ -29,6 +31,8 @@ def read_table(
   time_unit: str = "s",
   outside_period: str = "refuse",
   separator: str = ",",
+  quote: str | None = None,
+  encoding: str = "utf-8",
   header: bool = True,
   names: str | Sequence[str] | None = None,
 ) -> InteractionLog:
@@ -43,7 +47,8 @@ def read_table(
     time_unit: "s", "ms", "us" or "ns" since 1970; "float_s": seconds with decimals; "iso": ISO 8601 text, UTC if it
       names no time zone. Parquet columns of dates need none. Events are ordered by the full precision.
     outside_period: "refuse" times before 1970, or "drop" and count these events.
-    separator: column separator of a CSV; "\\t" for tabs.
+    separator: of the columns of a CSV, one or more characters; "\\t" for tabs.
+    quote, encoding: of a CSV, as in `TextFormat`; quote="" if quotation marks are text.
     header: whether the first line of a CSV names its columns.
     names: the columns of a CSV without a header, in order, as a sequence or separated by commas.
 
@@ -67,10 +72,11 @@ def read_table(
   columns = {name: _column(meaning, ids, time_unit, early) for meaning, name in name_of.items()}
   if len(columns) < len(name_of):
     raise ValueError(f"a column is given for two purposes: {name_of}")
-  if path.suffix == ".parquet":
+  if is_parquet(path):
     rows, time_unit = _read_parquet(path, columns)
   else:
-    rows = _read_csv(path, columns, separator, header, names)
+    form = TextFormat({"\\t": "\t", "tab": "\t"}.get(separator, separator), quote, encoding)
+    rows = _read_csv(path, columns, form, header, names)
     time_unit = event_values.stored_unit(time_unit)
   return _log(rows.rename({name: meaning for meaning, name in name_of.items()}), time_unit, path)
 
@@ -88,21 +94,21 @@ def _column(meaning: str, ids: str, time_unit: str, early: bool) -> Column:
   return kinds.get(meaning, Column(pl.Int64 if ids == "int" else pl.String))
 
 
-def _read_csv(path: pathlib.Path, columns: dict[str, Column], separator: str, header: bool, names) -> pl.DataFrame:
-  separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+def _read_csv(path: pathlib.Path, columns: dict[str, Column], form: TextFormat, header: bool, names) -> pl.DataFrame:
   if header:
     if names is not None:
       raise ValueError(f"{names=} is only for a file without a header (header=False)")
-    return read_columns(path, columns, separator=separator, header=True, quote='"')
+    return read_columns(path, columns, form, header=True)
   if names is None:
     raise ValueError("header=False needs names: every column of the file, in order")
   names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
   missing = [name for name in columns if name not in names]
   if missing or len(set(names)) < len(names):
     raise ValueError(f"{names=} must be unique and include {missing or 'each column once'}")
-  return read_columns(path, {name: columns.get(name) for name in names}, separator=separator, quote='"').select(
-    list(columns)
-  )
+  rows = read_columns(path, {name: columns.get(name) for name in names}, form).select(list(columns))
+  if rows.row(0) == tuple(columns):
+    raise ValueError(f"{path}: line 1: holds the names of the columns; give header=True without names")
+  return rows
 
 
 def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> tuple[pl.DataFrame, str]:
@@ -114,8 +120,8 @@ def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> tuple[pl.Da
     if missing:
       raise ValueError(f"{path}: no column {missing}; it has {list(schema)}")
     table = lazy.select(list(columns)).collect(engine="streaming")
-  except pl.exceptions.PolarsError as error:
-    raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+  except PARSER_ERRORS as error:
+    raise ValueError(f"{path}: damaged, or not Parquet: {error}") from error
   if table.is_empty():
     raise ValueError(f"{path}: has no rows")
   time_unit = "s"

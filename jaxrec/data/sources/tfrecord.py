@@ -9,15 +9,17 @@ fields), CRC-32C.
 
 from __future__ import annotations
 
-import gzip
 import pathlib
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_POLYNOMIAL = 0x82F63B78
+from jaxrec.data.sources.crc32c import masked_crc
+from jaxrec.data.sources.file_blocks import unpacked_blocks
+
 _LENGTH_DELIMITED, _VARINT = 2, 0
+_MAX_VARINT = 10  # Bytes.
+_BLOCK = 1 << 20
 
 
 def read_examples(
@@ -28,15 +30,15 @@ def read_examples(
   Raises:
     ValueError: a file is truncated or damaged (lengths, CRCs), or a record lacks a list; names file and record.
   """
-  records, origins = [], []
+  examples = []
   for path in paths:
-    found = split_records(_unpack(path), str(path))
-    records += found
-    origins += [(path, index) for index in range(len(found))]
-  _check_crcs(records, origins)
-  return [
-    (*origin, _int64_lists(record, names, _label(origin))) for (record, _), origin in zip(records, origins, strict=True)
-  ]
+    records = split_records(b"".join(unpacked_blocks(path, _BLOCK)), str(path))
+    _check_crcs(records, path)
+    examples += [
+      (path, index, _int64_lists(record, names, f"{path}: record {index + 1}"))
+      for index, (record, _) in enumerate(records)
+    ]
+  return examples
 
 
 def split_records(data: bytes, where: str) -> list[tuple[bytes, int]]:
@@ -49,47 +51,32 @@ def split_records(data: bytes, where: str) -> list[tuple[bytes, int]]:
   Raises:
     ValueError: the data is truncated or the length of a record is damaged; the CRC of its bytes is not checked.
   """
-  records, start = [], 0
+  records, starts, start = [], [], 0
   while start < len(data):
-    length = int.from_bytes(data[start : start + 8], "little")
-    end = start + 12 + length
+    end = start + 12 + int.from_bytes(data[start : start + 8], "little")
     if end + 4 > len(data):
+      _check_lengths(data, starts, where)
       raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {start} needs {length} bytes, but the file ends before: it is"
-        " truncated, or not a TFRecord file"
-      )
-    if masked_crc([data[start : start + 8]])[0] != int.from_bytes(data[start + 8 : start + 12], "little"):
-      raise ValueError(
-        f"{where}: record {len(records) + 1} at byte {start}: the checksum of its length is wrong: damaged, or not a"
-        " TFRecord file"
+        f"{where}: record {len(records) + 1} at byte {start} needs {end - start - 12} bytes, but the file ends before:"
+        " it is truncated, or not a TFRecord file"
       )
     records.append((data[start + 12 : end], int.from_bytes(data[end : end + 4], "little")))
+    starts.append(start)
     start = end + 4
   if not records:
     raise ValueError(f"{where}: has no records")
+  _check_lengths(data, starts, where)
   return records
 
 
-def masked_crc(records: Sequence[bytes]) -> np.ndarray:
-  """Returns the masked CRC-32C of each record, computed byte by byte with a table, for all records at once.
-
-  >>> crc = 0xE3069283  # CRC-32C of "123456789", from its specification.
-  >>> masked_crc([b"123456789"]).tolist() == [(((crc >> 15) | (crc << 17 & 0xFFFFFFFF)) + 0xA282EAD8) & 0xFFFFFFFF]
-  True
-  """
-  lengths = np.array([len(record) for record in records])
-  by_length = np.argsort(-lengths, kind="stable")
-  padded = np.zeros((lengths.max(initial=0), len(records)), np.uint8)  # [longest, records]
-  for column, record in enumerate(by_length):
-    padded[: lengths[record], column] = np.frombuffer(records[record], np.uint8)
-  num_longer = np.searchsorted(-lengths[by_length], -np.arange(len(padded)), side="left")
-  crc = np.full(len(records), 0xFFFFFFFF, np.uint32)
-  for step, count in enumerate(num_longer):
-    crc[:count] = _TABLE[(crc[:count] ^ padded[step, :count]) & 0xFF] ^ (crc[:count] >> 8)
-  crc = (crc ^ np.uint32(0xFFFFFFFF)).astype(np.uint64)
-  masked = np.zeros(len(records), np.int64)
-  masked[by_length] = (((crc >> 15) | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
-  return masked
+def _check_lengths(data: bytes, starts: Sequence[int], where: str) -> None:
+  expected = [int.from_bytes(data[start + 8 : start + 12], "little") for start in starts]
+  wrong = np.flatnonzero(masked_crc([data[start : start + 8] for start in starts]) != np.array(expected, np.int64))
+  if len(wrong):
+    raise ValueError(
+      f"{where}: record {wrong[0] + 1} at byte {starts[wrong[0]]}: the checksum of its length is wrong: damaged, or not"
+      " a TFRecord file"
+    )
 
 
 def varints(data: np.ndarray) -> np.ndarray:
@@ -102,40 +89,24 @@ def varints(data: np.ndarray) -> np.ndarray:
     return np.zeros(0, np.int64)
   if data[-1] >= 0x80:
     raise ValueError("the last varint is truncated")
-  starts = np.flatnonzero(np.concatenate([[True], data[:-1] < 0x80]))
-  index = np.arange(len(data)) - np.repeat(starts, np.diff(np.append(starts, len(data))))  # Of a byte in its varint.
-  if index.max() > 9:
-    raise ValueError("a varint is longer than 10 bytes")
-  bits = (data & 0x7F).astype(np.uint64) << (7 * index).astype(np.uint64)
-  return np.add.reduceat(bits, starts).view(np.int64)
+  ends = np.flatnonzero(data < 0x80)
+  if len(ends) == len(data):
+    return data.astype(np.int64)
+  lengths = np.diff(ends, prepend=-1)
+  if lengths.max() > _MAX_VARINT:
+    raise ValueError(f"a varint is longer than {_MAX_VARINT} bytes")
+  values, starts = np.zeros(len(ends), np.uint64), ends - lengths + 1
+  for byte in range(lengths.max()):  # The byte of this index in each varint that has one.
+    has = lengths > byte
+    values[has] |= (data[starts[has] + byte] & 0x7F).astype(np.uint64) << np.uint64(7 * byte)
+  return values.view(np.int64)
 
 
-def _crc_table() -> np.ndarray:
-  table = np.arange(256, dtype=np.uint32)
-  for _ in range(8):
-    table = np.where(table & 1, table >> 1 ^ np.uint32(_POLYNOMIAL), table >> 1)
-  return table.astype(np.uint32)
-
-
-_TABLE = _crc_table()
-
-
-def _unpack(path: pathlib.Path) -> bytes:
-  try:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f"{path}: damaged or truncated ({error}); get the file again") from error
-
-
-def _label(origin: tuple[pathlib.Path, int]) -> str:
-  return f"{origin[0]}: record {origin[1] + 1}"
-
-
-def _check_crcs(records: Sequence[tuple[bytes, int]], origins: Sequence[tuple[pathlib.Path, int]]) -> None:
+def _check_crcs(records: Sequence[tuple[bytes, int]], path: pathlib.Path) -> None:
   expected = np.array([crc for _, crc in records], np.int64)
   wrong = np.flatnonzero(masked_crc([record for record, _ in records]) != expected)
   if len(wrong):
-    raise ValueError(f"{_label(origins[wrong[0]])}: its checksum is wrong: damaged; get the file again")
+    raise ValueError(f"{path}: record {wrong[0] + 1}: its checksum is wrong: damaged; get the file again")
 
 
 def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
@@ -149,7 +120,9 @@ def _int64_lists(record: bytes, names: Sequence[str], where: str) -> dict[str, n
           lists = [
             values for feature in _fields(entry, 2) for int64s in _fields(feature, 3) for values in _fields(int64s, 1)
           ]
-          found[key] = np.concatenate([varints(np.frombuffer(values, np.uint8)) for values in lists])
+          if any(values and values[-1] >= 0x80 for values in lists):
+            raise ValueError("the last varint of a list is truncated")
+          found[key] = varints(np.frombuffer(b"".join(lists), np.uint8))
   except (ValueError, IndexError, StopIteration) as error:
     raise ValueError(f"{where}: is not a tf.train.Example ({error or 'a key is missing'})") from error
   missing = [name for name in names if name not in found]
@@ -176,9 +149,10 @@ def _fields(message: bytes, number: int) -> Iterator[bytes]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-  value = shift = 0
-  while True:
+  value = 0
+  for shift in range(0, 7 * _MAX_VARINT, 7):
     byte = message[at]
-    value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
+    value, at = value | (byte & 0x7F) << shift, at + 1
     if byte < 0x80:
       return value, at
+  raise ValueError(f"a varint is longer than {_MAX_VARINT} bytes")
