@@ -33,12 +33,12 @@ from ml_collections import ConfigDict, config_flags
 from jaxrec.cli import sweep_table
 from jaxrec.cli.config_argument import config_file, label
 from jaxrec.cli.process import child_process, describe
+from jaxrec.cli.sweep_results import append_result, read_results, read_summary
 from jaxrec.data.fingerprint import Fingerprint, differences
 from jaxrec.data.load import saved_data
 from jaxrec.data.seeds import NUM_SEEDS, check_seed
-from jaxrec.train import loop, monitor, writers
+from jaxrec.train import loop, monitor
 from jaxrec.train.checkpoint import check_path
-from jaxrec.train.identity import DATA_FILE
 from jaxrec.train.lock import FolderLock
 
 FLAGS = flags.FLAGS
@@ -192,7 +192,8 @@ def run_jobs(jobs: Sequence[Job], out: str, train: Callable[[Job, str], dict[str
       logging.error("%s failed: %s", job.name, error)
       failed.append(job)
       continue
-    _append_result(out, job, workdir, summary)
+    record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
+    append_result(out, workdir, record, summary)
   return failed
 
 
@@ -239,7 +240,7 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
     with open(log, encoding="utf-8", errors="replace") as file:
       tail = "".join(file.readlines()[-15:])
     raise RuntimeError(f"exit code {code}; the end of {log}:\n{tail}")
-  return _read_summary(workdir)
+  return read_summary(workdir)
 
 
 def train_here(job: Job, workdir: str) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def train_here(job: Job, workdir: str) -> dict[str, Any]:
     raise Stopped(str(stop)) from stop
   except (ValueError, OSError, *monitor.TRAINING_ERRORS) as error:
     raise RuntimeError(describe(error)) from error
-  return _read_summary(workdir)
+  return read_summary(workdir)
 
 
 def plan(jobs: Sequence[Job], out: str) -> str:
@@ -272,30 +273,6 @@ def plan(jobs: Sequence[Job], out: str) -> str:
     for job in jobs
   ]
   return "\n".join([*lines, f"{len(jobs)} runs, {sum(job.key in done for job in jobs)} complete"])
-
-
-def read_results(out: str) -> dict[str, dict[str, Any]]:
-  """Returns the results in a folder by key; an incomplete last line, left by a crash, is dropped with a warning.
-
-  Raises:
-    ValueError: another line is not a result; the text names it.
-  """
-  path = os.path.join(out, "results.jsonl")
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    lines = file.readlines()
-  results = {}
-  for line_number, line in enumerate(lines, start=1):
-    try:
-      record = json.loads(line)
-      results[record["key"]] = record
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      if line_number == len(lines) and not line.endswith("\n"):
-        logging.warning("%s:%d is incomplete; that run is resumed", path, line_number)
-        break
-      raise ValueError(f"{path}:{line_number}: not a result: {line[:80]!r}; remove the line") from error
-  return results
 
 
 def write_table(jobs: Sequence[Job], out: str, metrics: Sequence[str]) -> str:
@@ -360,33 +337,6 @@ def _wait(child):
     for number, handler in before.items():
       signal.signal(number, handler)
   return -requests[0] if requests else code
-
-
-def _read_summary(workdir):
-  path = os.path.join(workdir, "summary.json")
-  if not os.path.exists(path):
-    raise RuntimeError(f"the run ended without writing {path}")
-  return writers.read_json(path)
-
-
-def _trained_on(workdir):
-  path = os.path.join(workdir, DATA_FILE)
-  return writers.read_json(path) if os.path.exists(path) else None
-
-
-def _append_result(out, job, workdir, summary):
-  """Appends a line to the results, after removing an incomplete last line."""
-  path = os.path.join(out, "results.jsonl")
-  record = {"key": job.key, "config": job.config, "overrides": dict(job.overrides), "seed": job.seed}
-  record["data"] = _trained_on(workdir)
-  line = json.dumps(record | {"workdir": workdir, "summary": summary}) + "\n"
-  with open(path, "a+b") as file:
-    file.seek(0)
-    text = file.read()
-    file.truncate(text.rfind(b"\n") + 1)
-    file.write(line.encode())
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

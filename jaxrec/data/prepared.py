@@ -127,6 +127,8 @@ class PreparedData:
     >>> data.num_users, data.num_items, data.offsets.tolist(), data.split.tolist()
     (2, 3, [0, 3, 4], [0, 1, 2, 0])
     """
+    from jaxrec.data import id_tables  # Imports polars.
+
     item_id = _integers("item_id", item_id)
     if (user is None) == (offsets is None):
       raise ValueError("give exactly one of user and offsets")
@@ -144,26 +146,15 @@ class PreparedData:
     sizes = _sizes(item_id, columns["domain_id"], num_items, domain_names)
     if item_domain is None:
       item_domain = first_domain(item_id, columns["domain_id"], sizes["num_items"])
-    meta = {
-      "format": prepared_files.FORMAT,
-      "source": source,
-      "options": dict(options or {}),
-      "num_users": len(offsets) - 1,
-      **sizes,
-      "num_events": len(item_id),
-      "split": {"kind": split if is_rule else "given"},
-      "has_timestamps": timestamp is not None,
-      "counts": dict(counts or {}),
+    meta = {"format": prepared_files.FORMAT, "source": source, "options": dict(options or {})}
+    meta |= {"num_users": len(offsets) - 1, **sizes, "num_events": len(item_id)}
+    meta |= {"split": {"kind": split if is_rule else "given"}, "has_timestamps": timestamp is not None}
+    meta["counts"] = dict(counts or {})
+    tables = {
+      "item_table": id_tables.item_table(sizes["num_items"], sizes["num_domains"], raw_items, titles, item_domain),
+      "user_table": id_tables.user_table(len(offsets) - 1, raw_users),
     }
-    items = _item_table(sizes["num_items"], sizes["num_domains"], raw_items, titles, item_domain)
-    data = cls(
-      item_id=item_id,
-      **columns,
-      offsets=offsets,
-      meta=meta,
-      item_table=items,
-      user_table=_user_table(len(offsets) - 1, raw_users),
-    )
+    data = cls(item_id=item_id, **columns, offsets=offsets, meta=meta, **tables)
     _check(data)
     return data
 
@@ -348,57 +339,15 @@ def _offsets_of(user) -> np.ndarray:
 
 
 def _sizes(item_id, domain_id, num_items, domain_names) -> dict[str, Any]:
+  from jaxrec.data import id_tables
+
   num_domains = max(int(domain_id.max(initial=1)), 1)
   names = list(domain_names) if domain_names is not None else [f"domain {d + 1}" for d in range(num_domains)]
-  _check_distinct("domain_names", names)
+  id_tables.check_distinct("domain_names", names)
   num_items = int(item_id.max(initial=0) if num_items is None else num_items)
   if not 0 <= num_items <= _MOST:
     raise ValueError(f"{num_items=} must be in 0..{_MOST}, because ids are int32")
   return {"num_items": num_items, "num_domains": len(names), "domain_names": names}
-
-
-def _check_distinct(what: str, names: Sequence[str]) -> None:
-  import polars as pl
-
-  from jaxrec.data import event_values
-
-  if len(set(names)) < len(names):
-    repeated = next(name for index, name in enumerate(names) if name in names[:index])
-    raise ValueError(f"{what} must be different, but {repeated!r} occurs more than once")
-  event_values.check_names(pl.Series(names, dtype=pl.String), what)
-
-
-def _item_table(num_items: int, num_domains: int, raw_items, titles, item_domain) -> pl.DataFrame:
-  import polars as pl
-
-  item_domain = _integers("item_domain", item_domain, low=0, high=num_domains).astype(np.int32)
-  raw_items = [str(i) for i in range(1, num_items + 1)] if raw_items is None else [str(r) for r in raw_items]
-  titles = [""] * num_items if titles is None else list(titles)
-  for name, values, length in (
-    ("raw_items", raw_items, num_items),
-    ("titles", titles, num_items),
-    ("item_domain", item_domain, num_items + 1),
-  ):
-    if len(values) != length:
-      raise ValueError(f"{name} has {len(values)} entries, needs {length} for {num_items} items")
-  return pl.DataFrame(
-    {
-      "item_id": np.arange(1, num_items + 1, dtype=np.int32),
-      "raw_id": pl.Series(raw_items, dtype=pl.String),
-      "title": pl.Series(titles, dtype=pl.String),
-      "domain_id": item_domain[1:],
-    }
-  )
-
-
-def _user_table(num_users: int, raw_users) -> pl.DataFrame:
-  import polars as pl
-
-  raw_users = [str(u) for u in range(num_users)] if raw_users is None else [str(r) for r in raw_users]
-  if len(raw_users) != num_users:
-    raise ValueError(f"raw_users has {len(raw_users)} entries, needs {num_users}")
-  _check_distinct("raw_users", raw_users)
-  return pl.DataFrame({"user": np.arange(num_users, dtype=np.int64), "raw_id": pl.Series(raw_users, dtype=pl.String)})
 
 
 def _check(data: PreparedData) -> None:

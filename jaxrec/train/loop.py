@@ -126,10 +126,7 @@ def run_phase(
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
     state, position = checkpoints.restore(state) or (state, None)
     first_step = int(state.step) + 1
-    if position is not None:
-      _check_identity(position, plan, first_step - 1)
-      batches.set_state(position["batches"])
-      stopping.set_state(position["stopping"])
+    _set_position(position, plan, first_step - 1, batches, stopping)
     log.start(first_step, position and position["log"], accept_losses)
     finite = FiniteCheck(first_step - 1)
 
@@ -161,12 +158,10 @@ def run_phase(
     # The test events are evaluated once: with the best parameters of "select", with the last ones of "final".
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
-    if phase == FINAL:
-      result |= {"test": log.evaluation("test", step, task.evaluate(state, TEST, mesh))}
-    else:
-      best = checkpoints.state_of(stopping.best_step, state)
-      test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
-      result |= stopping.best() | {"test_of_selected": test}
+    best_step = step if phase == FINAL else stopping.best_step
+    best = state if phase == FINAL else checkpoints.state_of(best_step, state)
+    test = log.evaluation("test", best_step, task.evaluate(best, TEST, mesh))
+    result |= {"test": test} if phase == FINAL else stopping.best() | {"test_of_selected": test}
     return result | {"records": log.saved_records()}
 
 
@@ -221,8 +216,13 @@ def _once(workdir, phase, train):
   return {name: value for name, value in result.items() if name != "records"}
 
 
-def _check_identity(position, plan: Plan, step):
-  """Raises where a run resumes with batches of another size: its position in the data would mean something else."""
+def _set_position(position, plan: Plan, step, batches, stopping):
+  """Goes to a position in the data; none at the start of a phase.
+
+  Raises where a run resumes with batches of another size: its position in the data would mean something else.
+  """
+  if position is None:
+    return
   if step > plan.timetable.num_steps:
     raise ValueError(
       f"the run has made {step} steps, and config.train.num_epochs={plan.timetable.num_epochs} ends after"
@@ -235,3 +235,5 @@ def _check_identity(position, plan: Plan, step):
         f"the run began with {name}={before}, now it is {value} (another number of devices?); set"
         f" config.data.{name}={before} to resume it"
       )
+  batches.set_state(position["batches"])
+  stopping.set_state(position["stopping"])
