@@ -1,6 +1,7 @@
 """Whatever a library raises for a file becomes an error that names the file and, where there is one, the line."""
 
 import bz2
+import gzip
 import io
 import json
 import lzma
@@ -100,6 +101,7 @@ def test_bad_arrays_of_times_are_named(tmp_path, changed, message):
     (ZIP.getvalue(), "is a zip archive"),
     (bz2.compress(b"user,item\n"), "is packed with bzip2"),
     (lzma.compress(b"user,item\n"), "is packed with xz"),
+    (gzip.compress(gzip.compress(b"user,item\n")), "is packed with gzip twice"),
     (b"\x28\xb5\x2f\xfd1234", "is packed with zstd"),
     (b"\n <!DOCTYPE HTML><title>Log in</title>", "is an HTML page, perhaps of a login"),
     (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),

@@ -54,13 +54,15 @@ def test_line_breaks_inside_quoted_fields_are_counted_in_a_warning(tmp_path, cap
     ("u,i,1,A\n\nu,j,2,B\n", r"line 3: 1 column\(s\)"),
     ("u,i,1,A\nu,j\r,2,B\n", "line 3: holds a carriage return that ends no line"),
     ("u,i,1,A\nu,j\0,2,B\n", "line 3: holds a byte 0"),
+    (b"u,i,1,A\nu,j,2,\xc9\n", r"line 3: column 'title' holds '\\xc9', which is not UTF-8"),
   ],
 )
-@pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
-def test_an_error_names_the_physical_line(tmp_path, monkeypatch, chunk_bytes, text, message):
+@pytest.mark.parametrize("chunk_bytes, title", [(16, "title"), (1 << 20, "title"), (1 << 20, None)])
+def test_an_error_names_the_physical_line(tmp_path, monkeypatch, chunk_bytes, title, text, message):
   monkeypatch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
   with pytest.raises(ValueError, match=rf"a\.csv: {message}"):
-    table(tmp_path, f"user,item,timestamp,title\n{text}", title="title")
+    text = text if isinstance(text, bytes) else text.encode()
+    table(tmp_path, b"user,item,timestamp,title\n" + text, title=title)
 
 
 def test_one_long_and_one_short_row_do_not_make_up_for_each_other(tmp_path):

@@ -79,6 +79,11 @@ def _split(separator: str, user: int = 0, item: int = 1) -> Callable[[str], list
   return pairs
 
 
+def _first_two(text: str) -> list[tuple[str, str]]:
+  rows = csv.reader(io.StringIO("\n".join(_lines(text)), newline=""))
+  return [(plain_id(row[0]), plain_id(row[1])) for row in rows]
+
+
 def _named(user: str, item: str) -> Callable[[str], list[tuple[str, str]]]:
   def pairs(text):
     text = text.replace("\r", "\n") if "\n" not in text else text
@@ -180,7 +185,7 @@ def _samples() -> dict[str, Sample]:
     {"source": "table", "raw": "plain.csv", "name": "y"},
   ]
   whole = {"domain": "dom", "action": "act", "rating": "rat", "title": "title"}
-  table, first_two = _named("user", "item"), _split(",")
+  table, first_two = _named("user", "item"), _first_two
   lists = _by_user(lambda u, i, r, t: str(i))
   reviews_file, reviews_gz = {"r_5.json": reviews}, {"r_5.json.gz": reviews}
   abxi = {"afk_50_preprocessed.txt": _by_user(lambda u, i, r, t: f"{i}|{t}"), "map_item_50.txt": item_map}

@@ -41,7 +41,7 @@ _ABOUT_THE_FILE = re.compile(
     ]
   )
 )
-_ABOUT_ALL_EVENTS = re.compile(r"no event is left|domains must be")
+_ABOUT_ALL_EVENTS = re.compile(r"no event is left|domains must be|would be taken for the same")
 
 
 class Hang(BaseException):
@@ -119,14 +119,15 @@ def _unpacked(data: bytes) -> bytes | None:
 
 
 def _outcome(sample: Sample, folder: pathlib.Path, content: dict[str, bytes | None]) -> tuple[str, str]:
-  logs = []
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   signal.signal(signal.SIGALRM, _stop)
   try:
     signal.alarm(SECONDS)
     options = sample.options(folder)
-    logs.append(prepare.read_log(sample.source, options.pop("raw", None), options))
-    data = prepare.prepare_log(logs[0], prepare.PrepareOptions(), source=sample.source)
+    raw = options.pop("raw", None)
+    whole = {"split": "leave_one_out", "min_user_events": 0, "item_identity": "raw"}
+    data = prepare.prepare(sample.source, raw, **options, **whole)
+    log = prepare.read_log(sample.source, raw, options)
   except Hang:
     return "hang", ""
   except ValueError as error:
@@ -138,7 +139,7 @@ def _outcome(sample: Sample, folder: pathlib.Path, content: dict[str, bytes | No
   grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
   if grown > MEGABYTES:
     return "memory", f"{grown} MB"
-  return _judge_counts(sample, logs[0], data, content)
+  return _judge_counts(sample, log, data, content)
 
 
 def _stop(*_) -> None:
@@ -148,11 +149,11 @@ def _stop(*_) -> None:
 def _judge_error(text: str, kind: str, folder: pathlib.Path, sample: Sample) -> tuple[str, str]:
   if kind not in ("ValueError", "TableError"):
     return "foreign exception", f"{kind}: {text[:300]}"
-  if _ABOUT_ALL_EVENTS.search(text):
+  if sample.source == "merge" and _ABOUT_ALL_EVENTS.search(text):
     return "refused", text
   if not any(name in text for name in (str(folder), *sample.files)):
     return "error without file", text[:300]
-  if not _PLACE.search(text) and not _ABOUT_THE_FILE.search(text):
+  if not any(pattern.search(text) for pattern in (_PLACE, _ABOUT_THE_FILE, _ABOUT_ALL_EVENTS)):
     return "error without line", text[:300]
   return "refused", text
 

@@ -11,6 +11,7 @@ Source: CRC-32C (Castagnoli), RFC 3720 appendix B.4; the mask is that of the TFR
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,31 +50,33 @@ def _crc(records: Sequence[bytes]) -> np.ndarray:
 
 def _join(crc: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """Returns the register after the last of `counts` blocks of each record, from those of the single blocks."""
-  if counts.max() == 1:
-    return crc
-  zeros = _zeros(_BLOCK)
+  level = 0
   while counts.max() > 1:
     odd = np.flatnonzero(counts % 2)
     crc = np.insert(crc, (np.cumsum(counts) - counts)[odd], 0)  # A block of zeros in front.
-    crc = _apply(zeros, crc[::2]) ^ crc[1::2]
-    counts, zeros = (counts + 1) // 2, _apply(zeros, zeros)
+    crc = _after_zeros(crc[::2], level) ^ crc[1::2]
+    counts, level = (counts + 1) // 2, level + 1
   return crc
 
 
-def _zeros(length: int) -> np.ndarray:
-  """Returns what each bit of a register becomes after `length` bytes of zeros."""
-  bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-  for _ in range(length):
-    bits = _TABLE[bits & 0xFF] ^ (bits >> 8)
-  return bits
-
-
-def _apply(matrix: np.ndarray, registers: np.ndarray) -> np.ndarray:
-  """Returns the exclusive or of the rows of a matrix [32] whose bits are set in each register."""
-  result = np.zeros_like(registers)
-  for bit in range(32):
-    result ^= matrix[bit] * (registers >> np.uint32(bit) & np.uint32(1))
+def _after_zeros(registers: np.ndarray, level: int) -> np.ndarray:
+  """Returns what registers become after `_BLOCK` * 2^level bytes of zeros."""
+  tables = _zeros_tables(level)
+  result = tables[0][registers & 0xFF]
+  for byte in (1, 2, 3):
+    result ^= tables[byte][registers >> np.uint32(8 * byte) & 0xFF]
   return result
+
+
+@functools.cache
+def _zeros_tables(level: int) -> np.ndarray:
+  """Returns what each value of each of the four bytes of a register becomes after `_BLOCK` * 2^level bytes of zeros."""
+  tables = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32)[:, None])  # [4, 256]
+  if level:
+    return _after_zeros(_after_zeros(tables, level - 1), level - 1)
+  for _ in range(_BLOCK):
+    tables = _TABLE[tables & 0xFF] ^ (tables >> 8)
+  return tables
 
 
 def _crc_table() -> np.ndarray:

@@ -21,6 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 _KINDS = {
   b"PK\x03\x04": "a zip archive (or an Excel file): unpack it and give the file inside",
   b"PK\x05\x06": "an empty zip archive",
+  _GZIP: "packed with gzip twice: unpack it first",
   b"BZh": "packed with bzip2: unpack it first",
   b"\xfd7zXZ\x00": "packed with xz: unpack it first",
   b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it first",

@@ -117,23 +117,29 @@ def problem_of(
   if len(fields) != len(layout):
     return f"{len(fields)} column(s) separated by {form.separator!r}, needs {len(layout)}: {line}"
   for field, (name, column) in zip(fields, layout.items(), strict=True):
-    if column is not None and (problem := _problem_of_field(field, column)):
-      return f"column {name!r} {problem}: {line}"
+    problem = _problem_of_encoding(field)
+    if problem is None and column is not None:
+      problem = _problem_of_value(field, column)
+    if problem is not None:
+      return f"column {name!r} holds {shown(field)}, {problem}: {line}"
   return None
 
 
-def _problem_of_field(field: str, column: Column) -> str | None:
-  kind = "text" if column.dtype == pl.String else str(column.dtype)
+def _problem_of_encoding(field: str) -> str | None:
   try:
     field.encode()
   except UnicodeEncodeError:
-    return f"holds {shown(field)}, which is not UTF-8; give the encoding of the file, such as encoding='latin-1'"
-  if not field.strip():
-    return None if column.optional else f"holds {shown(field)}, needs {kind}"
-  value = pl.Series([field.strip() if column.dtype.is_numeric() else field]).cast(column.dtype, strict=False)[0]
-  if value is None or column.dtype.is_float() and not abs(value) < float("inf"):
-    return f"holds {shown(field)}, needs {kind}"
+    return "which is not UTF-8; give the encoding of the file, such as encoding='latin-1'"
   return None
+
+
+def _problem_of_value(field: str, column: Column) -> str | None:
+  if not field.strip():
+    is_right = column.optional
+  else:
+    value = pl.Series([field.strip() if column.dtype.is_numeric() else field]).cast(column.dtype, strict=False)[0]
+    is_right = value is not None and (not column.dtype.is_float() or abs(value) < float("inf"))
+  return None if is_right else f"needs {'text' if column.dtype == pl.String else column.dtype}"
 
 
 def shown(text: str) -> str:

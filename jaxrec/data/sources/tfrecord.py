@@ -95,11 +95,10 @@ def varints(data: np.ndarray) -> np.ndarray:
   lengths = np.diff(ends, prepend=-1)
   if lengths.max() > _MAX_VARINT:
     raise ValueError(f"a varint is longer than {_MAX_VARINT} bytes")
-  values, starts = np.zeros(len(ends), np.uint64), ends - lengths + 1
-  for byte in range(lengths.max()):  # The byte of this index in each varint that has one.
-    has = lengths > byte
-    values[has] |= (data[starts[has] + byte] & 0x7F).astype(np.uint64) << np.uint64(7 * byte)
-  return values.view(np.int64)
+  starts = ends - lengths + 1
+  index = np.arange(len(data)) - np.repeat(starts, lengths)  # Of a byte in its varint.
+  bits = (data & 0x7F).astype(np.uint64) << (7 * index).astype(np.uint64)
+  return np.add.reduceat(bits, starts).view(np.int64)
 
 
 def _check_crcs(records: Sequence[tuple[bytes, int]], path: pathlib.Path) -> None:
