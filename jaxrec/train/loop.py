@@ -70,6 +70,7 @@ def run(
     is_finished = os.path.exists(path) and _is_finished(config, workdir)
     changed = check_same_run(config, workdir, resume_with_changes and not is_finished)
     task = make_task(config)
+    stop.check()
     identity = RunIdentity(workdir, config, task.fingerprint())
     identity.check_data()
     if is_finished:

@@ -245,8 +245,16 @@ class StopSignal:
     if self._is_deferred:
       logging.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
       return
+    if _is_importing(frame):  # Extension modules crash if their import is interrupted; `check` follows soon.
+      return
     self._is_raised = True
     raise self._interrupted()
 
   def _interrupted(self):
     return Interrupted(self.number, f"{signal.Signals(self.number).name}: stopped; the same command resumes")
+
+
+def _is_importing(frame):
+  while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    frame = frame.f_back
+  return frame is not None

@@ -1,5 +1,6 @@
 """A request to stop is honoured whenever it comes, and the run ends at the same numbers."""
 
+import importlib
 import itertools
 import signal
 
@@ -105,6 +106,21 @@ def test_a_signal_between_the_phases_is_not_lost(whole, tmp_path, monkeypatch, n
   assert not (tmp_path / "final").exists() or name == "summary.json"
   train(tmp_path)
   assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_an_import_is_not_interrupted(tmp_path, monkeypatch):
+  (tmp_path / "slow_extension.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\nis_whole = True\n")
+  monkeypatch.syspath_prepend(tmp_path)
+
+  def importing(config):
+    module = importlib.import_module("slow_extension")
+    (tmp_path / "imported").write_text(str(module.is_whole))
+    return DomainTask(config)
+
+  with pytest.raises(Interrupted):
+    train(tmp_path / "run", importing)
+  assert (tmp_path / "imported").read_text() == "True"
+  assert not (tmp_path / "run/config.json").exists()
 
 
 def test_a_signal_that_other_code_swallows_is_honoured_later(tmp_path):
