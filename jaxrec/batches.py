@@ -43,6 +43,19 @@ class SequenceBatch:
   action: Int[Array, "B N"] | None = None
 
 
+def check_is_batch(batch: SequenceBatch) -> None:
+  """Raises unless a model is given a `SequenceBatch`.
+
+  Raises:
+    ValueError: another object; says how to make a batch.
+  """
+  if not isinstance(batch, SequenceBatch):
+    raise ValueError(
+      f"batch is a {type(batch).__name__}, it must be a jaxrec.SequenceBatch; jaxrec.next_item_batch(item_id, ...)"
+      " makes one from arrays [B, N]"
+    )
+
+
 def next_item_batch(
   item_id: Int[AnyArray, "B N"],
   domain_id: Int[AnyArray, "B N"] | None = None,
@@ -61,6 +74,10 @@ def next_item_batch(
   >>> batch.target_item.tolist(), batch.position.tolist(), batch.target_weight.tolist()
   ([[3, 8, 0, 0]], [[0, 1, 2, 0]], [[1.0, 1.0, 0.0, 0.0]])
   """
+  given = {"item_id": item_id, "domain_id": domain_id, "timestamp": timestamp}
+  for name, x in given.items():
+    if x is not None and (np.ndim(x) != 2 or np.shape(x) != np.shape(item_id)):
+      raise ValueError(f"{name} has shape {np.shape(x)}, needs [B, N], the same for all")
   item_id = jnp.asarray(item_id)
   is_real = item_id != 0
   domain_id = is_real.astype(jnp.int32) if domain_id is None else jnp.asarray(domain_id)

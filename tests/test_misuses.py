@@ -42,7 +42,8 @@ def columns(**changes):
 def config_with(name, value):
   config = default_config()
   config.data.source, config.name = "synthetic", "x"
-  config.update_from_flattened_dict({name: value})
+  with config.ignore_type():
+    config.update_from_flattened_dict({name: value})
   check_config(config)
 
 
@@ -59,7 +60,6 @@ MISUSES = {
   "rank-3 queries": (lambda: attend(q=Q[0]), r"q, k, v must be \[B, N, H, D\]; got \(4, 2, 8\)"),
   "another number of heads": (lambda: attend(k=Q[:, :, :1]), "must agree in rows, heads and width"),
   "a mask of other rows": (lambda: attend(mask=IntervalMask.causal(IDS[:, :3])), r"mask is for queries \(1, 3\)"),
-  "integer queries": (lambda: attend(q=Q.astype(jnp.int32)), "q"),
   "softmax with a normalizer": (
     lambda: attend(activation="softmax", normalizer=4.0),
     "normalizer is for activation='silu'",
@@ -74,7 +74,6 @@ MISUSES = {
     lambda: attend(bias=RelativeBias(time_table=jnp.zeros(64), query_time=IDS, key_time=IDS)),
     "bias.time_table has 64 buckets",
   ),
-  "float sequence ids": (lambda: IntervalMask.causal(jnp.ones((1, 4))), "integer"),
   # Layers and contexts.
   "ids of one row without its axis": (
     lambda: AttentionContext.causal(jnp.ones(4, jnp.int32)),
@@ -93,7 +92,6 @@ MISUSES = {
   "a dict as a batch": (lambda: encode({"item_id": IDS}), "batch is a dict.*SequenceBatch"),
   "ids as a batch": (lambda: encode(IDS), "batch is a.*SequenceBatch"),
   "ids of rank 1": (lambda: jaxrec.next_item_batch(jnp.array([1, 2])), r"item_id has shape \(2,\), needs \[B, N\]"),
-  "float ids": (lambda: jaxrec.next_item_batch(jnp.ones((1, 4))), "item_id"),
   "ids beyond the model": (
     lambda: jaxrec.check_batch(jaxrec.next_item_batch(IDS + 9), SASREC),
     r"item_id\[0, 0\] = 10",
@@ -103,7 +101,6 @@ MISUSES = {
     lambda: jaxrec.check_batch(jaxrec.next_item_batch(jnp.ones((1, 6), jnp.int32)), SASREC),
     r"position\[0, 4\] = 4 is outside 0..3",
   ),
-  "milliseconds": (lambda: jaxrec.next_item_batch(IDS, timestamp=np.full((1, 4), 1_700_000_000_000)), "timestamp"),
   "an unknown model": (lambda: models.build({"name": "gru4rec"}, num_items=9), "model 'gru4rec' is not one of"),
   "a field that the model lacks": (lambda: models.build({"name": "sasrec", "layers": 2}, num_items=9), "has no field"),
   "one width for three fields": (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import SequenceBatch
+from jaxrec.batches import AnyArray, SequenceBatch
 from jaxrec.layers.cache import CacheSlot
 from pallas_kernels import IntervalMask, permute
 
@@ -45,6 +45,68 @@ class AttentionContext:
   states: DomainStates | None = None
   slot: CacheSlot | None = None
   attention_input: Float[Array, "B S A"] | None = None
+
+  @classmethod
+  def causal(
+    cls,
+    sequence_id: Int[AnyArray, "B N"],
+    time: Int[AnyArray, "B N"] | None = None,
+    position: Int[AnyArray, "B N"] | None = None,
+    domain: Int[AnyArray, "B N"] | None = None,
+    num_domains: int = 1,
+  ) -> AttentionContext:
+    """Returns a context in which each token reads itself and earlier tokens of its sequence, to use a layer on its own.
+
+    Args:
+      sequence_id: 1, 2, ... for the sequences of a row, each in one piece; 0 on padding.
+      time: of the tokens, in seconds; None: no times.
+      position: index of a token in its sequence; None: counted.
+      domain: 1..C; None: one domain.
+      num_domains: C.
+
+    Raises:
+      ValueError: arrays of another shape or type.
+
+    >>> context = AttentionContext.causal(jnp.array([[1, 1, 2, 0]]))
+    >>> context.query_position.tolist(), context.mask.to_dense(4)[0].astype(int).tolist()
+    ([[0, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    """
+    given = {"sequence_id": sequence_id, "time": time, "position": position, "domain": domain}
+    _check_columns({name: x for name, x in given.items() if x is not None})
+    sequence_id = jnp.asarray(sequence_id)
+    is_token = sequence_id != 0
+    place = jnp.arange(sequence_id.shape[1])  # [N]
+    starts = jnp.diff(sequence_id, axis=1, prepend=0) != 0  # [B, N]
+    first = jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
+    position = jnp.where(is_token, place - first, 0) if position is None else jnp.asarray(position)
+    time = jnp.zeros_like(sequence_id) if time is None else jnp.asarray(time)
+    domain = is_token.astype(jnp.int32) if domain is None else jnp.asarray(domain)
+    mask = IntervalMask.causal(sequence_id)
+    zero = jnp.zeros_like(sequence_id)
+    return cls(mask, position, position, time, time, is_token, domain, num_domains + 1, zero)
+
+
+def check_context(context: AttentionContext) -> None:
+  """Raises unless a layer is given a context.
+
+  Raises:
+    ValueError: another object; says how to make a context.
+  """
+  if not isinstance(context, AttentionContext):
+    raise ValueError(
+      f"context is a {type(context).__name__}, it must be an AttentionContext: causal_context(batch), or"
+      " AttentionContext.causal(sequence_id) without a batch"
+    )
+
+
+def _check_columns(columns):
+  shape = jnp.shape(columns["sequence_id"])
+  for name, x in columns.items():
+    if len(shape) != 2 or jnp.shape(x) != shape:
+      needs = "[B, N]" if len(shape) != 2 else str(shape)
+      raise ValueError(f"{name} has shape {jnp.shape(x)}, needs {needs}")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+      raise ValueError(f"{name} has dtype {x.dtype}, needs integers")
 
 
 @flax.struct.dataclass

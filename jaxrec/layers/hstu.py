@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.layers.attention import attend
-from jaxrec.layers.context import AttentionContext
+from jaxrec.layers.context import AttentionContext, check_context
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias
@@ -91,6 +91,7 @@ class HSTULayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
   ) -> Float[Array, "B N M"]:
+    check_context(context)
     if self.linear_activation not in ("silu", "none"):
       raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
     projected = self.project(x, context.attention_input)  # [B, N, H * (2E + 2D)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from jaxrec.batches import SequenceBatch
+from jaxrec.batches import SequenceBatch, check_is_batch
 
 _INTEGERS = (
   "item_id", "domain_id", "timestamp", "sequence_id", "position", "target_item", "target_domain", "target_time"
@@ -33,11 +33,7 @@ def check_batch(batch: SequenceBatch, model: Any = None) -> SequenceBatch:
   Traceback (most recent call last):
   ValueError: batch.item_id[0, 1] = 12 is outside 0..9: the model has num_items=9
   """
-  if not isinstance(batch, SequenceBatch):
-    raise ValueError(
-      f"batch is a {type(batch).__name__}, it must be a jaxrec.SequenceBatch; jaxrec.next_item_batch(item_id, ...)"
-      " makes one from arrays [B, N]"
-    )
+  check_is_batch(batch)
   columns = {name: getattr(batch, name) for name in _INTEGERS}
   if any(isinstance(x, jax.core.Tracer) for x in columns.values()):
     raise ValueError("batch has no values while jit traces; call check_batch outside of it")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import SequenceBatch
+from jaxrec.batches import SequenceBatch, check_is_batch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
 from jaxrec.layers.cache import CacheSlot
 from jaxrec.layers.context import AttentionContext, bidirectional_context, cached_context, causal_context
@@ -82,7 +82,11 @@ class SequentialModel(nn.Module):
       batch: sequences.
       deterministic: True: no dropout.
       item: `input_vectors(batch.item_id)`, given by a caller that differentiates with respect to it; None: looked up.
+
+    Raises:
+      ValueError: `batch` is something else; its values are checked by `jaxrec.check_batch`.
     """
+    check_is_batch(batch)
     batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic, self.domain_embedding(batch))

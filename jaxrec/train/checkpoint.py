@@ -260,6 +260,7 @@ def load_state(
   check_path("folder", folder)
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"no checkpoints in {folder}; was the run started with another --workdir?")
+  folder = os.path.abspath(folder)  # Orbax takes no other.
   steps, reasons = saved_step.steps_in(folder), []
   for step in steps:
     try:

@@ -90,5 +90,5 @@ def test_help_explains_the_options_of_the_named_source():
   assert done.returncode == 0
   text = " ".join(done.stdout.split())
   assert text.startswith("Converts raw data into prepared data")
-  assert '--time_unit: "s" or "ms" since 1970' in text
+  assert '--time_unit: "s", "ms", "us" or "ns" since 1970' in text
   assert "--min_user_events: keep users" in text and "--edition" not in text

@@ -132,13 +132,13 @@ def test_fractions_in_other_files_are_named(tmp_path):
     },
   )
   np.savez(tmp_path / "Beauty.npz", items=[7.5], offsets=[0, 1], user_ids=[1], timestamps=[5])
-  with pytest.raises(ValueError, match=r"Beauty\.npz: entry 0: column 'item' holds 7.5, needs Int64"):
+  with pytest.raises(ValueError, match=r"Beauty\.npz: entry 0: column 'items' holds 7.5, needs Int64"):
     prepare("amazon-5core", tmp_path)
   with pytest.raises(
-    ValueError, match=r"log_standard_1\.csv: row 1: column 'is_click' holds 2, needs an integer in 0..1"
+    ValueError, match=r"log_standard_1\.csv: line 2: column 'is_click' holds 2, needs an integer in 0..1"
   ):
     prepare("kuairand-csv", tmp_path)
-  with pytest.raises(ValueError, match='needs one JSON object of "ASIN": .*float'):
+  with pytest.raises(ValueError, match='needs one JSON object of "ASIN": .*0.5 is not an integer'):
     prepare("abxi", abxi(tmp_path / "abxi", ids='{"B1": [1, 0], "B2": [2, 0.5]}'))
   with pytest.raises(ValueError, match="line 1: .*first bad word"):
     prepare("abxi", abxi(tmp_path / "long", text=f"0 1|{10**30}\n"))

@@ -82,7 +82,10 @@ def test_a_changed_column_is_named(tmp_path, name):
   data().save(tmp_path / "out")
   path = tmp_path / "out" / f"{name}.npy"
   values = np.load(path)
-  values[1:3] = values[2:0:-1] if name != "offsets" else values[1:3]
+  if name == "timestamp":
+    values[1] = values[2]  # Times that fall are another error.
+  elif name != "offsets":
+    values[1:3] = values[2:0:-1]
   np.save(path, values)
   loaded = PreparedData.load(tmp_path / "out")
   if name == "offsets":

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrec.train import click_task, curves
 from jaxrec.train.config import check_config, default_config
-from jaxrec.train.monitor import EarlyStopping, LossMonitor, NonFiniteLossError, StopSignal
+from jaxrec.train.monitor import EarlyStopping, Interrupted, LossMonitor, NonFiniteLossError, StopSignal
 from jaxrec.train.writers import MetricsWriter, read_records
 
 
@@ -218,7 +218,7 @@ def test_without_patience_training_never_stops_early():
 
 def test_a_signal_is_seen_after_the_step_and_handlers_come_back():
   before = signal.getsignal(signal.SIGTERM)
-  with StopSignal() as stop:
+  with pytest.raises(Interrupted), StopSignal() as stop, stop.deferred():
     assert not stop.requested(1)
     signal.raise_signal(signal.SIGTERM)
     assert stop.requested(2)

@@ -208,7 +208,7 @@ def test_clipping_scales_the_whole_gradient():
   optimizer = make_optimizer(settings(clip_norm=1.0), total_steps=8)
   params = {"w": jnp.zeros(2)}
   _, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, optimizer.init(params), params)
-  first_moment = state[1][0].mu["w"]
+  first_moment = optax.tree_utils.tree_get(state, "mu")["w"]
   np.testing.assert_allclose(first_moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 
 
