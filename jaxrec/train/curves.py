@@ -21,12 +21,20 @@ def plot(workdir: str, metric: str = "NDCG@10") -> str | None:
   if jax.process_index() != 0:
     return None
   try:
+    import matplotlib
     from matplotlib.figure import Figure
   except ImportError:
     logging.info("matplotlib is not installed: no curves.png (pip install 'jaxrec[plots]')")
     return None
-  records = read_records(os.path.join(workdir, "metrics.jsonl"))
-  figure = Figure(figsize=(10, 4), layout="constrained")
+  path = os.path.join(workdir, "curves.png")
+  with matplotlib.rc_context({"text.parse_math": False}):  # A domain may have dollar signs in its name.
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    _draw_both(figure, read_records(os.path.join(workdir, "metrics.jsonl")), metric)
+    figure.savefig(path, dpi=120)
+  return path
+
+
+def _draw_both(figure: Any, records: list[dict[str, Any]], metric: str) -> None:
   left, right = figure.subplots(1, 2)
   for phase in dict.fromkeys(record["phase"] for record in records):
     _draw(left, records, phase, "train", ["loss"])
@@ -38,9 +46,6 @@ def plot(workdir: str, metric: str = "NDCG@10") -> str | None:
     axes.grid(alpha=0.3)
     if axes.lines:
       axes.legend(frameon=False)
-  path = os.path.join(workdir, "curves.png")
-  figure.savefig(path, dpi=120)
-  return path
 
 
 def _draw(axes: Any, records: list[dict[str, Any]], phase: str, kind: str, names: list[str]) -> None:

@@ -140,6 +140,12 @@ def test_curves_are_drawn_from_the_records(tmp_path):
   assert Path(path).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_domain_may_have_a_name_that_is_no_formula(tmp_path):
+  with MetricsWriter(str(tmp_path), "select", restored_step=0) as writer:
+    writer.write("validation", 3, 1, {"NDCG@10": 0.5, "domain/$\\frac{$/NDCG@10": 0.5})
+  assert curves.plot(str(tmp_path))
+
+
 class Late:
   """A scalar that notes when it is read, as a value that is still being computed would block."""
 
