@@ -48,6 +48,7 @@ _HOMES = {
   "Recommender": "jaxrec.serving.recommender",
   "load": "jaxrec.recommenders",
   "fit": "jaxrec.recommenders",
+  "write_report": "jaxrec.analysis.run_report",
   "from_events": "jaxrec.data.preparation.from_events",
 }
 _MODULES = (

@@ -16,14 +16,12 @@ from absl import app, flags
 
 from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
-from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.local_path import check_local
-from jaxrec.evaluation.baselines import evaluate_baseline, popularity, random_order
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.train.config import SEQUENTIAL
 from jaxrec.train.runs import load_run
-from jaxrec.train.sequence_task import SequenceTask, train_users
+from jaxrec.train.sequence_task import SequenceTask, evaluate_baselines
 from jaxrec.train.writers import write_json
 
 FLAGS = flags.FLAGS
@@ -70,11 +68,7 @@ def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -
   data, config = task.data, task.config
   scores = {config.model.name: evaluate(task.model, params, data, config, split)}
   if baselines:
-    batches = evaluation_batches(data, split, 1024, config.data.max_length)
-    options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
-    trained_on = train_users(config, data, split - 1)
-    for baseline in (popularity(data, split - 1, trained_on), random_order(data)):
-      scores[baseline.name] = evaluate_baseline(baseline, data, batches, **options)
+    scores |= evaluate_baselines(config, data, split)
   return scores
 
 

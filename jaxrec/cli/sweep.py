@@ -230,7 +230,7 @@ def train_in_subprocess(job: Job, workdir: str) -> dict[str, Any]:
     RuntimeError: the run failed; the text contains the end of its output.
     Stopped: a signal stopped this process or the run, after the run saved a checkpoint.
   """
-  command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}"]
+  command = [sys.executable, "-m", "jaxrec.cli", "train", *job.flags, f"--workdir={workdir}", "--noreport"]
   log = os.path.join(workdir, "output.log")
   with open(log, "ab") as output, child_process(command, stdout=output, stderr=subprocess.STDOUT) as child:
     code = _wait(child)

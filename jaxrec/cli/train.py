@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxrec import parallel
+from jaxrec.analysis.run_report import write_report
 from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
 from jaxrec.cli.process import describe
 from jaxrec.cli.summary_table import summary_table
@@ -71,6 +72,16 @@ def main(argv: list[str]) -> None:
     parallel.abort(traceback.format_exc())
   if jax.process_index() == 0:
     print(f"{summary_table(summary)}\nwritten to {FLAGS.workdir}/summary.json")
+    if FLAGS.report:
+      write_page(FLAGS.workdir)
+
+
+def write_page(workdir: str) -> None:
+  """Writes report.html. The run is finished and saved, so that a failure is a warning."""
+  try:
+    print(f"a page to look at: {write_report(workdir)}")
+  except (Exception, KeyboardInterrupt) as error:
+    logging.warning("no report.html: %s", " ".join(describe(error).split()))
 
 
 def config_list() -> str:
@@ -109,6 +120,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flag_values=values,
   )
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)
+  flags.DEFINE_bool("report", True, "Write a page to look at, <workdir>/report.html, at the end.", flag_values=values)
   for name in ("config", "workdir"):
     flags.register_multi_flags_validator(
       [name, "list"], lambda given, name=name: given["list"] or given[name] is not None, f"--{name} is needed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -18,8 +19,10 @@ from ml_collections import ConfigDict
 from jaxrec import models, multi_objective, parallel
 from jaxrec.batches import SequenceBatch
 from jaxrec.data import load, single_domain
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
 from jaxrec.data.prepared import PreparedData
+from jaxrec.evaluation import baselines
 from jaxrec.evaluation.model import evaluate_ranker
 from jaxrec.models.batch_check import check_batch
 from jaxrec.objectives import item
@@ -31,6 +34,8 @@ from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
+
+BASELINES = ("popularity", "random")
 
 
 @dataclasses.dataclass
@@ -207,6 +212,29 @@ def action_weights(config: ConfigDict) -> tuple[tuple[int, float], ...] | None:
       )
     pairs.append((int(action), float(weight)))
   return tuple(pairs) or None
+
+
+def evaluate_baselines(
+  config: ConfigDict, data: PreparedData, split: int, names: Sequence[str] = BASELINES
+) -> dict[str, dict[str, float | int]]:
+  """Returns the metrics of baselines by name, from the code and with the settings that rank models.
+
+  Args:
+    config: `config.eval` says what is computed, `config.data` how histories are cropped and who is trained on.
+    data: prepared columns.
+    split: 1 validation, 2 test. Popularity counts the events available for training before it.
+    names: some of `BASELINES`.
+
+  Raises:
+    ValueError: no user has an event in this split.
+  """
+  batches = evaluation_batches(data, split, 1024, config.data.max_length)
+  options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
+  makers = {
+    "popularity": lambda: baselines.popularity(data, split - 1, train_users(config, data, split - 1)),
+    "random": lambda: baselines.random_order(data),
+  }
+  return {name: baselines.evaluate_baseline(makers[name](), data, batches, **options) for name in names}
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:

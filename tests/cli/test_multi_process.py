@@ -74,9 +74,10 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resume
 @pytest.mark.slow
 def test_click_through_in_two_processes_equals_one(tmp_path):
   finish(start(tmp_path / "one", config="tiny_click"))
-  for process in start_two(tmp_path / "two", config="tiny_click", settings=()):
+  for process in start_two(tmp_path / "two", "--report", config="tiny_click", settings=()):
     finish(process)
   assert_same_metrics(tmp_path / "one", tmp_path / "two", but=PAIRS, rtol=1e-4)
+  assert "Trained on several hosts" in (tmp_path / "two" / "report.html").read_text()
 
 
 def kill_one_and_start_again(workdir, victim):

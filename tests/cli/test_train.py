@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def tiny(**settings):
 
 
 def command(workdir, *overrides, config="tiny_run"):
-  return [sys.executable, "-m", "experiments.train", f"--config=tests/{config}.py", f"--workdir={workdir}", *overrides]
+  program = [sys.executable, "-m", "experiments.train", "--noreport"]
+  return [*program, f"--config=tests/{config}.py", f"--workdir={workdir}", *overrides]
 
 
 def start(workdir, *overrides, config="tiny_run", **environment):
@@ -64,6 +66,10 @@ def wait_for_step(process, workdir, step, phase="select"):
   raise AssertionError(process.communicate()[0])
 
 
+def page_without_time(workdir):
+  return re.sub(r"\d+:\d\d:\d\d", "", (workdir / "report.html").read_text())
+
+
 PAIRS = ("AUC", "GAUC", "GAUC_category")  # They count pairs: rounding may swap one, which log_loss does not notice.
 LOG_EACH_STEP = ("--config.train.log_every_steps=1", "--config.train.checkpoint_every_steps=5")
 
@@ -72,19 +78,20 @@ LOG_EACH_STEP = ("--config.train.log_every_steps=1", "--config.train.checkpoint_
 def uninterrupted(tmp_path_factory):
   """The workdir of an uninterrupted run with both phases, started from the command line."""
   workdir = tmp_path_factory.mktemp("uninterrupted")
-  finish(start(workdir, *LOG_EACH_STEP, "--config.train.retrain=true"))
+  finish(start(workdir, *LOG_EACH_STEP, "--config.train.retrain=true", "--report"))
   return workdir
 
 
-def test_a_run_killed_at_random_steps_and_restarted_writes_the_same_metrics(uninterrupted, tmp_path):
+def test_a_run_killed_at_random_steps_and_restarted_writes_the_same_metrics_and_page(uninterrupted, tmp_path):
   for phase in ("select", "final"):
     process = start(tmp_path, *LOG_EACH_STEP, "--config.train.retrain=true")
     wait_for_step(process, tmp_path, random.randint(1, 17), phase)
     time.sleep(random.random() / 20)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-  finish(start(tmp_path, *LOG_EACH_STEP, "--config.train.retrain=true"))
+  finish(start(tmp_path, *LOG_EACH_STEP, "--config.train.retrain=true", "--report"))
   assert metrics_text(tmp_path) == metrics_text(uninterrupted)
+  assert page_without_time(tmp_path) == page_without_time(uninterrupted)
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_with_143(uninterrupted, tmp_path):
