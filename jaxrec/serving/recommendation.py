@@ -33,6 +33,8 @@ class HeldOut(NamedTuple):
   """The item of a test event that the history did not hold, and its rank among all candidates."""
 
   item: str
+  title: str
+  domain: str
   rank: int
 
 
@@ -119,7 +121,7 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   chosen = recommendation.held_out
   right = [
     f"{item.rank:3}. {item.score:7.3f}  {_label(item, several)}"
-    + " <- chosen next" * (chosen is not None and item.item == chosen.item)
+    + " <- chosen next" * (chosen is not None and (item.item, item.domain) == (chosen.item, chosen.domain))
     for item in recommendation.items
   ]
   heading = f"{len(left)} of {len(events.item_id)} events, newest first"
@@ -128,13 +130,11 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   skipped = f" ({recommendation.unknown} events of unknown items skipped)" if recommendation.unknown else ""
   lines = [printable(name + skipped), *_columns([heading, *left], [ranked, *right])]
   if chosen is not None:
-    item = data.item_index(chosen.item)
-    domain = f"{data.domain_names[data.item_domain()[item] - 1]}: " if several else ""
-    lines.append(printable(f"  chosen next: {domain}{titles[item]}, rank {chosen.rank}"))
+    lines.append(printable(f"  chosen next: {_label(chosen, several)}, rank {chosen.rank}"))
   return "\n".join(lines)
 
 
-def _label(item: RecommendedItem, several: bool) -> str:
+def _label(item: RecommendedItem | HeldOut, several: bool) -> str:
   return printable((f"{item.domain}: " if several else "") + (item.title or item.item))
 
 

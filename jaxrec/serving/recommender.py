@@ -289,7 +289,8 @@ class Recommender:
     held_out = None
     if held_out_users is not None:
       event = test_events(self.data, self._users([held_out_users[row]]))[0]
-      held_out = HeldOut(self.data.item_raw_id(int(self.data.item_id[event])), int(best.held_out_rank[row]))
+      (item,) = self._named(self.data.item_id[[event]], np.zeros(1))
+      held_out = HeldOut(item.item, item.title, item.domain, int(best.held_out_rank[row]))
     ranked_by = POPULARITY if best.is_popular[row] else MODEL
     items = self._named(best.items[row], best.scores[row])
     history = histories.take(np.array([row]))

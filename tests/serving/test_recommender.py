@@ -221,3 +221,11 @@ def test_titles_and_ids_reach_the_terminal_escaped():
   assert len(text.splitlines()) == 6
   assert text.startswith("User ann\\r\\x1b[2J\n")
   assert all(shown in text for shown in (r"\x1b]0;OWNED\x07\x1b[31mred", r"a\nUser 99", "Amélie\xa0!", r"\u202e4"))
+
+
+def test_a_held_out_item_is_shown_where_domains_share_raw_ids():
+  known = recommender(known_data(raw_items=["1", "2", "3", "1", "2", "3"]))
+  (found,) = known.recommend(users=["ann"], k=2, hold_out=True)  # Film 2 is held out; book 3 and film 2 are the best.
+  text = describe(known.data, found)
+  assert text.count("<- chosen next") == 1 and "films: Brazil <- chosen next" in text
+  assert text.endswith("chosen next: films: Brazil, rank 2")
