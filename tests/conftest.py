@@ -1,9 +1,11 @@
 """What every test relies on: a CPU, a compilation cache, checked shapes, and where data and golden files are."""
 
+import gc
 import os
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MOST_MAPPINGS = 25_000  # A module may add as many again.
 PYTHON_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # Of the programs that tests start.
 
 # Before the first import of jax, and inherited by the subprocesses that tests start.
@@ -56,6 +58,19 @@ def shape_checks(request):
   jaxtyping.config.update("jaxtyping_disable", unchecked)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+  """Frees compiled programs before a process reaches the kernel's limit of memory mappings, where compilers abort.
+
+  Each program takes a few mappings, a process may have 65,530 of them, and a test run compiles thousands of programs.
+  """
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
