@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-test
 
 notebooks: $(VENV)/.installed-notebooks
 	$(RUN) -m jupytext --quiet --update --to ipynb notebooks/*.py
-	$(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
+	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -304,6 +304,7 @@ def test_a_second_sweep_in_a_folder_is_refused(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_programs_killed_at_random_moments_end_as_undisturbed_ones(tmp_path):
   """The tool with few kills; `test_train.py` kills single runs."""
   flags = ["--programs=prepare,sweep", "--kills=2", "--per_round=2", f"--folder={tmp_path}"]
