@@ -145,7 +145,8 @@ def test_a_url_is_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_preparation_says_so_and_leaves_nothing(tmp_path, number):
   script = (
-    "import sys, time, numpy\nfrom absl import app\nfrom jaxrec.cli import prepare\n"
+    "import signal, sys, time, numpy\nfrom absl import app\nfrom jaxrec.cli import prepare\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # Ignored in what a shell starts in the background.
     "save = numpy.save\nnumpy.save = lambda *x: (save(*x), print('writing', flush=True), time.sleep(30))\n"
     "prepare.define_flags()\napp.run(prepare.main)\n"
   )
