@@ -108,6 +108,7 @@ def test_bad_arrays_of_times_are_named(tmp_path, changed, message):
     (b"SQLite format 3\0", "is an SQLite database"),
     (b"\x89HDF\r\n", "is an HDF5 file"),
   ],
+  ids=lambda value: value if isinstance(value, str) else "",  # gzip holds the time at which it was made.
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
 def test_a_file_of_another_kind_is_named(tmp_path, name, data, message):
