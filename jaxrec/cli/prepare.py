@@ -67,7 +67,7 @@ def main(_) -> None:
   except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
   except OSError as error:
-    raise SystemExit(printable(f"prepare: {describe(error)}", keep="\n")) from error
+    raise SystemExit(f"prepare: {describe(error)}") from error
   except KeyboardInterrupt as error:
     print(f"prepare: stopped; {FLAGS.out} is as it was before", file=sys.stderr)
     raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None

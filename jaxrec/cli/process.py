@@ -25,8 +25,8 @@ _VARIABLE = "GLIBC_TUNABLES"
 _DEVICE_FILES = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd", "dxg")  # NVIDIA, TPU, TPU, AMD, GPUs in Windows.
 _PARENT = "JAXREC_PARENT_PIPE"  # Number of a pipe's end that a child reads; the parent holds the other one.
 _ADVICE = {
-  errno.ENOSPC: "the disk is full: free some space; the same command goes on where it stopped",
-  errno.EDQUOT: "the quota is used up: free some space; the same command goes on where it stopped",
+  errno.ENOSPC: "the disk is full: free some space, then give the same command again; it resumes",
+  errno.EDQUOT: "the quota is used up: free some space, then give the same command again; it resumes",
   errno.EACCES: "look at the owner and the mode of it and of its folders, or choose another one",
   errno.EPERM: "look at the owner and the mode of it and of its folders, or choose another one",
   errno.EROFS: "nothing can be written there: choose another folder",
@@ -47,7 +47,6 @@ def start(module: str) -> None:
     module: dotted name such as "jaxrec.cli.train".
   """
   restart_with_huge_pages()
-  signal.signal(signal.SIGTERM, _exit_cleanly)
   end_with_parent()
   use_compilation_cache()
   use_cpu_without_accelerator()
@@ -55,6 +54,7 @@ def start(module: str) -> None:
   from absl import app
   from absl import logging as absl_logging
 
+  signal.signal(signal.SIGTERM, _exit_cleanly)  # Not before: extension modules crash if their import is interrupted.
   absl_logging.get_absl_handler().addFilter(is_of_interest)
   program.define_flags()
   if {"--help", "-help", "-h"} & set(sys.argv[1:]):
@@ -96,12 +96,16 @@ def parse_flags(argv: list[str]) -> list[str]:
 def describe(error: BaseException) -> str:
   """Returns the text of an error of the caller or of the system, for a program that ends with it.
 
+  Characters of raw data that do not print are escaped.
+
   >>> describe(ValueError("k=0 must be at least 1"))
   'ValueError: k=0 must be at least 1'
   >>> describe(OSError(errno.EROFS, "Read-only file system", "runs/a"))
   "OSError: [Errno 30] Read-only file system: 'runs/a'; nothing can be written there: choose another folder"
   """
-  text = f"{type(error).__name__}: {error}"
+  from jaxrec.data.printable import printable
+
+  text = printable(f"{type(error).__name__}: {error}", keep="\n")
   advice = _ADVICE.get(error.errno) if isinstance(error, OSError) else None
   return f"{text}; {advice}" if advice else text
 

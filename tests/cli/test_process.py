@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 
@@ -67,6 +68,17 @@ def test_a_program_cleans_up_at_sigterm_and_exits_with_143(tmp_path):
   process.terminate()
   assert process.communicate(timeout=20)[0] == "cleaned up\n"
   assert process.returncode == 143
+
+
+def test_a_signal_that_comes_during_the_imports_ends_the_program_without_python(tmp_path):
+  """An exception inside the import of an extension module crashes it."""
+  (tmp_path / "slow.py").write_text(
+    "import signal\nsignal.raise_signal(signal.SIGTERM)\nprint('imported', flush=True)\n"
+  )
+  command = [sys.executable, "-c", "from jaxrec.cli import process; process.start('slow')"]
+  environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}", "GLIBC_TUNABLES": ""}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="devices are files in /dev on Linux")
