@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrec.data.fingerprint import differences
 from jaxrec.data.prepared import PreparedData
 from jaxrec.serving.recommender import Recommender
 from jaxrec.train.config import SEQUENTIAL
@@ -50,7 +51,7 @@ def fit(
     **settings: further settings by their path, such as `**{"train.batch_size": 256}`.
 
   Raises:
-    ValueError: an unknown config or setting.
+    ValueError: an unknown config or setting, or a workdir with a run of other data.
 
   >>> import jaxrec
   >>> data = jaxrec.synthetic_data(num_users=40, num_items=24)
@@ -59,8 +60,7 @@ def fit(
   """
   workdir = os.fspath(workdir) if workdir is not None else tempfile.mkdtemp(prefix="jaxrec-")
   if data.path is None:
-    folder = os.path.join(workdir, "data")
-    data = PreparedData.load(folder) if os.path.exists(folder) else data.save(folder)
+    data = _saved(data, os.path.join(workdir, "data"))
   config = named_config(config, data) if isinstance(config, str) else config.copy_and_resolve_references()
   config.data.prepared = str(data.path)
   changes = settings | ({} if epochs is None else {"train.num_epochs": epochs})
@@ -68,3 +68,13 @@ def fit(
     config.update_from_flattened_dict({name: value})
   run(config, workdir)
   return load(workdir)
+
+
+def _saved(data, folder) -> PreparedData:
+  """Returns data in memory as a folder; one that is there already must hold the same."""
+  if not os.path.exists(folder):
+    return data.save(folder)
+  before = PreparedData.load(folder)
+  if what := differences(before.fingerprint, data.fingerprint):
+    raise ValueError(f"{folder} holds other data: {what}. Give another workdir")
+  return before

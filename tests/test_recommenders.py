@@ -54,6 +54,12 @@ def test_a_second_fit_in_the_workdir_trains_no_more(fitted, events):
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_other_data_in_the_workdir_of_a_fit_are_refused(fitted, events):
+  workdir, _ = fitted
+  with pytest.raises(ValueError, match="data holds other data: users: 40 when trained, 39 now"):
+    jaxrec.fit(jaxrec.from_events(events.filter(pl.col("user") != "u3")), "hstu", workdir=workdir)
+
+
 def test_an_unknown_setting_is_refused(events):
   with pytest.raises(ValueError, match="train.batchsize is unknown"):
     jaxrec.fit(jaxrec.from_events(events), **{"train.batchsize": 8})

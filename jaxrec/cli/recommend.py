@@ -1,4 +1,4 @@
-"""Recommends items to users of the data or to strangers: as text with titles, or as a table for many users.
+"""Recommends items to users of the data or to new users: as text with titles, or as a table for many users.
 
     python -m experiments.recommend --workdir=runs/shop --user=17 --user=4169
     python -m experiments.recommend --workdir=runs/demo --random=5 --domain=film --hold_out
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import app, flags
@@ -23,7 +24,6 @@ from absl import app, flags
 from jaxrec.cli import process
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
-from jaxrec.data.printable import printable
 from jaxrec.recommenders import load
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   try:
     print(_write_table() if FLAGS.out else _as_text())
   except (OSError, ValueError) as error:
-    sys.exit(printable(process.describe(error), keep="\n"))
+    sys.exit(process.describe(error))
 
 
 def _as_text() -> str:
@@ -61,10 +61,10 @@ def _write_table() -> str:
   """Writes the table, part by part, and returns what to tell the user."""
   recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   if FLAGS.hold_out:
-    raise ValueError("--hold_out shows ranks as text; leave --out away")
-  count, histories_of = _requested(recommender)
-  identity = _options() | {"users": count, "part_size": FLAGS.part_size, "checkpoint": _checkpoint_identity()}
-  parts = PartFiles(FLAGS.out, identity)
+    raise ValueError("--hold_out prints ranks as text; do not give --out")
+  names, histories_of = _requested(recommender)
+  count = len(names)
+  parts = PartFiles(FLAGS.out, _options() | {"part_size": FLAGS.part_size} | _identity(recommender, names))
   starts = range(0, count, FLAGS.part_size)
   bar = progress_bar(total=count, unit="user", desc="recommend")
   for part, start in enumerate(starts):
@@ -79,18 +79,18 @@ def _write_table() -> str:
   return f"{count:,} users, {rows:,} recommendations: {FLAGS.out}"
 
 
-def _requested(recommender: Recommender) -> tuple[int, Callable[[int, int], Histories]]:
-  """Returns the number of users, and a function from a range of them to their histories."""
+def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int], Histories]]:
+  """Returns the users, and a function from a range of them to their histories."""
   data = recommender.data
   if FLAGS.histories:
     given = read_histories(FLAGS.histories, data)
     names = list(given)
-    return len(names), lambda start, end: histories_of_events(data, {name: given[name] for name in names[start:end]})
+    return names, lambda start, end: histories_of_events(data, {name: given[name] for name in names[start:end]})
   if FLAGS.all:
     users = np.flatnonzero(np.diff(data.offsets))
   else:
     users = np.array([data.user_index(user) for user in _named_users(recommender)], np.int64)
-  return len(users), lambda start, end: histories_of_users(data, users[start:end])
+  return data.users["raw_id"].gather(users).to_list(), lambda start, end: histories_of_users(data, users[start:end])
 
 
 def _named_users(recommender: Recommender) -> list[str]:
@@ -110,8 +110,14 @@ def _options() -> dict:
   return {"k": FLAGS.k, "domain": FLAGS.domain, "exclude_seen": FLAGS.exclude_seen, "at": FLAGS.at}
 
 
-def _checkpoint_identity() -> list:
-  return [str(pathlib.Path(FLAGS.workdir).resolve()), FLAGS.phase, FLAGS.checkpoint]
+def _identity(recommender: Recommender, users: Sequence[str]) -> dict[str, int | str]:
+  """Returns checksums of what the rows of a table depend on; parts of another model or other users are not joined."""
+  given = pathlib.Path(FLAGS.histories).read_bytes() if FLAGS.histories else b""
+  return {
+    "model": zlib.crc32(np.ascontiguousarray(recommender.item_vectors()).data),
+    "users": zlib.crc32("\n".join(users).encode()),
+    "histories": zlib.crc32(given),
+  }
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxrec.data.event_values import LATEST_SECOND
 from jaxrec.data.prepared import TEST, PreparedData
 
 UNKNOWN_ITEMS = ("skip", "raise")
-_MOST_SECONDS = 1 << 37  # The year 6325: larger numbers are milliseconds or smaller units.
 
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
   """The events of B users, oldest first, as columns; those of user b are the entries `offsets[b]:offsets[b + 1]`.
 
-  user: [B] ids of the users, None for strangers.
+  user: [B] ids of the users; None for new users without a name.
   item_id, domain_id: ids of the model, from 1.
   timestamp: seconds; 0 where the data has no times.
   unknown: events that were skipped because the model does not know their item.
@@ -170,8 +170,8 @@ def seconds(value: Any, where: str) -> int:
   is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
   if not is_number or not math.isfinite(value):
     raise ValueError(f"{where}: time {value!r} must be seconds since 1970 or a datetime")
-  if abs(value) > _MOST_SECONDS:
-    raise ValueError(f"{where}: time {value!r} is beyond the year 6000; give seconds, not milliseconds")
+  if abs(value) >= LATEST_SECOND:
+    raise ValueError(f"{where}: time {value!r} is after the year 2286; give seconds, not milliseconds")
   return math.floor(value)
 
 

@@ -1,4 +1,4 @@
-"""Recommendations by a trained model, for users of its data and for strangers; raw ids in, raw ids and titles out.
+"""Recommendations by a trained model, for users of its data and for new users; raw ids in, raw ids and titles out.
 
     recommender = jaxrec.load("runs/shop")
     recommender.recommend(users=["u17"], k=10)
@@ -82,16 +82,10 @@ class Recommender:
       ValueError: an unknown user, domain or event form; no domain for a model that needs one; no allowed item is known.
     """
     found = self._histories(users, histories, unknown, hold_out)
-    best = self.best_items(
-      found,
-      k,
-      domain=domain,
-      at=at,
-      exclude_seen=exclude_seen,
-      allowed=allowed,
-      held_out=self._held_out(users, hold_out),
-    )
-    return [self._recommendation(found, best, row, users if hold_out else None) for row in range(len(found))]
+    held_out = test_events(self.data, self._users(users)) if hold_out else None
+    options = {"domain": domain, "at": at, "exclude_seen": exclude_seen, "allowed": allowed}
+    best = self.best_items(found, k, **options, held_out=held_out)
+    return [self._recommendation(found, best, row, held_out) for row in range(len(found))]
 
   def best_items(
     self,
@@ -246,9 +240,6 @@ class Recommender:
   def _users(self, users):
     return np.array([self.data.user_index(user) for user in users], np.int64)
 
-  def _held_out(self, users, hold_out):
-    return test_events(self.data, self._users(users)) if hold_out else None
-
   def _item(self, item):
     return self.data.item_index(raw_id(item, "item"))
 
@@ -285,11 +276,10 @@ class Recommender:
     columns = zip(rows["raw_id"], rows["title"], names, scores[:count].tolist(), strict=True)
     return tuple(RecommendedItem(rank, *row) for rank, row in enumerate(columns, 1))
 
-  def _recommendation(self, histories, best, row, held_out_users):
+  def _recommendation(self, histories, best, row, held_out_events):
     held_out = None
-    if held_out_users is not None:
-      event = test_events(self.data, self._users([held_out_users[row]]))[0]
-      (item,) = self._named(self.data.item_id[[event]], np.zeros(1))
+    if held_out_events is not None:
+      (item,) = self._named(self.data.item_id[held_out_events[[row]]], np.zeros(1))
       held_out = HeldOut(item.item, item.title, item.domain, int(best.held_out_rank[row]))
     ranked_by = POPULARITY if best.is_popular[row] else MODEL
     items = self._named(best.items[row], best.scores[row])

@@ -65,6 +65,23 @@ def test_parts_of_another_call_are_refused(tmp_path):
   assert PartFiles(tmp_path / "a.csv", {"k": 5}).has(0)
 
 
+@pytest.mark.parametrize("change", ["users", "model"])
+def test_parts_of_other_users_or_another_model_are_refused(write, tmp_path, monkeypatch, change):
+  users, out = tmp_path / "users.txt", tmp_path / "a.csv"
+  users.write_text("cyd\nann\n")
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(PartFiles, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    write(f"--users_file={users}", f"--out={out}")
+  if change == "users":
+    users.write_text("cyd\nbob\n")
+  else:
+    other = recommender()
+    other.__dict__["_vectors"] = 2 * other._vectors
+    monkeypatch.setattr(recommend, "load", lambda *_: other)
+  with pytest.raises(SystemExit, match=f"holds parts of another call: {change} was"):
+    write(f"--users_file={users}", f"--out={out}")
+
+
 def test_users_of_a_file_are_in_its_order(write, tmp_path):
   (tmp_path / "users.txt").write_text("cyd\nann\n\n")
   write(f"--users_file={tmp_path / 'users.txt'}", f"--out={tmp_path / 'a.csv'}")
@@ -96,7 +113,7 @@ def test_histories_are_read_with_the_columns_of_the_prepared_table(tmp_path):
     (["--all"], "--all and --users_file write a table: give --out"),
     (["--all", "--out={folder}/a.txt"], "must end with one of .parquet, .csv, .jsonl"),
     (["--out={folder}/a.csv"], "no user given; use --user=<id>"),
-    (["--all", "--out={folder}/a.csv", "--hold_out"], "--hold_out shows ranks as text"),
+    (["--all", "--out={folder}/a.csv", "--hold_out"], "--hold_out prints ranks as text"),
     (["--users_file={folder}/none", "--out={folder}/a.csv"], "No such file"),
     (["--histories={folder}/none.csv"], "none.csv"),
   ],
