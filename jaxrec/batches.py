@@ -7,6 +7,8 @@ evaluation differ only in how the `target_*` fields are filled in.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -43,17 +45,29 @@ class SequenceBatch:
   action: Int[Array, "B N"] | None = None
 
 
-def check_is_batch(batch: SequenceBatch) -> None:
-  """Raises unless a model is given a `SequenceBatch`.
+def check_instance(name: str, value: Any, kind: type, how_to_make: str) -> None:
+  """Raises unless an argument is of a class.
+
+  Args:
+    name: of the argument.
+    value: what was given.
+    kind: the class.
+    how_to_make: how to get one, for the error.
 
   Raises:
-    ValueError: another object; says how to make a batch.
+    ValueError: an object of another class.
+
+  >>> check_instance("batch", {}, SequenceBatch, "use next_item_batch")
+  Traceback (most recent call last):
+  ValueError: batch is a dict, it must be a SequenceBatch: use next_item_batch
   """
-  if not isinstance(batch, SequenceBatch):
-    raise ValueError(
-      f"batch is a {type(batch).__name__}, it must be a jaxrec.SequenceBatch; jaxrec.next_item_batch(item_id, ...)"
-      " makes one from arrays [B, N]"
-    )
+  if not isinstance(value, kind):
+    raise ValueError(f"{name} is a {type(value).__name__}, it must be a {kind.__name__}: {how_to_make}")
+
+
+def check_is_batch(batch: SequenceBatch) -> None:
+  """Raises ValueError unless a model is given a `SequenceBatch`."""
+  check_instance("batch", batch, SequenceBatch, "jaxrec.next_item_batch(item_id, ...) makes one from arrays [B, N]")
 
 
 def next_item_batch(

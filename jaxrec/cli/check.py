@@ -108,7 +108,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool("quick", False, "Fewer cases: less than nine minutes on an accelerator.", flag_values=values)
   flags.DEFINE_list("sections", [], f"Some of {', '.join(report.SECTIONS)}; none: all.", flag_values=values)
   flags.DEFINE_string("names", "*", "Pattern that the names of measurements must match.", flag_values=values)
-  flags.DEFINE_float("minutes", 60.0, "After these nothing new is begun.", lower_bound=0.0, flag_values=values)
+  flags.DEFINE_float("minutes", 60.0, "After these no further measurement starts.", lower_bound=0.0, flag_values=values)
   limit_help = "Seconds after which a measurement that does not end takes the process with it."
   flags.DEFINE_float("limit", 300.0, limit_help, lower_bound=1.0, flag_values=values)
   data_help = "Folder of prepared data for the training steps; default: random data of MovieLens-1M's size."

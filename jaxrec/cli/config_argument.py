@@ -73,7 +73,7 @@ def _taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
   value, rest, arguments = None, [], iter(argv)
   for argument in arguments:
     name, equals, text = argument.partition("=")
-    if name.replace("-", "") == flag.replace("-", "") and name.startswith("-"):
+    if name in (flag, flag[1:]):  # absl takes one hyphen too.
       value = text if equals else next(arguments, None)
     else:
       rest.append(argument)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from absl import app, flags
 
+from jaxrec.cli.process import describe
 from jaxrec.recommenders import load
 from jaxrec.serving.histories import histories_of_users
 from jaxrec.serving.recommender import Recommender
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
     print(export(recommender, pathlib.Path(FLAGS.out), FLAGS.users, FLAGS.domain))
   except (OSError, ValueError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(describe(error))
 
 
 def export(recommender: Recommender, out: pathlib.Path, users: bool, domain: str | None) -> str:

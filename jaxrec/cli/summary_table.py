@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxrec.cli.text_table import text_table
+from jaxrec.cli.text_table import label_of_all, text_table
 
 _DOMAIN = "domain/"
 _ROWS = (
@@ -43,7 +43,7 @@ def _groups(values):
   """Returns (name, prefix of the metrics) for all users and for each domain."""
   suffix = "/count"
   names = [name[len(_DOMAIN) : -len(suffix)] for name in values if name.startswith(_DOMAIN) and name.endswith(suffix)]
-  return [("all", ""), *((name, f"{_DOMAIN}{name}/") for name in names if len(names) <= _MOST_DOMAINS)]
+  return [(label_of_all(names), ""), *((name, f"{_DOMAIN}{name}/") for name in names if len(names) <= _MOST_DOMAINS)]
 
 
 def _notes(summary):

@@ -12,7 +12,7 @@ every host with a shared workdir, with --distributed (TPU pods, Slurm and other 
 all write checkpoints. If one host dies, the others exit.
 
 Exit codes: 0 done; 1 error; 143 stopped by SIGTERM and 130 by Ctrl-C, at once where nothing is lost by it, else after
-saving a checkpoint: run the same command again to resume. With --resume_with_changes an unfinished run goes on with
+saving a checkpoint: run the same command again to resume. With --resume_with_changes an unfinished run resumes with
 other settings of optimizer and training, such as a lower learning rate; changes.json records which, and at which step.
 
 On GPUs, two runs have bitwise equal results only with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
@@ -116,7 +116,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_bool(
     "resume_with_changes",
     False,
-    "Let an unfinished run go on with other optimizer and train settings, or without records that were lost.",
+    "Resume an unfinished run with other optimizer and train settings, or without records that were lost.",
     flag_values=values,
   )
   flags.DEFINE_bool("profile", False, "Write a profile of a few steps to <workdir>/profile.", flag_values=values)

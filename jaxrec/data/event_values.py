@@ -129,7 +129,7 @@ def check_names(names: pl.Series, what: str) -> None:
 
   >>> check_names(pl.Series(["books", "books "]), "domain")
   Traceback (most recent call last):
-  ValueError: the domains 'books' and 'books ' would be taken for the same; write them alike, or more different
+  ValueError: the domains 'books' and 'books ' look the same; write them alike, or more different
   """
   if names.dtype != pl.String:
     return
@@ -141,8 +141,7 @@ def check_names(names: pl.Series, what: str) -> None:
   if (seen != names).any() and seen.is_duplicated().any():
     alike = names.filter(seen == seen.filter(seen.is_duplicated())[0])
     raise ValueError(
-      f"the {what}s {ascii(alike[0])} and {ascii(alike[1])} would be taken for the same; write them alike, or more"
-      " different"
+      f"the {what}s {ascii(alike[0])} and {ascii(alike[1])} look the same; write them alike, or more different"
     )
 
 

@@ -1,4 +1,4 @@
-"""What prepared data is, apart from where it lies: a hash of each part of its content, to compare with later."""
+"""Fingerprints of prepared data: a hash of each part of its content, wherever the folder is."""
 
 from __future__ import annotations
 

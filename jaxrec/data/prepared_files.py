@@ -33,7 +33,7 @@ _META_KEYS = (
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
-  """Checks that `path` is free, or with `overwrite` an empty or a prepared folder; removes leftovers beside it first.
+  """Checks that `path` is free, or with `overwrite` an empty or a prepared folder; removes leftovers next to it first.
 
   Raises:
     FolderExistsError: it exists and `overwrite` is False.

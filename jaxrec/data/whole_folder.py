@@ -29,7 +29,7 @@ class FolderExistsError(ValueError):
 
 @contextlib.contextmanager
 def whole_folder(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-  """Gives a new folder beside `path`, which becomes `path` when `with` ends without an error.
+  """Gives a new folder next to `path`, which becomes `path` when `with` ends without an error.
 
   A link is followed: the folder that it points to is replaced. What a killed process leaves behind is removed by the
   next one that writes the same folder.
@@ -55,7 +55,7 @@ def whole_folder(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
-  """Removes what killed processes left beside `path`; a folder that was moved aside comes back.
+  """Removes what killed processes left next to `path`, and restores a folder that they had renamed.
 
   Each process holds a lock on its unfinished folder, so those of running ones stay.
   """

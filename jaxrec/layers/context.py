@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import AnyArray, SequenceBatch
+from jaxrec.batches import AnyArray, SequenceBatch, check_instance
 from jaxrec.layers.cache import CacheSlot
 from pallas_kernels import IntervalMask, permute
 
@@ -87,16 +87,9 @@ class AttentionContext:
 
 
 def check_context(context: AttentionContext) -> None:
-  """Raises unless a layer is given a context.
-
-  Raises:
-    ValueError: another object; says how to make a context.
-  """
-  if not isinstance(context, AttentionContext):
-    raise ValueError(
-      f"context is a {type(context).__name__}, it must be an AttentionContext: causal_context(batch), or"
-      " AttentionContext.causal(sequence_id) without a batch"
-    )
+  """Raises ValueError unless a layer is given a context."""
+  how = "causal_context(batch) makes one, or AttentionContext.causal(sequence_id) without a batch"
+  check_instance("context", context, AttentionContext, how)
 
 
 def _check_columns(columns):

@@ -42,7 +42,7 @@ class HeldOut(NamedTuple):
 class Recommendation:
   """The recommendations for one user, with the history that they are based on.
 
-  user: id in the raw data, or the given name; None for a stranger without one.
+  user: id in the raw data, or the given name; None for a new user without one.
   items: best first; fewer than k where there are fewer candidates.
   ranked_by: "model", or "popularity" where the history has no item that the model knows.
   unknown: events of the given history that were skipped because the model does not know their item.
@@ -74,7 +74,7 @@ class BestItems(NamedTuple):
 def table(data: PreparedData, histories: Histories, best: BestItems) -> pl.DataFrame:
   """Returns recommendations as a table: user, rank, item, title, domain, score, ranked_by; a row for each item.
 
-  Strangers without a name are called by their index.
+  New users without a name are called by their index.
 
   Args:
     data: names the items.
@@ -126,7 +126,7 @@ def describe(data: PreparedData, recommendation: Recommendation, history: int = 
   ]
   heading = f"{len(left)} of {len(events.item_id)} events, newest first"
   ranked = "  recommended" if recommendation.ranked_by == MODEL else "  no known item in the history: the most popular"
-  name = "A stranger" if recommendation.user is None else f"User {recommendation.user}"
+  name = "A new user" if recommendation.user is None else f"User {recommendation.user}"
   skipped = f" ({recommendation.unknown} events of unknown items skipped)" if recommendation.unknown else ""
   lines = [printable(name + skipped), *_columns([heading, *left], [ranked, *right])]
   if chosen is not None:

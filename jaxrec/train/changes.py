@@ -1,4 +1,4 @@
-"""Settings that changed while a run was under way, on request: `<workdir>/changes.json`."""
+"""Settings that changed during a run, on request: `<workdir>/changes.json`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Orbax writes them in the background into a temporary folder that is renamed when complete, so that a run that is killed
 at any moment leaves whole checkpoints only. Each has checksums of its arrays (`jaxrec.train.saved_step`), which are
-compared at every restore; a run goes on from the latest checkpoint that is intact.
+compared at every restore; a run resumes from the latest checkpoint that is intact.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Checkpoints:
       like: a state of the same model and optimizer, which gives shapes, dtypes and shardings.
 
     Raises:
-      DamagedCheckpointError: there are checkpoints, but a run can go on from none of them.
+      DamagedCheckpointError: there are checkpoints, but a run can resume from none of them.
       ValueError: the checkpoint is of another run, model or optimizer; lists what differs.
     """
     self.wait()
@@ -115,7 +115,7 @@ class Checkpoints:
       return state, position
     if reasons:
       raise DamagedCheckpointError(
-        "no checkpoint is left to go on from: " + "; ".join(reasons) + f". Remove {os.path.dirname(self._folder)} to"
+        "no checkpoint is left to resume from: " + "; ".join(reasons) + f". Remove {os.path.dirname(self._folder)} to"
         " train this phase again; the latest intact parameters can be scored with `experiments.evaluate"
         " --checkpoint=latest`"
       )
@@ -293,7 +293,7 @@ def _read_best(folder, step, like, item_table, identity):
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
-  """Keeps the two newest checkpoints, and for each of them the best one at its step: a run can go on from either.
+  """Keeps the two newest checkpoints, and for each of them the best one at its step: a run can resume from either.
 
   best_of: step -> step of the best validation until then.
   """

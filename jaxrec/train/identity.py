@@ -93,7 +93,7 @@ class RunIdentity:
       return
     if what := differences(saved, self.data):
       raise ValueError(
-        f"{where} is of other data: {what}. Use the data that it was trained on (they may lie in another folder), or"
+        f"{where} is of other data: {what}. Use the data that it was trained on (its folder may be another one), or"
         " another --workdir"
       )
 
@@ -106,7 +106,7 @@ def different_settings(saved: dict[str, Any], config: ConfigDict) -> list[str]:
 
 
 def check_has_config(workdir: str) -> None:
-  """Raises where a folder holds a run whose config.json is missing: another config would go on with its checkpoints.
+  """Raises where a folder holds a run whose config.json is missing: another config would resume its checkpoints.
 
   Raises:
     ValueError: names what is there.

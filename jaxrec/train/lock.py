@@ -67,7 +67,7 @@ class FolderLock:
       with file:
         raise ValueError(self._refusal(file)) from None
     except OSError as error:
-      logging.warning("%s cannot be locked (%s): see to it that no other process writes to it", self._folder, error)
+      logging.warning("%s cannot be locked (%s): make sure that no other process writes to it", self._folder, error)
       if file:
         file.close()
       return None

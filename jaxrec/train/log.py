@@ -56,7 +56,7 @@ class RunLog:
     Args:
       first_step: the one that comes next.
       position: what `get_state` returned, from a checkpoint; None at the beginning.
-      accept_losses: whether to go on where earlier records were lost, which is noted in changes.json.
+      accept_losses: whether to resume where earlier records were lost, which is noted in changes.json.
 
     Raises:
       LostRecordsError: metrics.jsonl is not what it was when the checkpoint was saved.

@@ -47,8 +47,8 @@ def run(
     config: settings of the task; see `jaxrec.train.config` and `jaxrec.train.click_task`.
     workdir: folder of the run; an unfinished run in it is resumed and ends at the same numbers.
     profile: whether to trace a few steps.
-    resume_with_changes: whether an unfinished run may go on with other settings of optimizer and training, and although
-      records of metrics.jsonl were lost. Both are recorded, in changes.json and in the summary.
+    resume_with_changes: whether an unfinished run may resume with other settings of optimizer and training, and without
+      records of metrics.jsonl that were lost. Both are recorded, in changes.json and in the summary.
     make_task: config to task; another one trains a task of your own.
 
   Raises:
@@ -110,7 +110,7 @@ def run_phase(
     num_epochs: at most so many.
     stop: requests to stop.
     profile: whether to trace a few steps.
-    accept_losses: whether to go on where records of metrics.jsonl were lost.
+    accept_losses: whether to resume where records of metrics.jsonl were lost.
   """
   config, mesh = task.config, parallel.make_mesh(task.config.parallel.to_dict())
   identity = RunIdentity(workdir, config, task.fingerprint())
@@ -156,14 +156,19 @@ def run_phase(
         if must_stop:
           raise Interrupted(stop.number, f"stopped after step {step} of {times.num_steps}; the same command resumes")
 
-    # The test events are evaluated once: with the best parameters of "select", with the last ones of "final".
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
-    best_step = step if phase == FINAL else stopping.best_step
-    best = state if phase == FINAL else checkpoints.state_of(best_step, state)
-    test = log.evaluation("test", best_step, task.evaluate(best, TEST, mesh))
-    result |= {"test": test} if phase == FINAL else stopping.best() | {"test_of_selected": test}
+    result |= _test(task, phase, state, stopping, checkpoints, log, mesh)
     return result | {"records": log.saved_records()}
+
+
+def _test(task, phase, state, stopping, checkpoints, log, mesh):
+  """Evaluates the test events once: with the best parameters of "select", with the last ones of "final"."""
+  if phase == FINAL:
+    return {"test": log.evaluation("test", int(state.step), task.evaluate(state, TEST, mesh))}
+  best = checkpoints.state_of(stopping.best_step, state)
+  test = log.evaluation("test", stopping.best_step, task.evaluate(best, TEST, mesh))
+  return stopping.best() | {"test_of_selected": test}
 
 
 def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool = False) -> list[str]:

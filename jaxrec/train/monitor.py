@@ -31,7 +31,7 @@ TRAINING_ERRORS = (NonFiniteLossError, NonFiniteStateError, TableError)
 
 LOWER_RATE = (
   "Try a lower optimizer.learning_rate, optimizer.clip_norm=1, optimizer.warmup_steps or train.dtype=float32; with"
-  " --resume_with_changes the run goes on with them from that checkpoint."
+  " --resume_with_changes the run resumes with them from that checkpoint."
 )
 
 

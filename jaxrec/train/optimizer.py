@@ -47,7 +47,7 @@ def make_optimizer(settings: ConfigDict, total_steps: int) -> optax.GradientTran
     settings: `config.optimizer`.
     total_steps: see `make_schedule`.
 
-  Its state is that of AdamW with and without clipping, so that a run can go on with or without it.
+  Its state is that of AdamW with and without clipping, so that a run can resume with or without it.
 
   Choice: weight decay acts on all parameters (the published configurations have none).
   """

@@ -40,7 +40,7 @@ class DamagedCheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """What a checkpoint holds apart from its arrays.
+  """What a checkpoint holds besides its arrays.
 
   position: what the loop needs to resume; `best_step` is the step of the best validation so far, or None.
   identity: of the run, as `jaxrec.train.identity` writes it; None in checkpoints of older versions.
@@ -86,7 +86,7 @@ def steps_in(folder: str | os.PathLike) -> list[int]:
 
 
 def read_saved(folder: str, step: int) -> Saved:
-  """Returns what a checkpoint holds apart from its arrays.
+  """Returns what a checkpoint holds besides its arrays.
 
   Raises:
     DamagedCheckpointError: it cannot be read, or it has changed since it was saved.
@@ -163,7 +163,7 @@ def _on_all_hosts(path, read: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def without_late_failures() -> Iterator[None]:
-  """Hides the tracebacks with which Orbax's reads and writes end that were under way when another one failed."""
+  """Hides the tracebacks with which pending reads and writes of Orbax end when another one failed."""
   before = sys.unraisablehook
 
   def hook(entry):

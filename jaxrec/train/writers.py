@@ -201,7 +201,7 @@ def _loss(path, text, length):
     what = f"the first {length} bytes of {path} are not those that it had when the checkpoint was saved"
   last = "".join(text.decode(errors="replace").split("\n")[-2:-1])
   return (
-    f"records were lost: {what}; its last line is {last[:120]!r}. Put back the file from a copy, or let the run go on"
+    f"records were lost: {what}; its last line is {last[:120]!r}. Put back the file from a copy, or resume the run"
     " without these records: --resume_with_changes"
   )
 

@@ -67,7 +67,7 @@ def test_what_a_model_would_misread_is_refused(batch, message):
 @pytest.mark.unchecked_shapes
 @pytest.mark.parametrize("batch", [{"item_id": [[1]]}, np.array([[1]])])
 def test_something_else_than_a_batch_is_refused_with_how_to_make_one(batch):
-  with pytest.raises(ValueError, match="it must be a jaxrec.SequenceBatch; jaxrec.next_item_batch"):
+  with pytest.raises(ValueError, match="it must be a SequenceBatch: jaxrec.next_item_batch"):
     jaxrec.check_batch(batch)
 
 

@@ -41,7 +41,7 @@ _ABOUT_THE_FILE = re.compile(
     ]
   )
 )
-_ABOUT_ALL_EVENTS = re.compile(r"no event is left|domains must be|would be taken for the same")
+_ABOUT_ALL_EVENTS = re.compile(r"no event is left|domains must be|look the same")
 
 
 class Hang(BaseException):

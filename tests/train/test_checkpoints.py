@@ -171,7 +171,7 @@ def test_a_damaged_latest_checkpoint_is_said_when_a_run_is_loaded(folder, warned
 def test_without_an_intact_checkpoint_nothing_is_trained_or_loaded(folder):
   for step in ("10", "11"):
     zero(folder / step / "state" / "_METADATA")
-  with pytest.raises(DamagedCheckpointError, match=r"no checkpoint is left to go on from: .*11.*10.*Remove"):
+  with pytest.raises(DamagedCheckpointError, match=r"no checkpoint is left to resume from: .*11.*10.*Remove"):
     restored(folder)
   with pytest.raises(DamagedCheckpointError, match="no checkpoint is intact"):
     load_state(str(folder), state_at(0), "latest")

@@ -1,6 +1,6 @@
 """Downloads of the official data sets into a cache: checksummed, resumable, complete or absent.
 
-What arrives is not trusted: a warning names a file without a published checksum, and its SHA-256 is kept beside it; a
+Downloads are not trusted: a warning names a file without a published checksum, whose SHA-256 is stored next to it; a
 cached file is compared with its checksum each time; links in the cache are not followed; archives may not unpack to
 more than `file_blocks.MAX_RATIO` times their size.
 """
@@ -157,7 +157,7 @@ def download(
   Args:
     url: address of the file, http or https.
     path: file to write.
-    checksum: "md5:<hex>" or "sha256:<hex>"; None: the SHA-256 of the first download, which is kept beside the file,
+    checksum: "md5:<hex>" or "sha256:<hex>"; None: the SHA-256 of the first download, which is stored next to the file,
       holds for later calls.
     tries: attempts before giving up.
     timeout: seconds without a byte after which a connection counts as broken.

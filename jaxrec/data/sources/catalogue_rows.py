@@ -1,4 +1,4 @@
-"""The check that a log and the catalogue beside it belong together."""
+"""The check that a log and its catalogue belong together."""
 
 from __future__ import annotations
 
