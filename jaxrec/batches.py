@@ -7,6 +7,7 @@ evaluation differ only in how the `target_*` fields are filled in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -70,6 +71,25 @@ def check_is_batch(batch: SequenceBatch) -> None:
   check_instance("batch", batch, SequenceBatch, "jaxrec.next_item_batch(item_id, ...) makes one from arrays [B, N]")
 
 
+def check_columns(columns: Mapping[str, AnyArray | None]) -> None:
+  """Raises unless arrays are integers `[B, N]` of one shape.
+
+  Args:
+    columns: name to array; None is not checked.
+
+  Raises:
+    ValueError: names an array of another shape or type.
+  """
+  given = {name: x for name, x in columns.items() if x is not None}
+  shapes = {name: np.shape(x) for name, x in given.items()}
+  first = next(iter(shapes.values()))
+  for name, x in given.items():
+    if len(shapes[name]) != 2 or shapes[name] != first:
+      raise ValueError(f"{name} has shape {shapes[name]}, needs {'[B, N]' if len(first) != 2 else first}")
+    if x.dtype.kind not in "iu":
+      raise ValueError(f"{name} has dtype {x.dtype}, needs integers")
+
+
 def next_item_batch(
   item_id: Int[AnyArray, "B N"],
   domain_id: Int[AnyArray, "B N"] | None = None,
@@ -88,10 +108,7 @@ def next_item_batch(
   >>> batch.target_item.tolist(), batch.position.tolist(), batch.target_weight.tolist()
   ([[3, 8, 0, 0]], [[0, 1, 2, 0]], [[1.0, 1.0, 0.0, 0.0]])
   """
-  given = {"item_id": item_id, "domain_id": domain_id, "timestamp": timestamp}
-  for name, x in given.items():
-    if x is not None and (np.ndim(x) != 2 or np.shape(x) != np.shape(item_id)):
-      raise ValueError(f"{name} has shape {np.shape(x)}, needs [B, N], the same for all")
+  check_columns({"item_id": item_id, "domain_id": domain_id, "timestamp": timestamp})
   item_id = jnp.asarray(item_id)
   is_real = item_id != 0
   domain_id = is_real.astype(jnp.int32) if domain_id is None else jnp.asarray(domain_id)

@@ -26,7 +26,6 @@ from jaxrec.analysis.run_figures import MOST_LINES, draw_lines, is_available
 from jaxrec.data.load import load_data
 from jaxrec.data.prepared import TEST, PreparedData
 from jaxrec.evaluation.protocols import SAMPLED, WITHIN_DOMAIN
-from jaxrec.serving.histories import test_events
 from jaxrec.serving.recommendation import MODEL, Recommendation
 from jaxrec.serving.recommender import Recommender
 from jaxrec.train.config import SEQUENTIAL
@@ -253,8 +252,7 @@ def _examples(run: _Run) -> str:
 
 def _example(data: PreparedData, one: Recommendation) -> str:
   events = one.history
-  target = int(data.item_id[test_events(data, np.array([data.user_index(one.user)]))[0]])
-  chosen = data.item_raw_id(target), data.domain_names[data.item_domain()[target] - 1]
+  chosen = one.held_out
   names = data.domain_names if data.num_domains > 1 else [""]
   times = events.timestamp.astype("datetime64[s]").astype("datetime64[D]")
   history = [
@@ -263,7 +261,7 @@ def _example(data: PreparedData, one: Recommendation) -> str:
   ]
   latest = history[: -NUM_EVENTS - 1 : -1]
   items = [(item.title or item.item, item.domain if names[0] else "", f"{item.score:.3f}") for item in one.items]
-  hit = next((i for i, item in enumerate(one.items) if (item.item, item.domain) == chosen), None)
+  hit = next((i for i, x in enumerate(one.items) if (x.item, x.domain) == (chosen.item, chosen.domain)), None)
   by = "score" if one.ranked_by == MODEL else "popularity, as the history has no known item"
   return page.box(
     f"User {one.user}",
@@ -271,7 +269,7 @@ def _example(data: PreparedData, one: Recommendation) -> str:
       page.numbered(f"Latest {len(latest)} of {len(history):,} events, newest first", latest),
       page.numbered(f"Recommended, with {by}", items, mark=hit),
     ),
-    page.paragraph(f"Chosen next: {_title(data, target)}, rank {one.held_out.rank:,} of {data.num_items:,} items."),
+    page.paragraph(f"Chosen next: {chosen.title or chosen.item}, rank {chosen.rank:,} of {data.num_items:,} items."),
   )
 
 

@@ -28,7 +28,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxrec import parallel
-from jaxrec.analysis.run_report import write_report
 from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
 from jaxrec.cli.process import describe
 from jaxrec.cli.summary_table import summary_table
@@ -79,6 +78,8 @@ def main(argv: list[str]) -> None:
 def write_page(workdir: str) -> None:
   """Writes report.html. The run is finished and saved, so that a failure is a warning."""
   try:
+    from jaxrec.analysis.run_report import write_report  # Not before: training starts without it.
+
     print(f"a page to look at: {write_report(workdir)}")
   except (Exception, KeyboardInterrupt) as error:
     logging.warning("no report.html: %s", " ".join(describe(error).split()))

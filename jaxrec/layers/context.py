@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import AnyArray, SequenceBatch, check_instance
+from jaxrec.batches import AnyArray, SequenceBatch, check_columns, check_instance
 from jaxrec.layers.cache import CacheSlot
 from pallas_kernels import IntervalMask, permute
 
@@ -71,35 +71,26 @@ class AttentionContext:
     >>> context.query_position.tolist(), context.mask.to_dense(4)[0].astype(int).tolist()
     ([[0, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
     """
-    given = {"sequence_id": sequence_id, "time": time, "position": position, "domain": domain}
-    _check_columns({name: x for name, x in given.items() if x is not None})
+    check_columns({"sequence_id": sequence_id, "time": time, "position": position, "domain": domain})
     sequence_id = jnp.asarray(sequence_id)
-    is_token = sequence_id != 0
-    place = jnp.arange(sequence_id.shape[1])  # [N]
-    starts = jnp.diff(sequence_id, axis=1, prepend=0) != 0  # [B, N]
-    first = jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
-    position = jnp.where(is_token, place - first, 0) if position is None else jnp.asarray(position)
-    time = jnp.zeros_like(sequence_id) if time is None else jnp.asarray(time)
-    domain = is_token.astype(jnp.int32) if domain is None else jnp.asarray(domain)
-    mask = IntervalMask.causal(sequence_id)
-    zero = jnp.zeros_like(sequence_id)
-    return cls(mask, position, position, time, time, is_token, domain, num_domains + 1, zero)
+    is_token, zero = sequence_id != 0, jnp.zeros_like(sequence_id)
+    if position is None:
+      place = jnp.arange(sequence_id.shape[1])  # [N]
+      starts = jnp.diff(sequence_id, axis=1, prepend=0) != 0  # [B, N]
+      position = jnp.where(is_token, place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1), 0)
+    time = zero if time is None else time
+    batch = SequenceBatch(
+      item_id=sequence_id, domain_id=is_token.astype(jnp.int32) if domain is None else domain, timestamp=time,
+      sequence_id=sequence_id, position=position, target_item=zero, target_domain=zero, target_time=time,
+      target_weight=jnp.zeros(sequence_id.shape),
+    )  # fmt: skip
+    return causal_context(batch, num_domains)
 
 
 def check_context(context: AttentionContext) -> None:
   """Raises ValueError unless a layer is given a context."""
   how = "causal_context(batch) makes one, or AttentionContext.causal(sequence_id) without a batch"
   check_instance("context", context, AttentionContext, how)
-
-
-def _check_columns(columns):
-  shape = jnp.shape(columns["sequence_id"])
-  for name, x in columns.items():
-    if len(shape) != 2 or jnp.shape(x) != shape:
-      needs = "[B, N]" if len(shape) != 2 else str(shape)
-      raise ValueError(f"{name} has shape {jnp.shape(x)}, needs {needs}")
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-      raise ValueError(f"{name} has dtype {x.dtype}, needs integers")
 
 
 @flax.struct.dataclass
