@@ -7,9 +7,9 @@
         --sources='books=amazon-ratings:Books.csv?edition=2018' \\
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
 
-Without --raw, the official files are downloaded if they may be downloaded freely. Every option of the source's reader
-(`jaxrec/data/sources/`) and of the filters (`jaxrec.data.preparation.filters`) is a flag; an option that the source
-does not have is an error.
+Without --raw, the source's folder in $JAXREC_DATA is read, or the official files are downloaded if they may be
+downloaded freely. Every option of the source's reader (`jaxrec/data/sources/`) and of the filters
+(`jaxrec.data.preparation.filters`) is a flag; an option that the source does not have is an error.
 """
 
 from __future__ import annotations
@@ -164,7 +164,9 @@ def parse_value(name: str, text: str, annotation: Any) -> Any:
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
   flags.DEFINE_enum("source", None, source_names(), "Data source.", required=True, flag_values=values)
-  flags.DEFINE_string("raw", None, "File or folder with the raw data; default: download it.", flag_values=values)
+  flags.DEFINE_string(
+    "raw", None, "File or folder with the raw data; default: that in $JAXREC_DATA, or a download.", flag_values=values
+  )
   flags.DEFINE_string("out", None, "Folder of the prepared data.", required=True, flag_values=values)
   flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
   merge_help = "With --source=merge: name=source:raw or name=source:raw?option=value&…; repeatable."

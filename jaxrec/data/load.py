@@ -18,17 +18,10 @@ from jaxrec.data import single_domain
 from jaxrec.data.local_path import check_local
 from jaxrec.data.preparation.download import cache_root
 from jaxrec.data.preparation.prepare import generate, prepare, recorded_options, without_paths
-from jaxrec.data.preparation.raw_state import files_state
+from jaxrec.data.preparation.raw_state import files_state, raw_folder
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED
 from jaxrec.data.whole_folder import FolderExistsError
-
-# Source -> its folder in $JAXREC_DATA: the names under which the official archives unpack, and a sample of Taobao.
-RAW_FOLDERS: Mapping[str, str] = {
-  "movielens-100k": "ml-100k", "movielens-1m": "ml-1m", "movielens-20m": "ml-20m", "movielens-25m": "ml-25m",
-  "movielens-32m": "ml-32m", "kuairand-1k": "kuairand-1k", "amazon-5core": "amazon-5core", "abxi": "abxi-food-kitchen",
-  "taobao": "taobao-sample",
-}  # fmt: skip
 
 
 def load_data(settings: ConfigDict) -> PreparedData:
@@ -107,9 +100,8 @@ def _folder(settings: ConfigDict) -> str | os.PathLike:
 
 
 def _prepare(settings: ConfigDict, folder: str | os.PathLike) -> None:
-  raw = settings.raw or raw_folder(settings.source)
   try:
-    prepare(settings.source, raw, folder, report=logging.info, **settings.options.to_dict())
+    prepare(settings.source, settings.raw or None, folder, report=logging.info, **settings.options.to_dict())
   except FolderExistsError:
     logging.info("%s: another process has prepared it meanwhile", folder)
 
@@ -140,13 +132,6 @@ def _check_described(settings: ConfigDict, data: PreparedData) -> None:
   before = data.meta.get("raw_files")
   if settings.raw and before and before != files_state(settings.raw):
     logging.warning("%s is not what it was when %s was prepared from it; prepare it again", settings.raw, data.path)
-
-
-def raw_folder(source: str) -> str | None:
-  """Returns the folder in $JAXREC_DATA with the raw data of a source, or None if there is none."""
-  root, name = os.environ.get("JAXREC_DATA"), RAW_FOLDERS.get(source)
-  path = os.path.join(root, name) if root and name else None
-  return path if path and os.path.exists(path) else None
 
 
 def prepared_folder(source: str, raw: str | None, options: Mapping[str, Any]) -> pathlib.Path:

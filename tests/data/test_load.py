@@ -7,7 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 from raw_files import ML1M_MOVIES, ML1M_RATINGS, write
 
-from jaxrec.data.load import load_data, prepared_folder, raw_folder
+from jaxrec.data.load import load_data, prepared_folder
+from jaxrec.data.preparation.prepare import prepare
+from jaxrec.data.preparation.raw_state import raw_folder
 
 
 def settings(**changes):
@@ -34,7 +36,7 @@ def test_raw_files_come_from_the_data_folder_and_prepared_ones_go_to_the_cache(t
   raw = write(tmp_path / "data" / "ml-1m", {"ratings.dat": ML1M_RATINGS, "movies.dat": ML1M_MOVIES})
   data = load_data(settings(source="movielens-1m"))
   assert (raw_folder("movielens-1m"), raw_folder("table")) == (str(raw), None)
-  assert data.num_events == 3
+  assert data.num_events == 3 == prepare("movielens-1m").num_events
   assert data.path == prepared_folder("movielens-1m", str(raw), {}) and data.path.parent == tmp_path / "cache/prepared"
 
 

@@ -21,7 +21,7 @@ from jaxrec.data.preparation import filters, log_checks
 from jaxrec.data.preparation.assemble import assemble, json_values
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import number_ids
-from jaxrec.data.preparation.raw_state import files_state
+from jaxrec.data.preparation.raw_state import files_state, raw_folder
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import GENERATED, InteractionLog, generator, source_names, source_reader
 from jaxrec.data.sources.text_format import PARSER_ERRORS
@@ -45,7 +45,8 @@ def prepare(
 
   Args:
     source: a name from `jaxrec.data.sources.source_names()`.
-    raw: the file or folder of raw data; None downloads the official files ("merge" and generators need none).
+    raw: the file or folder of raw data; None takes the source's folder in $JAXREC_DATA, or downloads the official files
+      ("merge" and generators need none).
     out: the folder to write; it appears complete or not at all.
     overwrite: whether to replace an existing prepared folder.
     report: called with a line of text at each stage; None for no reports.
@@ -59,6 +60,7 @@ def prepare(
   report = report or _ignore
   if out is not None:
     prepared_files.check_free(pathlib.Path(out), overwrite)
+  raw = raw_folder(source) if raw is None else raw
   before = files_state(raw)  # Files that change while they are read count as changed.
   if source in GENERATED:
     data = generate(source, options)

@@ -1,10 +1,25 @@
-"""Whether raw files are still what they were, without reading them."""
+"""Where the raw files of a source are, and whether they are still what they were, without reading them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any
+
+# Source -> its folder in $JAXREC_DATA: the names under which the official archives unpack, and a sample of Taobao.
+RAW_FOLDERS: Mapping[str, str] = {
+  "movielens-100k": "ml-100k", "movielens-1m": "ml-1m", "movielens-20m": "ml-20m", "movielens-25m": "ml-25m",
+  "movielens-32m": "ml-32m", "kuairand-1k": "kuairand-1k", "amazon-5core": "amazon-5core", "abxi": "abxi-food-kitchen",
+  "taobao": "taobao-sample",
+}  # fmt: skip
+
+
+def raw_folder(source: str) -> str | None:
+  """Returns the folder in $JAXREC_DATA with the raw data of a source, or None if there is none."""
+  root, name = os.environ.get("JAXREC_DATA"), RAW_FOLDERS.get(source)
+  path = os.path.join(root, name) if root and name else None
+  return path if path and os.path.exists(path) else None
 
 
 def files_state(path: str | os.PathLike | None) -> dict[str, Any] | None:
