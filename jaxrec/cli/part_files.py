@@ -50,18 +50,18 @@ class PartFiles:
     _sync(unfinished)
     os.replace(unfinished, self._part(index))
 
-  def finish(self, num_parts: int) -> int:
-    """Joins the parts to the table and returns its number of rows."""
+  def finish(self, num_parts: int, column: str) -> tuple[int, int]:
+    """Joins the parts to the table; returns its number of rows and how many values `column` has."""
     parts = [self._part(index) for index in range(num_parts)]
     unfinished = self._folder / f"table{self._path.suffix}"
     rows = pl.scan_parquet(parts)
     write = {".parquet": rows.sink_parquet, ".csv": rows.sink_csv, ".jsonl": rows.sink_ndjson}[self._path.suffix]
     write(unfinished)
     _sync(unfinished)
-    count = rows.select(pl.len()).collect().item()
+    count, values = rows.select(pl.len(), pl.col(column).n_unique().alias("values")).collect().row(0)
     os.replace(unfinished, self._path)
     shutil.rmtree(self._folder)
-    return count
+    return count, values
 
   def _part(self, index: int) -> pathlib.Path:
     return self._folder / f"{index:06}.parquet"

@@ -75,8 +75,10 @@ def _write_table() -> str:
       parts.write(part, table(recommender.data, histories, best))
     bar.update(end - start)
   bar.close()
-  rows = parts.finish(len(starts))
-  return f"{count:,} users, {rows:,} recommendations: {FLAGS.out}"
+  rows, with_items = parts.finish(len(starts), "user")
+  without = len(set(names)) - with_items
+  left_out = f" ({without:,} without a row: no item is left for them)" if without else ""
+  return f"{count:,} users, {rows:,} recommendations{left_out}: {FLAGS.out}"
 
 
 def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int], Histories]]:

@@ -33,8 +33,14 @@ def test_all_users_get_rows_with_raw_ids_and_titles(write, tmp_path, name, read)
   assert rows.row(0, named=True) == {
     "user": "ann", "rank": 1, "item": "f6", "title": "Heat", "domain": "films", "score": 0.0, "ranked_by": "model"
   }  # fmt: skip
-  assert "3 users, 6 recommendations" in text
+  assert "3 users, 6 recommendations: " in text
   assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_users_who_have_seen_everything_are_counted(write, tmp_path):
+  text = write("--all", "--domain=films", f"--out={tmp_path / 'a.csv'}")
+  assert set(pl.read_csv(tmp_path / "a.csv")["user"]) == {"ann", "cyd"}
+  assert "3 users, 3 recommendations (1 without a row: no item is left for them)" in text
 
 
 def test_a_killed_table_continues_without_a_duplicate_or_a_gap(write, tmp_path, monkeypatch):
