@@ -12,10 +12,10 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
-AnyArray = Array | np.ndarray  # What public functions accept: JAX or NumPy arrays.
+from pallas_kernels.integers import AnyArray as AnyArray  # What public functions accept: JAX or NumPy arrays.
+from pallas_kernels.integers import as_integers
 
 
 @flax.struct.dataclass
@@ -71,29 +71,27 @@ def check_is_batch(batch: SequenceBatch) -> None:
   check_instance("batch", batch, SequenceBatch, "jaxrec.next_item_batch(item_id, ...) makes one from arrays [B, N]")
 
 
-def check_columns(columns: Mapping[str, AnyArray | None]) -> None:
-  """Raises unless arrays are integers `[B, N]` of one shape.
+def check_columns(columns: Mapping[str, AnyArray | None]) -> dict[str, Array]:
+  """Returns arrays as JAX arrays, those that are None left out, if they are integers `[B, N]` of one shape.
 
   Args:
-    columns: name to array; None is not checked.
+    columns: name to array or None.
 
   Raises:
-    ValueError: names an array of another shape or type.
+    ValueError: names an array of another shape or type, or with a value that JAX would cut (`as_integers`).
   """
   given = {name: x for name, x in columns.items() if x is not None}
-  shapes = {name: np.shape(x) for name, x in given.items()}
-  first = next(iter(shapes.values()))
+  first = next(iter(given.values())).shape
   for name, x in given.items():
-    if len(shapes[name]) != 2 or shapes[name] != first:
-      raise ValueError(f"{name} has shape {shapes[name]}, needs {'[B, N]' if len(first) != 2 else first}")
-    if x.dtype.kind not in "iu":
-      raise ValueError(f"{name} has dtype {x.dtype}, needs integers")
+    if x.ndim != 2 or x.shape != first:
+      raise ValueError(f"{name} has shape {x.shape}, needs {'[B, N]' if len(first) != 2 else first}")
+  return {name: as_integers(name, x) for name, x in given.items()}
 
 
 def next_item_batch(
-  item_id: Int[AnyArray, "B N"],
-  domain_id: Int[AnyArray, "B N"] | None = None,
-  timestamp: Int[AnyArray, "B N"] | None = None,
+  item_id: Integer[AnyArray, "B N"],
+  domain_id: Integer[AnyArray, "B N"] | None = None,
+  timestamp: Integer[AnyArray, "B N"] | None = None,
 ) -> SequenceBatch:
   """Returns a batch of one sequence per row, in which every event predicts the next one.
 
@@ -104,19 +102,24 @@ def next_item_batch(
     domain_id: domains 1..C; None: one domain.
     timestamp: seconds; None: no times.
 
+  Raises:
+    ValueError: integers that JAX would cut to 32 bits.
+
   >>> batch = next_item_batch(jnp.array([[5, 3, 8, 0]]))
   >>> batch.target_item.tolist(), batch.position.tolist(), batch.target_weight.tolist()
   ([[3, 8, 0, 0]], [[0, 1, 2, 0]], [[1.0, 1.0, 0.0, 0.0]])
   """
-  check_columns({"item_id": item_id, "domain_id": domain_id, "timestamp": timestamp})
-  item_id = jnp.asarray(item_id)
+  columns = check_columns({"item_id": item_id, "domain_id": domain_id, "timestamp": timestamp})
+  item_id, domain_id, timestamp = (columns.get(name) for name in ("item_id", "domain_id", "timestamp"))
   is_real = item_id != 0
-  domain_id = is_real.astype(jnp.int32) if domain_id is None else jnp.asarray(domain_id)
-  timestamp = jnp.zeros_like(item_id) if timestamp is None else jnp.asarray(timestamp)
-  item, domain, time = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (item_id, domain_id, timestamp))
+  domain_id = is_real.astype(jnp.int32) if domain_id is None else domain_id
+  timestamp = jnp.zeros_like(item_id) if timestamp is None else timestamp
+  length = item_id.shape[1]
+  item, domain, time = (jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (item_id, domain_id, timestamp))
+  position = jnp.arange(length, dtype=jnp.int32)[None]
   return SequenceBatch(
     item_id=item_id, domain_id=domain_id, timestamp=timestamp, sequence_id=is_real.astype(jnp.int32),
-    position=jnp.where(is_real, jnp.arange(item_id.shape[1]), 0), target_item=item, target_domain=domain,
+    position=jnp.where(is_real, position, 0), target_item=item, target_domain=domain,
     target_time=jnp.where(item != 0, time, timestamp), target_weight=(item != 0).astype(jnp.float32),
   )  # fmt: skip
 

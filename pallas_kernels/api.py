@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from pallas_kernels import dense, measured, reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.integers import AnyArray, as_arrays, as_integers
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
 
@@ -23,19 +24,19 @@ IMPLEMENTATIONS = ("auto", "reference", "dense", "xla", "tpu", "gpu")
 
 
 def segment_attention(
-  q: Float[Array, "B N H D"],
-  k: Float[Array, "B S H D"],
-  v: Float[Array, "B S H E"],
+  q: Float[AnyArray, "B N H D"],
+  k: Float[AnyArray, "B S H D"],
+  v: Float[AnyArray, "B S H E"],
   mask: IntervalMask,
   *,
   activation: str = "silu",
   scale: float = 1.0,
-  normalizer: float | Float[Array, "B N"] | None = None,
+  normalizer: float | Float[AnyArray, "B N"] | None = None,
   bias: RelativeBias | None = None,
   implementation: str = "auto",
   interpret: bool = False,
   block_sizes: Any = None,
-  key_group: Int[Array, "B S"] | None = None,
+  key_group: Integer[AnyArray, "B S"] | None = None,
   num_groups: int = 0,
 ) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
   """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
@@ -45,7 +46,8 @@ def segment_attention(
 
   Args:
     q, k, v: queries, keys and values of `H` heads. Widths D and E may differ.
-    mask: which keys each query may attend to.
+    mask: which keys each query may attend to. What a query without keys and a key without queries hold, NaN or infinity
+      too, reaches neither outputs nor gradients.
     activation: "silu" (HSTU) or "softmax".
     scale: multiplies q·k before the bias is added.
     normalizer: silu only: divides the weights; a number, or one for each query. None = 1.
@@ -64,21 +66,43 @@ def segment_attention(
     `key_group` a pair of that and the sums by group, `[B, N, H, G]`, differentiable like it.
 
   Raises:
-    ValueError: shapes do not fit, a name is unknown, or an option would be ignored.
-    NotImplementedError: the named implementation cannot compute this.
+    ValueError: shapes do not fit, a name is unknown, an option would be ignored, or JAX would cut integers to 32 bits.
+    NotImplementedError: the named implementation cannot compute this, or not its second derivative: the gradient of a
+      gradient needs "reference" or "dense".
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
   """
   _check_options(activation, normalizer, implementation, interpret, block_sizes)
   _check_shapes(q, k, v, mask, bias, key_group, num_groups)
+  q, k, v = (jnp.asarray(x) for x in (q, k, v))
+  mask, bias = as_arrays("mask", mask), None if bias is None else as_arrays("bias", bias)
+  key_group = as_integers("key_group", key_group)
+  reads, is_read = (
+    mask.reads_any(k.shape[1])[..., None, None],
+    mask.is_read(k.shape[1])[..., None, None],
+  )  # [B, _, 1, 1]
+  q, k, v = jnp.where(reads, q, 0), jnp.where(is_read, k, 0), jnp.where(is_read, v, 0)
+  bias = _without_times_of_padding(bias, reads[..., 0, 0], is_read[..., 0, 0])
   out = _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes)
-  if normalizer is None:
-    return out
-  divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
-  return jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
+  if normalizer is not None:
+    divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
+    divisor = jnp.where(reads, divisor, 1)
+    out = jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
+  return jax.tree.map(lambda x: jnp.where(reads, x, 0), out)
+
+
+def _without_times_of_padding(bias, reads, is_read):
+  """Zeros, from which no difference to a time takes more than 32 bits: kernels compare the times of whole blocks."""
+  if bias is None or bias.time_table is None:
+    return bias
+  query_time, key_time = jnp.where(reads, bias.query_time, 0), jnp.where(is_read, bias.key_time, 0)
+  return dataclasses.replace(bias, query_time=query_time, key_time=key_time)
 
 
 def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes):
+  if 0 in (*q.shape[:3], k.shape[1]):
+    out = _by_columns(_zeros, num_groups, q, k, v, mask, bias, key_group)
+    return vary(out, axes_of((q, k, v)))
   arguments, options = (q, k, v, mask, bias, key_group), {"activation": activation, "scale": scale}
   arguments = vary(arguments, axes_of(arguments))
   match implementation:
@@ -96,6 +120,11 @@ def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implemen
   if implementation == "auto":
     branches |= _chosen(arguments, options, block_sizes)
   return jax.lax.platform_dependent(*arguments, **branches)
+
+
+def _zeros(q, k, v, mask, bias):
+  """What nothing attends to, or nothing is attended by."""
+  return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
 
 
 def _xla(platform, options, block_sizes):

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+from pallas_kernels.integers import as_integers
+
 NUM_TIME_BUCKETS = 129
 REACHED_BUCKETS = 72  # of them: those of differences below 2^31 seconds
 CELLS = 128  # of the numbers from 1 to 2^31: see `edges_in_cells`
@@ -28,7 +30,8 @@ class RelativeBias:
   """What `segment_attention` adds to `scale * q·k`. Either table may be absent.
 
   time_table: one value for each time bucket, shared by the heads `[129]` or for each head `[H, 129]`.
-  query_time, key_time: seconds. HSTU takes the time of the *next* event as the query's time.
+  query_time, key_time: seconds. HSTU takes the time of the *next* event as the query's time. The kernels for TPUs and
+    GPUs need differences below 2^31 seconds.
   position_table: one value for each difference of positions `-(P-1)..P-1`: `[2P-1]` or `[H, 2P-1]`. Larger
     differences use the ends.
   query_position, key_position: index of a token inside its own sequence.
@@ -63,6 +66,14 @@ class RelativeBias:
       raise ValueError(f"bias.position_table has {self.position_table.shape[-1]} entries, needs an odd number 2P-1")
 
 
+def check_integers(bias: RelativeBias, kernels: str) -> None:
+  """Raises NotImplementedError for times and positions that are not int32. Dtypes suffice."""
+  for name in ("query_time", "key_time", "query_position", "key_position"):
+    value = getattr(bias, name)
+    if value is not None and value.dtype != jnp.int32:
+      raise NotImplementedError(f"bias.{name} has dtype {value.dtype}; the {kernels} kernels need int32")
+
+
 def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   """`min(floor(ln(max(|seconds|, 1)) / 0.301), 128)` in correctly rounded float32, whatever the precision elsewhere.
 
@@ -72,11 +83,28 @@ def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
   >>> time_bucket(jnp.array([0, 1, 2, -60, 86_400, 2**31 - 1])).tolist()
   [0, 0, 2, 13, 37, 71]
   """
-  magnitude = jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)
-  bits = jax.lax.bitcast_convert_type(magnitude, jnp.uint32)
+  seconds = as_integers("seconds", seconds)
+  return _bucket(jnp.abs(seconds.astype(jnp.float32)), np.iinfo(seconds.dtype).max)
+
+
+def time_bucket_between(query_time: Int[Array, "..."], key_time: Int[Array, "..."]) -> Int[Array, "..."]:
+  """`time_bucket(query_time - key_time)`, also where the difference of two int32 takes 33 bits.
+
+  >>> time_bucket_between(jnp.array(2**31 - 1), jnp.array([2**31 - 3, -(2**31)])).tolist()
+  [2, 73]
+  """
+  difference = query_time - key_time
+  seconds = jnp.abs(difference.astype(jnp.float32))
+  bits = 8 * difference.dtype.itemsize
+  seconds = jnp.where((difference < 0) == (query_time < key_time), seconds, 2.0**bits - seconds)
+  return _bucket(seconds, 2**bits - 1)
+
+
+def _bucket(seconds: Float[Array, "..."], largest: int) -> Int[Array, "..."]:
+  """The bucket of float32 numbers that are not negative and at most `largest`."""
+  bits = jax.lax.bitcast_convert_type(jnp.maximum(seconds, 1), jnp.uint32)
   cell = (bits >> 21).astype(jnp.int32) - FIRST_CELL
-  words = jnp.asarray(cell_words(np.iinfo(seconds.dtype).max))
-  return bucket_in_cell(bits, words.at[cell].get(mode="promise_in_bounds"))
+  return bucket_in_cell(bits, jnp.asarray(cell_words(largest)).at[cell].get(mode="promise_in_bounds"))
 
 
 def first_seconds_of_buckets() -> np.ndarray:
@@ -145,7 +173,7 @@ def table_entries(bias: RelativeBias) -> tuple[Int[Array, "B N S"] | None, Int[A
   """The entries of the time table and of the position table that each pair reads; None where there is no table."""
   bucket = entry = None
   if bias.time_table is not None:
-    bucket = time_bucket(bias.query_time[:, :, None] - bias.key_time[:, None, :])
+    bucket = time_bucket_between(bias.query_time[:, :, None], bias.key_time[:, None, :])
   if bias.position_table is not None:
     difference = bias.query_position[:, :, None] - bias.key_position[:, None, :]
     entry = position_index(difference, bias.position_table.shape[-1])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.bias import RelativeBias, look_up, table_entries
+from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.mask import IntervalMask
 
 _MAX_COMPARED = 129  # entries of a table
@@ -88,9 +89,7 @@ def _weights(activation: str, scores: Float[Array, "B H N S"], may_attend: Bool[
 def _product(equation, a, b):
   """A product in the narrower of the two dtypes, with its sums in float32 or wider."""
   dtype = a.dtype if a.dtype.itemsize < b.dtype.itemsize else b.dtype
-  return jnp.einsum(
-    equation, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32)
-  )
+  return jnp.einsum(equation, a.astype(dtype), b.astype(dtype), preferred_element_type=at_least_float32(dtype))
 
 
 def _table_gradient(table: Float[Array, "*H T"], entry: Int[Array, "B N S"], d_scores: Float[Array, "B H N S"]):
@@ -110,5 +109,5 @@ def _by_scatter(size, entry, d_scores):
 
 def _by_comparison(size, entry, d_scores):
   """Reads the scores `size` times: faster on GPUs, where atomic additions to one number wait for each other."""
-  is_entry = entry[:, None, :, :, None] == jnp.arange(size)  # [B, 1, N, S, T], never in memory
+  is_entry = entry[:, None, :, :, None] == jnp.arange(size).reshape(1, 1, 1, 1, -1)  # [B, 1, N, S, T], never in memory
   return jnp.where(is_entry, d_scores[..., None], 0).sum(axis=(0, 2, 3))

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped
+
+from pallas_kernels.integers import AnyArray, as_integers
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +35,9 @@ class IntervalMask:
   include_self: whether the query reads its own key as well.
   own_key: index of the query's own key; None says that query i has key i, which holds unless the queries are only
     some of the tokens.
+
+  The masks of the constructors below know that each token is read by itself or by none. What is made of their arrays,
+  by `jax.tree.map` or `dataclasses.replace`, does not: there it may be otherwise.
   """
 
   start_a: Int[Array, "B N"]
@@ -41,6 +46,7 @@ class IntervalMask:
   end_b: Int[Array, "B N"]
   include_self: Bool[Array, "B N"]
   own_key: Int[Array, "B N"] | None = None
+  _reads_itself = False  # No field: a copy with other arrays does not inherit it.
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -49,8 +55,10 @@ class IntervalMask:
 
   def self_index(self) -> Int[Array, "B N"]:
     """The index of the query's own key where it is read, else -1."""
-    own = jnp.arange(self.shape[1], dtype=jnp.int32)[None] if self.own_key is None else self.own_key
-    return jnp.where(self.include_self, own, -1)  # [B, N]
+    return jnp.where(self.include_self, self._own_key(), -1)  # [B, N]
+
+  def _own_key(self):
+    return _index(self.start_a) if self.own_key is None else as_integers("own_key", self.own_key)
 
   def spans(self) -> tuple[Int[Array, "B N"], ...]:
     """`(start_a, end_a, start_b, end_b, self_index)`, what `in_spans` asks for."""
@@ -58,11 +66,36 @@ class IntervalMask:
 
   def to_dense(self, num_keys: int) -> Bool[Array, "B N S"]:
     """`may_attend` as an array, for tests and pictures."""
-    return self.contains(jnp.arange(num_keys)[None, None])  # [B, N, S]
+    return self.contains(jnp.arange(num_keys, dtype=jnp.int32)[None, None])  # [B, N, S]
 
   def contains(self, key: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Whether each query may read `key`, an array of key indices that broadcasts against `[B, N, 1]`."""
     return in_spans([x[..., None] for x in self.spans()], key)
+
+  def reads_any(self, num_keys: int) -> Bool[Array, "B N"]:
+    """Whether each query reads any of `num_keys` keys."""
+    starts, ends = self._intervals(num_keys)
+    return (starts < ends).any(axis=-1)
+
+  def is_read(self, num_keys: int) -> Bool[Array, "B S"]:
+    """Whether any query reads each of `num_keys` keys, in O(N + S)."""
+    if self._reads_itself and num_keys == self.shape[1]:
+      return self.reads_any(num_keys)
+
+    def reach_of_row(start, end):
+      return jnp.zeros(num_keys, jnp.int32).at[start].max(end, mode="drop")
+
+    starts, ends = (x.reshape(x.shape[0], 3 * x.shape[1]) for x in self._intervals(num_keys))  # [B, 3N]
+    # The furthest end of the intervals that start at each key, and then of those that start up to it.
+    reach = jax.lax.cummax(jax.vmap(reach_of_row)(starts, ends), axis=1)  # [B, S]
+    return reach > jnp.arange(num_keys, dtype=jnp.int32)[None]
+
+  def _intervals(self, num_keys):
+    """Starts and ends of what each query reads of 0..num_keys, `[B, N, 3]`; empty unless start < end."""
+    own = self.self_index()
+    starts = jnp.stack([self.start_a, self.start_b, own], axis=-1).astype(jnp.int32)
+    ends = jnp.stack([self.end_a, self.end_b, own + (own >= 0).astype(own.dtype)], axis=-1).astype(jnp.int32)
+    return jnp.clip(starts, 0, num_keys), jnp.minimum(ends, num_keys)
 
   def limited(self, look_back: int) -> IntervalMask:
     """The same mask without the keys more than `look_back` places before the query's own key.
@@ -71,31 +104,39 @@ class IntervalMask:
       ValueError: if `look_back` is negative.
     """
     _check_not_negative(look_back=look_back)
-    own = jnp.arange(self.shape[1])[None] if self.own_key is None else self.own_key
-    first = own - look_back
-    return dataclasses.replace(self, start_a=jnp.maximum(self.start_a, first), start_b=jnp.maximum(self.start_b, first))
+    first = self._own_key() - look_back
+    starts = {"start_a": jnp.maximum(self.start_a, first), "start_b": jnp.maximum(self.start_b, first)}
+    limited = dataclasses.replace(self, **starts)
+    return _that_reads_itself(limited) if self._reads_itself else limited
 
   def queries(self, first: int, count: int) -> IntervalMask:
     """The mask of the `count` queries from `first` on, over the same keys (for cached keys and values)."""
-    own = jnp.broadcast_to(jnp.arange(self.shape[1]), self.shape) if self.own_key is None else self.own_key
+    own = jnp.broadcast_to(self._own_key(), self.shape)
     return jax.tree.map(lambda x: x[:, first : first + count], dataclasses.replace(self, own_key=own))
 
   @classmethod
-  def causal(cls, sequence_id: Int[Array, "B N"], position: Int[Array, "B N"] | None = None) -> IntervalMask:
+  def causal(
+    cls, sequence_id: Integer[AnyArray, "B N"], position: Integer[AnyArray, "B N"] | None = None
+  ) -> IntervalMask:
     """Each token reads itself and the earlier tokens of its own sequence.
 
     Args:
       sequence_id: equal ids lie side by side; 0 is padding, which reads nothing and is read by nothing.
       position: where given, a token whose position does not exceed its neighbour's on the left starts a new sequence
         even if the ids are equal.
+
+    Raises:
+      ValueError: ids or positions that JAX would cut to 32 bits, here and in the other masks.
     """
+    sequence_id, position = as_integers("sequence_id", sequence_id), as_integers("position", position)
     start = _run_start(_starts_run(sequence_id, position))
-    index = jnp.arange(sequence_id.shape[1])[None]
+    index = _index(sequence_id)
     return cls._one_interval(start, index + 1, sequence_id != 0)
 
   @classmethod
-  def full(cls, sequence_id: Int[Array, "B N"]) -> IntervalMask:
+  def full(cls, sequence_id: Integer[AnyArray, "B N"]) -> IntervalMask:
     """Each token reads all tokens of its own sequence, later ones too. Equal ids lie side by side; 0 is padding."""
+    sequence_id = as_integers("sequence_id", sequence_id)
     starts = _starts_run(sequence_id, None)
     ends = jnp.concatenate([starts[:, 1:], jnp.ones_like(starts[:, :1])], axis=1)
     end = jnp.flip(_run_start(jnp.flip(ends, axis=1)), axis=1)
@@ -103,23 +144,27 @@ class IntervalMask:
 
   @classmethod
   def intra_domain(
-    cls, sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"], position: Int[Array, "B N"] | None = None
+    cls,
+    sequence_id: Integer[AnyArray, "B N"],
+    domain_id: Integer[AnyArray, "B N"],
+    position: Integer[AnyArray, "B N"] | None = None,
   ) -> IntervalMask:
     """Each token reads itself and the earlier tokens of its own sequence and domain.
 
     The tokens of a (sequence, domain) segment must lie side by side: see `sort_by_segment`.
     """
-    starts = _starts_run(sequence_id, position) | _starts_run(domain_id, None)
-    index = jnp.arange(sequence_id.shape[1])[None]
+    sequence_id, domain_id = as_integers("sequence_id", sequence_id), as_integers("domain_id", domain_id)
+    starts = _starts_run(sequence_id, as_integers("position", position)) | _starts_run(domain_id, None)
+    index = _index(sequence_id)
     return cls._one_interval(_run_start(starts), index + 1, sequence_id != 0)
 
   @classmethod
   def hstu(
     cls,
-    lengths: Int[Array, " B"],
+    lengths: Integer[AnyArray, " B"],
     num_tokens: int,
     *,
-    num_targets: Int[Array, " B"] | None = None,
+    num_targets: Integer[AnyArray, " B"] | None = None,
     max_attention_length: int = 0,
     contextual_length: int = 0,
     min_full_attention_length: int = 0,
@@ -153,9 +198,9 @@ class IntervalMask:
       contextual_length=contextual_length,
       min_full_attention_length=min_full_attention_length,
     )
-    lengths = lengths.astype(jnp.int32)[:, None]  # [B, 1]
+    lengths, num_targets = as_integers("lengths", lengths)[:, None], as_integers("num_targets", num_targets)
     shift = max(contextual_length - 1, 0)
-    last = lengths - shift - (0 if num_targets is None else num_targets.astype(jnp.int32)[:, None])
+    last = lengths - shift - (0 if num_targets is None else num_targets[:, None])  # [B, 1]
     index = jnp.arange(num_tokens, dtype=jnp.int32)[None]  # [1, N]
     place = jnp.broadcast_to(jnp.maximum(index - shift, 0), (lengths.shape[0], num_tokens))
     place = place if num_targets is None else jnp.minimum(place, last)  # [B, N]
@@ -184,7 +229,7 @@ class IntervalMask:
     start = jnp.broadcast_to(start, is_real.shape).astype(jnp.int32)
     end = jnp.where(is_real, end, start).astype(jnp.int32)
     empty = jnp.zeros_like(start)
-    return cls(start, end, empty, empty, jnp.zeros(is_real.shape, bool))
+    return _that_reads_itself(cls(start, end, empty, empty, jnp.zeros(is_real.shape, bool)))
 
 
 def in_spans(spans: Sequence[Int[Array, "..."]], key: Int[Array, "..."]) -> Bool[Array, "..."]:
@@ -194,7 +239,7 @@ def in_spans(spans: Sequence[Int[Array, "..."]], key: Int[Array, "..."]) -> Bool
 
 
 def sort_by_segment(
-  sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"]
+  sequence_id: Integer[AnyArray, "B N"], domain_id: Integer[AnyArray, "B N"]
 ) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
   """Returns `(order, inverse)`: a stable order in which each (sequence, domain) lies side by side, padding last.
 
@@ -204,9 +249,11 @@ def sort_by_segment(
   >>> order.tolist(), inverse.tolist()
   ([[1, 0, 2, 3]], [[1, 0, 2, 3]])
   """
-  big = jnp.iinfo(jnp.int32).max
-  sequence = jnp.where(sequence_id == 0, big, sequence_id)
-  index = jnp.broadcast_to(jnp.arange(sequence_id.shape[1], dtype=jnp.int32), sequence_id.shape)
+  sequence_id, domain_id = as_integers("sequence_id", sequence_id), as_integers("domain_id", domain_id)
+  # Minus one without a sign: 0 becomes the largest number, and all others stay apart.
+  unsigned = jnp.uint32 if sequence_id.dtype == jnp.int32 else jnp.uint64
+  sequence = jax.lax.bitcast_convert_type(sequence_id, unsigned) - unsigned(1)
+  index = jnp.broadcast_to(_index(sequence_id), sequence_id.shape)
   order = jax.lax.sort((sequence, domain_id, index), dimension=1, num_keys=3)[2]  # [B, N]
   return order, jnp.argsort(order, axis=1).astype(jnp.int32)
 
@@ -242,6 +289,10 @@ def _check_not_negative(**lengths: int) -> None:
       raise ValueError(f"{name}={length} must not be negative")
 
 
+def _index(ids: Array) -> Int[Array, "1 N"]:
+  return jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+
+
 def _starts_run(ids: Array, position: Array | None) -> Bool[Array, "B N"]:
   first = jnp.ones_like(ids[:, :1], bool)
   change = ids[:, 1:] != ids[:, :-1]
@@ -252,8 +303,7 @@ def _starts_run(ids: Array, position: Array | None) -> Bool[Array, "B N"]:
 
 def _run_start(starts: Bool[Array, "B N"]) -> Int[Array, "B N"]:
   """Index of the first token of the run that each token belongs to."""
-  index = jnp.arange(starts.shape[1], dtype=jnp.int32)[None]
-  return jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+  return jax.lax.cummax(jnp.where(starts, _index(starts), 0), axis=1)
 
 
 def _end_of_window(place, window, last, lengths, shift, num_targets):
@@ -266,7 +316,13 @@ def _end_of_window(place, window, last, lengths, shift, num_targets):
 
 
 def _without_padding(lengths, start_a, end_a, start_b, end_b) -> IntervalMask:
-  is_real = jnp.arange(start_a.shape[1])[None] < lengths  # [B, N]
+  is_real = _index(start_a) < lengths  # [B, N]
   end_a = jnp.where(is_real, jnp.minimum(end_a, lengths), start_a)
   end_b = jnp.where(is_real, jnp.minimum(end_b, lengths), start_b)
-  return IntervalMask(start_a, end_a, start_b, end_b, include_self=is_real)
+  return _that_reads_itself(IntervalMask(start_a, end_a, start_b, end_b, include_self=is_real))
+
+
+def _that_reads_itself(mask: IntervalMask) -> IntervalMask:
+  """Marks a new mask in which each token is read by itself or by none; query i has key i."""
+  object.__setattr__(mask, "_reads_itself", True)
+  return mask

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.sizes import is_known
 from pallas_kernels.varying import axes_of
 
 _MAX_DENSE_BYTES = 2**33  # of the arrays of the size of the attention matrix
@@ -60,6 +61,8 @@ def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | 
     q, k, v, bias: as of `segment_attention`.
     capability: compute capability, "9.0" for Hopper; None: that of this process's GPU, if it has one.
   """
+  if not is_known(q, k, v):
+    return Choice("xla", "sizes are symbols")
   capability = capability or _capability()
   bits, longest = 8 * q.dtype.itemsize, max(q.shape[1], k.shape[1])
   notes = []

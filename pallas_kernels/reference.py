@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.bias import RelativeBias, dense_bias
+from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.mask import IntervalMask
 
 
@@ -39,13 +40,13 @@ def attention_weights(
   scale: float = 1.0,
 ) -> Float[Array, "B H N S"]:
   """The attention matrix itself, for tests and pictures."""
-  dtype = jnp.promote_types(q.dtype, jnp.float32)
+  dtype = at_least_float32(q.dtype)
   may_attend = mask.to_dense(k.shape[1])[:, None]  # [B, 1, N, S]
   scores = scale * jnp.einsum("bnhd,bshd->bhns", q.astype(dtype), k.astype(dtype))  # [B, H, N, S]
   if bias is not None:
     scores += dense_bias(bias)
   if activation == "silu":
-    return jnp.where(may_attend, jax.nn.silu(scores), 0)
+    return jax.nn.silu(jnp.where(may_attend, scores, 0))
   has_key = may_attend.any(axis=-1, keepdims=True)
   scores = jnp.where(may_attend, scores, jnp.where(has_key, -jnp.inf, 0))
   return jnp.where(may_attend, jax.nn.softmax(scores, axis=-1), 0)

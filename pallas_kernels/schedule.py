@@ -35,11 +35,20 @@ def live_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) ->
 
   N must be a multiple of `block_q` and `num_keys` one of `block_k`.
   """
-  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
+  first_key = _first_keys(num_keys, block_k)
   live = jnp.zeros((mask.shape[0], mask.shape[1] // block_q, first_key.size), bool)
   for start, end in _hulls(mask, block_q, num_keys):
     live |= (first_key < end[..., None]) & (first_key + block_k > start[..., None])
   return live
+
+
+def padding(length: int, block: int) -> int:
+  """What a length lacks to a multiple of `block`; in a form that lets JAX divide a symbolic length by it."""
+  return -(-length // block) * block - length
+
+
+def _first_keys(num_keys, block_k) -> Int[Array, "1 1 Tk"]:
+  return (jnp.arange(num_keys // block_k, dtype=jnp.int32) * block_k)[None, None]
 
 
 def _hulls(mask, block_q, nowhere):
@@ -47,13 +56,13 @@ def _hulls(mask, block_q, nowhere):
 
   An empty one starts at `nowhere` and ends at 0.
   """
-  rows = mask.shape[0]
+  rows, tiles = mask.shape[0], mask.shape[1] // block_q
   own = mask.self_index()
   spans = ((mask.start_a, mask.end_a), (mask.start_b, mask.end_b), (own, jnp.where(own >= 0, own + 1, own)))
   for start, end in spans:
     is_empty = start >= end
-    first = jnp.where(is_empty, nowhere, start).reshape(rows, -1, block_q).min(axis=-1)
-    yield first, jnp.where(is_empty, 0, end).reshape(rows, -1, block_q).max(axis=-1)
+    first = jnp.where(is_empty, nowhere, start).reshape(rows, tiles, block_q).min(axis=-1)
+    yield first, jnp.where(is_empty, 0, end).reshape(rows, tiles, block_q).max(axis=-1)
 
 
 def key_range(mask: IntervalMask, block_q: int, num_keys: int) -> tuple[Int[Array, "B Tq"], Int[Array, "B Tq"]]:
@@ -121,20 +130,22 @@ def tile_order(
   `notes` of at most `NOTE_BITS` bits travel with their tiles. N and `num_keys` must be multiples of the blocks.
   """
   live = live_tiles(mask, num_keys, block_q, block_k)  # [B, Tq, Tk]
-  flags = live * LIVE + interior_tiles(mask, num_keys, block_q, block_k) * INTERIOR + notes * 2**_FLAG_BITS
+  interior = interior_tiles(mask, num_keys, block_q, block_k)
+  flags = live.astype(jnp.int32) * LIVE + interior.astype(jnp.int32) * INTERIOR + notes * 2**_FLAG_BITS
   if by == "key":
     live, flags = jnp.swapaxes(live, 1, 2), jnp.swapaxes(flags, 1, 2)
   _, outer_tiles, inner_tiles = live.shape
-  nothing = ~live.any(axis=-1, keepdims=True) & (jnp.arange(inner_tiles) == 0)
+  nothing = ~live.any(axis=-1, keepdims=True) & (jnp.arange(inner_tiles) == 0)[None, None]
   visited = live | nothing  # [B, outer tiles, inner tiles]
   count = visited.sum(dtype=jnp.int32)
   (flat,) = jnp.nonzero(visited.reshape(-1), size=visited.size, fill_value=0)
   flat = flat.astype(jnp.int32)  # [L]
   outer = flat // inner_tiles
   flags = flags.reshape(-1)[flat].astype(jnp.int32)
-  is_last_entry = jnp.arange(flat.size) == count - 1
-  flags += _starts(outer) * FIRST + _starts(outer // outer_tiles) * FIRST_OF_ROW
-  flags += (jnp.roll(_starts(outer), -1) | is_last_entry) * LAST
+  is_last_entry = jnp.arange(flat.size, dtype=jnp.int32) == count - 1
+  is_last = jnp.roll(_starts(outer), -1) | is_last_entry
+  for is_so, flag in ((_starts(outer), FIRST), (_starts(outer // outer_tiles), FIRST_OF_ROW), (is_last, LAST)):
+    flags += is_so.astype(jnp.int32) * flag
   return TileOrder(outer, flat % inner_tiles * 2 ** (_FLAG_BITS + NOTE_BITS) + flags, count)
 
 
@@ -154,11 +165,11 @@ def note_of(entry: Int[Array, "..."]) -> Int[Array, "..."]:
 
 def interior_tiles(mask: IntervalMask, num_keys: int, block_q: int, block_k: int) -> Bool[Array, "B Tq Tk"]:
   """Tiles that need no mask: an interval of every query covers all their keys. It may miss some, and never errs."""
-  rows = mask.shape[0]
-  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
-  interior = jnp.zeros((rows, mask.shape[1] // block_q, first_key.size), bool)
+  rows, tiles = mask.shape[0], mask.shape[1] // block_q
+  first_key = _first_keys(num_keys, block_k)
+  interior = jnp.zeros((rows, tiles, first_key.size), bool)
   for start, end in ((mask.start_a, mask.end_a), (mask.start_b, mask.end_b)):
-    start = start.reshape(rows, -1, block_q).max(axis=-1)[..., None]  # [B, Tq, 1]
-    end = end.reshape(rows, -1, block_q).min(axis=-1)[..., None]
+    start = start.reshape(rows, tiles, block_q).max(axis=-1)[..., None]  # [B, Tq, 1]
+    end = end.reshape(rows, tiles, block_q).min(axis=-1)[..., None]
     interior |= (start <= first_key) & (end >= first_key + block_k)
   return interior

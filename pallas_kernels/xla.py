@@ -14,11 +14,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import schedule
-from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket
+from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket_between
+from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.mask import IntervalMask, in_spans
+from pallas_kernels.primitives import without_gradient
+from pallas_kernels.sizes import is_known
 from pallas_kernels.varying import axes_of, vary
 
 # Time buckets, a byte each, that are computed once for all layers of a model; else once in each pass.
@@ -62,13 +66,13 @@ def attention(
 
   fill_device: whether default groups of tiles fill a GPU; otherwise a group's scores fit in the cache of a CPU core.
   """
-  num_queries, num_keys = q.shape[1], k.shape[1]
+  rows, num_queries, num_keys = *q.shape[:2], k.shape[1]
   blocks = block_sizes or default_block_sizes(num_queries, num_keys, q.shape[2], 2**24 if fill_device else 2**16)
   key_tiles = -(-num_keys // blocks.key)
   bias = bias or RelativeBias()
   table_size = 0 if bias.position_table is None else bias.position_table.shape[-1]
-  spec = _Spec(activation, scale, blocks, key_tiles, table_size, jnp.promote_types(q.dtype, jnp.float32))
-  mask = schedule.pad_queries(mask, -num_queries % blocks.query)
+  spec = _Spec(activation, scale, blocks, key_tiles, table_size, at_least_float32(q.dtype))
+  mask = schedule.pad_queries(mask, schedule.padding(num_queries, blocks.query))
   work = schedule.work_list(mask, key_tiles * blocks.key, blocks.query, blocks.key, blocks.group)
   index = _TileIndex(
     work=work,
@@ -78,7 +82,8 @@ def attention(
     query_position=_optional(_tiles_of, bias.query_position, blocks.query),
     key_position=_optional(_tiles_of, bias.key_position, blocks.key),
   )
-  if bias.time_table is not None and work.query_tile.size * blocks.query * blocks.key <= _MAX_BUCKETS_KEPT:
+  size = work.query_tile.size * blocks.query * blocks.key
+  if bias.time_table is not None and is_known(q, k) and size <= _MAX_BUCKETS_KEPT:
     index = dataclasses.replace(index, buckets=_buckets(index, work.query_tile, work.key_tile).astype(jnp.uint8))
   values = (_to_tiles(v, blocks.key),)
   if key_group is not None:
@@ -92,17 +97,20 @@ def attention(
     (bias.time_table, bias.position_table),
     index,
   )  # [B * Tq, H, block_q, E], and of groups
-  outs = tuple(_from_tiles(out, q.shape[0], num_queries).astype(v.dtype) for out in outs)  # [B, N, H, E]
+  outs = tuple(_from_tiles(out, rows, num_queries).astype(v.dtype) for out in outs)  # [B, N, H, E]
   return outs[0] if key_group is None else outs
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int, scores: int = 2**16) -> BlockSizes:
-  """Tiles of at most 32 x 32 tokens for rows of up to 512, 64 x 64 below 1,024, 128 x 128 for longer ones.
+  """Tiles of at most 32 x 32 tokens for rows of up to 512, 64 x 64 below 1,024, 128 x 128 for longer ones, and of 64 x
+  64 where a length is a symbol.
 
   About `scores` scores in a group. Short rows hold several short sequences, which small tiles follow closely. The
   default's fit in the cache of a core: measured on a CPU, larger tiles multiply faster, but lose that again in the
   elementwise work and on the diagonal.
   """
+  if is_symbolic_dim(num_queries) or is_symbolic_dim(num_keys):
+    return BlockSizes(64, 64, max(1, scores // (num_heads * 64 * 64)))
   longest = max(num_queries, num_keys)
   side = 32 if longest <= 512 else 64 if longest < 1024 else 128
   query, key = (_even_parts(length, side) for length in (num_queries, num_keys))
@@ -129,14 +137,12 @@ def _optional(function, value, *args):
 
 
 def _to_tiles(x: Float[Array, "B N H D"], block: int) -> Float[Array, "T H block D"]:
-  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
-  x = x.reshape(-1, block, *x.shape[2:])  # [B * tiles, block, H, D]
-  return jnp.swapaxes(x, 1, 2)
+  return jnp.swapaxes(_tiles_of(x, block), 1, 2)
 
 
 def _from_tiles(x: Float[Array, "T H block E"], rows: int, length: int) -> Float[Array, "B N H E"]:
   x = jnp.swapaxes(x, 1, 2)  # [B * tiles, block, H, E]
-  return x.reshape(rows, -1, *x.shape[2:])[:, :length]
+  return x.reshape(rows, length + schedule.padding(length, x.shape[1]), *x.shape[2:])[:, :length]
 
 
 def _transposed(x: Float[Array, "T H block D"]) -> Float[Array, "T H D block"]:
@@ -145,8 +151,9 @@ def _transposed(x: Float[Array, "T H block D"]) -> Float[Array, "T H D block"]:
 
 def _tiles_of(x: Array, block: int) -> Array:
   """`[B, N, ...]` to `[B * tiles, block, ...]`, padded with zeros."""
-  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
-  return x.reshape(-1, block, *x.shape[2:])
+  rows, length, *rest = x.shape
+  x = jnp.pad(x, ((0, 0), (0, schedule.padding(length, block))) + ((0, 0),) * len(rest))
+  return x.reshape(rows * (x.shape[1] // block), block, *rest)  # [B * tiles, block, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +285,7 @@ def _backward(spec, residuals, d_outs):
   dq, dk, dv, d_tables = _for_each_group(spec, index, add_group, zeros)
   dk, dv = _transposed(dk), _transposed(dv)  # [T, H, block_k, D]
   cast = jax.tree.map(lambda d, x: d.astype(x.dtype), (dq, dk, dv, d_tables), (q, k, values[0], tables))
+  cast = without_gradient(cast, "xla")
   return (*cast[:2], (cast[2], *([None] * (len(values) - 1))), cast[3], None)
 
 
@@ -298,7 +306,7 @@ def _for_each_group(spec, index, add_group, state):
       first = i * size
       qi = jax.lax.dynamic_slice_in_dim(work.query_tile, first, size)
       kj = jax.lax.dynamic_slice_in_dim(work.key_tile, first, size)
-      is_live = first + jnp.arange(size) < work.count  # [G]
+      is_live = first + jnp.arange(size, dtype=jnp.int32) < work.count  # [G]
       may_attend = True if is_interior else _may_attend(spec, index.spans[qi], kj, is_live)
       return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
 
@@ -313,7 +321,7 @@ def _for_each_group(spec, index, add_group, state):
 def _may_attend(spec, spans, kj, is_live):
   """The mask of each pair, `[G, 1, block_q, block_k]`."""
   block = spec.blocks.key
-  key = ((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block)  # [G, block_k]
+  key = ((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [G, block_k]
   key = key[:, None]  # [G, 1, block_k]
   inside = in_spans(list(jnp.moveaxis(spans[..., None], 2, 0)), key)  # [G, block_q, block_k]
   return (inside & is_live[:, None, None])[:, None]
@@ -342,7 +350,7 @@ def _table_entries(index, first, qi, kj, spec):
 
 
 def _buckets(index, qi, kj):
-  return time_bucket(index.query_time[qi][:, :, None] - index.key_time[kj][:, None, :])
+  return time_bucket_between(index.query_time[qi][:, :, None], index.key_time[kj][:, None, :])
 
 
 def _add_table_gradients(d_tables, entries, d_scores):

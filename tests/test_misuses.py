@@ -92,7 +92,10 @@ MISUSES = {
   "a dict as a batch": (lambda: encode({"item_id": IDS}), "batch is a dict.*SequenceBatch"),
   "ids as a batch": (lambda: encode(IDS), "batch is a.*SequenceBatch"),
   "ids of rank 1": (lambda: jaxrec.next_item_batch(jnp.array([1, 2])), r"item_id has shape \(2,\), needs \[B, N\]"),
-  "float ids": (lambda: jaxrec.next_item_batch(jnp.ones((1, 4))), "item_id has dtype float32, needs integers"),
+  "integer queries": (lambda: attend(q=Q.astype(jnp.int32)), "q"),
+  "float sequence ids": (lambda: IntervalMask.causal(jnp.ones((1, 4))), "integer"),
+  "milliseconds": (lambda: jaxrec.next_item_batch(IDS, timestamp=np.full((1, 4), 1_700_000_000_000)), "timestamp"),
+  "float ids": (lambda: jaxrec.next_item_batch(jnp.ones((1, 4))), "item_id must hold integers, not float32"),
   "ids beyond the model": (
     lambda: jaxrec.check_batch(jaxrec.next_item_batch(IDS + 9), SASREC),
     r"item_id\[0, 0\] = 10",

@@ -106,7 +106,7 @@ def sum_by_row(
 def _sorted(ids):
   """Returns the order that sorts ids, the sorted ids, and where each distinct id begins."""
   ids, order = jax.lax.sort((ids, jnp.arange(ids.shape[0], dtype=jnp.int32)), num_keys=1)
-  return order, ids, jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
+  return order, ids, jnp.ones(ids.shape, bool).at[1:].set(ids[1:] != ids[:-1])
 
 
 def swap(x: Array, axes: tuple[str, ...]) -> Array:

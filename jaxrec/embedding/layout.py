@@ -90,7 +90,7 @@ class Layout:
   def is_padding(self, table: str, ids: Integer[Array, "*T"]) -> Bool[Array, "*T"]:
     """Returns which ids read zeros by design: negative ones and `padding_id`."""
     padding = self.tables[table].padding_id
-    is_negative = (ids < 0) | (ids.astype(jnp.uint32) == NO_ROW)
+    is_negative = ids == NO_ROW if ids.dtype == jnp.uint32 else ids < 0
     return is_negative if padding is None else is_negative | (ids == padding)
 
   def global_rows(self, table: str, ids: Integer[Array, "*T"]) -> UInt32[Array, "*T"]:
@@ -100,6 +100,7 @@ class Layout:
     """
     placement, wide = self.placements[table], ids.astype(jnp.uint32)
     is_row = ~self.is_padding(table, ids) & (wide < np.uint32(self.tables[table].num_rows))
+    is_row &= wide.astype(ids.dtype) == ids  # Of 64 bits.
     if not placement.is_replicated:
       shards = jnp.uint32(self.num_shards)
       first = wide // shards + jnp.uint32(placement.first_row)

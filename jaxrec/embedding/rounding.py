@@ -58,7 +58,7 @@ def row_bits(
   """
   column = jnp.arange(width, dtype=jnp.uint32) + jnp.asarray(first_column, jnp.uint32)
   mixed = mix(seed ^ mix(step.astype(jnp.uint32)))
-  return mix(mixed[:, None] + column * jnp.uint32(0x9E3779B9))  # [U, D]
+  return mix(mixed[:, None] + column[None] * jnp.uint32(0x9E3779B9))  # [U, D]
 
 
 def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -92,10 +92,11 @@ class StackShard:
     """Fetches the rows of this device's ids (by table of this stack), and serves what other devices request."""
     rows = {t: jax.tree.map(functools.partial(self.layout.global_rows, t), tree) for t, tree in ids.items()}
     leaves, structure = jax.tree.flatten(rows)
-    flat = jnp.concatenate([x.reshape(-1) for x in leaves])  # [T]
+    flat = jnp.concatenate([jnp.zeros(0, jnp.uint32), *(x.reshape(-1) for x in leaves)])  # [T]
     found = self._find_replicated(arrays, flat) if self.stack.is_replicated else self._find(arrays, flat)
-    ends = np.cumsum([x.size for x in leaves])[:-1]
-    parts = [part.reshape(x.shape) for part, x in zip(jnp.split(found.index, ends), leaves, strict=True)]
+    ends = np.cumsum([x.size for x in leaves], dtype=np.int32)[:-1]
+    parts = jnp.split(found.index, ends) if leaves else []
+    parts = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
     counts = found.counts | {"out_of_range": self._num_out_of_range(ids, rows)}
     counts = {name: self._sum(count) for name, count in counts.items()}
     return found._replace(index=jax.tree.unflatten(structure, parts), counts=counts)
@@ -109,7 +110,7 @@ class StackShard:
     own = wanted - self._shard().astype(jnp.uint32) * jnp.uint32(self.stack.num_rows)
     row = jnp.where(wanted == NO_ROW, self.stack.num_rows, own).astype(jnp.int32)
     found = self._admitted(arrays, row, exchange.take(arrays["rows"], row))  # [S * K, D]
-    back = exchange.swap(found.reshape(*requests.wanted.shape, -1), self.axes)
+    back = exchange.swap(found.reshape(*requests.wanted.shape, found.shape[-1]), self.axes)
     rows = back.reshape(found.shape).astype(jnp.float32)
     counts = {"overflow": requests.overflow, "rows": jnp.sum(requests.wanted != NO_ROW, dtype=jnp.int32)}
     return Lookup(rows, requests.index, row, occurrences, counts)

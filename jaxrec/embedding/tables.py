@@ -21,11 +21,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxrec.embedding.exchange import take
+from jaxrec.embedding.exchange import NO_ROW, take
 from jaxrec.embedding.layout import Layout
 from jaxrec.embedding.placement import MAX_REPLICATED_BYTES, describe, place_tables
 from jaxrec.embedding.shard import Lookup, Plan, RowGradient, StackShard
 from jaxrec.embedding.table import Table
+from pallas_kernels.integers import as_integers
 
 _REPLICATED = PartitionSpec()
 
@@ -330,10 +331,15 @@ def _take_tree(rows, index):
 
 
 def _integers(name, ids):
-  """Returns ids as an array, or raises where that would lose bits."""
-  kept = jnp.asarray(ids)
-  if kept.ndim == 0 or not jnp.issubdtype(kept.dtype, jnp.integer):
-    raise ValueError(f"ids of table {name!r} must be an array of integers, not {kept.dtype} of shape {kept.shape}")
-  if isinstance(ids, np.ndarray) and kept.dtype != ids.dtype and not np.array_equal(np.asarray(kept), ids):
-    raise ValueError(f"ids of table {name!r} don't fit {kept.dtype}; split them with jaxrec.embedding.fold_id")
-  return kept
+  """Returns ids as int32, or in uint32 or 64 bits where they need it; raises where that would lose bits."""
+  ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+  if ids.ndim == 0 or not jnp.issubdtype(ids.dtype, jnp.integer):
+    raise ValueError(f"ids of table {name!r} must be an array of integers, not {ids.dtype} of shape {ids.shape}")
+  if isinstance(ids, np.ndarray) and ids.size and ids.min() >= 0 and 2**31 <= ids.max() < NO_ROW:
+    return jnp.asarray(ids.astype(np.uint32))
+  if ids.dtype == jnp.uint32:
+    return jnp.asarray(ids)
+  try:
+    return as_integers(f"ids of table {name!r}", ids)
+  except ValueError as error:
+    raise ValueError(f"{error}; or split them with jaxrec.embedding.fold_id") from None

@@ -20,6 +20,7 @@ from jaxrec.batches import AnyArray
 from jaxrec.evaluation import chunked_scores
 from jaxrec.evaluation.chunked_scores import CHUNK_SIZE
 from jaxrec.parallel.row_shards import RowShards
+from pallas_kernels.integers import as_integers
 
 _REPLICATED = PartitionSpec()
 _SEEN_TARGET = ("keep", "remove")
@@ -91,6 +92,8 @@ class Catalogue:
     seen = _checked_seen(seen_items, num_rows, self.num_items)
     domains = _checked_domains(item_domain, "domain", domain, num_rows, self.num_items)
     size = self._chunk_size(chunk_size, at_least=k)
+    if num_rows == 0:
+      return jnp.zeros((0, k), queries.dtype), jnp.zeros((0, k), jnp.int32)
     return _top_k(self.shards, self.num_items, size, k, jnp.asarray(queries), self.vectors, seen, domains)
 
   def sampled_target_ranks(
@@ -310,7 +313,7 @@ def _check_vectors(queries, item_vectors, chunk_size):
 
 def _check_ids(name, ids, shape, num_items):
   """Checks the shape and, where the values are known (not while jit traces), that all ids are 0..V."""
-  expected = tuple(want or got for want, got in zip(shape, ids.shape, strict=False))
+  expected = tuple(got if want is None else want for want, got in zip(shape, ids.shape, strict=False))
   if len(ids.shape) != len(shape) or tuple(ids.shape) != expected:
     raise ValueError(f"{name}.shape={tuple(ids.shape)} must be {shape}: one row for each query")
   if isinstance(ids, jax.core.Tracer) or not ids.size:
@@ -346,7 +349,7 @@ def _checked_domains(item_domain, name, domain, num_rows, num_items):
     raise ValueError(
       f"{shapes} must be ({num_items + 1},), a row of item_vectors each, and ({num_rows},), a query each"
     )
-  return jnp.asarray(item_domain, jnp.int32), jnp.asarray(domain, jnp.int32)
+  return as_integers("item_domain", item_domain), as_integers(name, domain)
 
 
 def _round_up_to_power_of_two(number):

@@ -81,9 +81,9 @@ def count_at_least(
     def add_chunk(index, count):
       start, rows, is_new = _chunk_rows(index, chunk_size, vectors.shape[0])
       scores = _scores(queries, jax.lax.dynamic_slice_in_dim(vectors, start, chunk_size))  # [B, chunk]
-      is_counted = is_new & (rows >= first) & (rows < end) & (rows != target_row[:, None])  # [B, chunk]
+      is_counted = (is_new & (rows >= first) & (rows < end))[None] & (rows[None] != target_row[:, None])  # [B, chunk]
       if item_domain is not None:
-        is_counted &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size) == domain[:, None]
+        is_counted &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size)[None] == domain[:, None]
       counted = jnp.sum(~(scores < target_score) & is_counted, axis=1, dtype=jnp.int32)
       is_here = (seen >= 0) & (seen >= index * chunk_size) & (seen >= start) & (seen < start + chunk_size)  # [B, S]
       seen_scores = jnp.take_along_axis(scores, jnp.clip(seen - start, 0, chunk_size - 1), axis=1)  # [B, S]
@@ -120,7 +120,7 @@ def best_rows(
       scores = _scores(queries, jax.lax.dynamic_slice_in_dim(vectors, start, chunk_size))  # [B, chunk]
       is_candidate = jnp.broadcast_to(is_new & (rows >= first) & (rows < end), scores.shape)
       if item_domain is not None:
-        is_candidate &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size) == domain[:, None]
+        is_candidate &= jax.lax.dynamic_slice_in_dim(item_domain, start, chunk_size)[None] == domain[:, None]
       # Positions before the chunk would wrap around: send them past its end, where they are dropped.
       position = jnp.where(seen >= start, seen - start, chunk_size)  # [B, S]
       is_candidate = is_candidate.at[row, position].set(False, mode="drop")

@@ -16,6 +16,7 @@ from jaxrec.data.seeds import check_seed
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.metrics import RankingMetrics
 from jaxrec.objectives.negatives import sample_items
+from pallas_kernels.integers import as_integers
 
 PROTOCOLS = ("full", "full_per_domain")
 REPORTED = (*PROTOCOLS, "both")
@@ -112,10 +113,12 @@ def ranks_of_users(
     protocol: "full" or "full_per_domain".
 
   Raises:
-    ValueError: an unknown protocol.
+    ValueError: an unknown protocol, or no batch.
   """
   full_ranks = _full_ranks(_catalogue(item_vectors), data, exclude_seen, protocol)
   parts = [(batch.user, batch.target_item, full_ranks(queries_of(batch), batch)) for batch in batches]
+  if not parts:
+    raise ValueError("batches is empty: there is no user to rank for")
   user, target, rank = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
   order = np.argsort(user, kind="stable")[(user < 0).sum() :]  # Without rows that only pad a batch.
   return UserRanks(user[order], target[order], rank[order])
@@ -172,7 +175,8 @@ def evaluation_negatives(
   (2, 3)
   """
   check_seed("seed", seed)
-  return _draw_negatives(jax.random.key(seed), np.asarray(user), np.asarray(target_item), num_negatives, num_items)
+  user, target_item = as_integers("user", user), as_integers("target_item", target_item)
+  return _draw_negatives(jax.random.key(seed), user, target_item, num_negatives, num_items)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

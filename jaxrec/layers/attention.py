@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.layers.cache import append_to_cache
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
+from pallas_kernels.dtypes import at_least_float32
 
 MASS = "attention_mass"  # The Flax collection; make it mutable to get the masses.
 
@@ -76,7 +77,7 @@ def cross_domain_share(
   '0.75'
   """
   share = group_shares(mass, epsilon)  # [B, N, H, G]
-  return (share * is_other_group(domain_id, mass.shape[-1])[:, :, None]).sum(axis=-1)
+  return (share * is_other_group(domain_id, mass.shape[-1])[:, :, None].astype(share.dtype)).sum(axis=-1)
 
 
 def group_shares(mass: Float[Array, "... G"], epsilon: float = 1e-6) -> Float[Array, "... G"]:
@@ -85,7 +86,7 @@ def group_shares(mass: Float[Array, "... G"], epsilon: float = 1e-6) -> Float[Ar
   >>> [f"{x:.2f}" for x in group_shares(jnp.array([1.0, -3.0])).tolist()]
   ['0.25', '0.75']
   """
-  size = jnp.abs(mass.astype(jnp.promote_types(mass.dtype, jnp.float32)))
+  size = jnp.abs(mass.astype(at_least_float32(mass.dtype)))
   return size / (size.sum(axis=-1, keepdims=True) + epsilon)
 
 
@@ -95,7 +96,7 @@ def is_other_group(domain_id: Int[Array | np.ndarray, "..."], num_groups: int) -
   >>> is_other_group(np.array([2]), num_groups=4).tolist()
   [[False, True, False, True]]
   """
-  group = np.arange(num_groups)
+  group = np.arange(num_groups, dtype=np.int32).reshape(*(1,) * domain_id.ndim, -1)
   return (group != domain_id[..., None]) & (group != 0)
 
 

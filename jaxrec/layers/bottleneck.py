@@ -26,7 +26,8 @@ from jaxtyping import Array, Float
 
 from jaxrec.batches import SequenceBatch
 from jaxrec.layers.context import AttentionContext, Bottlenecks, Permutation
-from pallas_kernels import IntervalMask
+from pallas_kernels import IntervalMask, sort_by_segment
+from pallas_kernels.integers import as_arrays
 
 
 class BottleneckTokens(nn.Module):
@@ -46,7 +47,7 @@ class BottleneckTokens(nn.Module):
   @nn.compact
   def __call__(self) -> Float[Array, "T M"]:
     init = nn.initializers.truncated_normal(math.sqrt(1 / self.width))
-    return self.param("table", init, (self.num_tokens, self.width))
+    return self.param("table", init, (self.num_tokens, self.width), jnp.float32)
 
 
 def with_bottlenecks(
@@ -82,7 +83,7 @@ def with_bottlenecks(
   """
   if not 1 <= stride <= items.shape[1]:
     raise ValueError(f"{stride=} must be between 1 and the {items.shape[1]} positions of a row")
-  batch = jax.tree.map(jnp.asarray, batch)
+  batch = as_arrays("batch", batch)
   layout = _Layout(batch, num_domains, stride, tokens.shape[0], causal)
   bottlenecks = layout.bottlenecks()
   position, time = layout.with_tokens(batch.position), layout.with_tokens(batch.timestamp)
@@ -94,6 +95,7 @@ def with_bottlenecks(
     query_time=bottlenecks.queries(layout.per_domain(query_time)),
     key_time=bottlenecks.keys(time),
     is_real=layout.with_tokens(batch.item_id != 0) & layout.is_token,
+    is_token=layout.is_token,
     group=jnp.where(layout.is_item, layout.with_tokens(batch.domain_id), num_domains + 1),
     num_groups=num_domains + 2,
     target_domain=layout.with_tokens(batch.target_domain),
@@ -120,7 +122,7 @@ class _Layout:
     self.first, self.end = whole.start_a, whole.end_a  # [B, N] first and one past the last column of the sequence
     ends_here = is_event & ((batch.position + 1) % stride == 0)
     self.points_before = _count_before(ends_here.astype(jnp.int32))  # [B, N + 1]
-    one_hot = jax.nn.one_hot(batch.domain_id, num_domains + 1, dtype=jnp.int32) * is_event[..., None]
+    one_hot = jax.nn.one_hot(batch.domain_id, num_domains + 1, dtype=jnp.int32) * is_event[..., None].astype(jnp.int32)
     self.events_before = _count_before(one_hot)  # [B, N + 1, 1 + C]
     find = jax.vmap(lambda here: jnp.nonzero(here, size=self.num_items // stride, fill_value=self.num_items)[0])
     column = find(ends_here)  # [B, P]
@@ -140,12 +142,13 @@ class _Layout:
     return jnp.concatenate([x[:, : self.num_items], jnp.repeat(x[:, self.num_items :], self.num_domains, axis=1)], 1)
 
   def bottlenecks(self) -> Bottlenecks:
-    sequence = jnp.where(self.is_token, self.with_tokens(self.batch.sequence_id), jnp.iinfo(jnp.int32).max)
+    sequence = jnp.where(self.is_token, self.with_tokens(self.batch.sequence_id), 0)
     group = jnp.where(self.is_item, self.with_tokens(self.batch.domain_id), self.num_domains + 1)
-    keys = _sorted_by(sequence, group)
-    queries = _sorted_by(self.per_domain(sequence), self.per_domain(group))
+    keys = Permutation(*sort_by_segment(sequence, group))
+    queries = Permutation(*sort_by_segment(self.per_domain(sequence), self.per_domain(group)))
     start, end, *_ = self.reads_at_points
     is_read = (end > start)[..., 1:] & self.is_point[..., None]  # [B, P, C]
+    is_read = is_read.astype(jnp.float32)
     weight = is_read / jnp.maximum(is_read.sum(axis=-1, keepdims=True), 1)
     return Bottlenecks(keys, queries, jnp.repeat(weight, self.num_tokens, axis=1))
 
@@ -159,7 +162,9 @@ class _Layout:
 
   def _item_intervals(self):
     """Intervals of events: their own domain, then bottlenecks. An event of a hidden domain reads its whole sequence."""
-    starts, ends, start_b, end_b = self._reads(jnp.broadcast_to(jnp.arange(self.num_items), self.first.shape))
+    starts, ends, start_b, end_b = self._reads(
+      jnp.broadcast_to(jnp.arange(self.num_items, dtype=jnp.int32)[None], self.first.shape)
+    )
     domain = self.batch.domain_id[..., None]
     start_a, end_a = (jnp.take_along_axis(x, domain, axis=2)[..., 0] for x in (starts, ends))
     reads_all = (self.batch.domain_id == 0) & (not self.causal)
@@ -193,9 +198,3 @@ def _count_before(x):
 
 def _take(x, column):
   return jnp.take_along_axis(x, column.reshape(*column.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-def _sorted_by(sequence, group) -> Permutation:
-  index = jnp.broadcast_to(jnp.arange(sequence.shape[1], dtype=jnp.int32), sequence.shape)
-  order = jax.lax.sort((sequence, group, index), dimension=1, num_keys=3)[2]
-  return Permutation(order, jnp.argsort(order, axis=1).astype(jnp.int32))

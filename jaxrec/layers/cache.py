@@ -52,7 +52,7 @@ def append_to_cache(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> 
 def update_latest(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:
   """Makes `x [B, 1, ...]` the latest entry of its group and returns the latest of every group, `[B, 1, G, ...]`."""
   cached = module.variable(CACHE, name, jnp.zeros, (x.shape[0], slot.num_groups, *x.shape[2:]), x.dtype)
-  is_kept = (slot.index < slot.capacity)[:, None] & (jnp.arange(slot.num_groups) == slot.group[:, None])  # [B, G]
+  is_kept = (slot.index < slot.capacity)[:, None] & (jnp.arange(slot.num_groups)[None] == slot.group[:, None])  # [B, G]
   is_kept = is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - 2))
   cached.value = jnp.where(is_kept, x, cached.value)
   return cached.value[:, None]

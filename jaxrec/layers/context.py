@@ -5,11 +5,12 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxrec.batches import AnyArray, SequenceBatch, check_columns, check_instance
 from jaxrec.layers.cache import CacheSlot
 from pallas_kernels import IntervalMask, permute
+from pallas_kernels.integers import as_arrays
 
 
 @flax.struct.dataclass
@@ -21,6 +22,7 @@ class AttentionContext:
   query_time: the time of the event that the query predicts, in seconds.
   key_time: the time of the token's own event, in seconds.
   is_real: False on padding, and on events whose item is unknown.
+  is_token: False on padding.
   group: group of the token as a key: its domain 1..C, C + 1 for a bottleneck token, 0 if the domain is hidden.
   num_groups: C + 1, or C + 2 with bottleneck tokens.
   target_domain: the domain of the event that the token predicts; 0 = unknown.
@@ -37,6 +39,7 @@ class AttentionContext:
   query_time: Int[Array, "B Q"]
   key_time: Int[Array, "B S"]
   is_real: Bool[Array, "B S"]
+  is_token: Bool[Array, "B S"]
   group: Int[Array, "B S"]
   num_groups: int = flax.struct.field(pytree_node=False)
   target_domain: Int[Array, "B S"]
@@ -49,10 +52,10 @@ class AttentionContext:
   @classmethod
   def causal(
     cls,
-    sequence_id: Int[AnyArray, "B N"],
-    time: Int[AnyArray, "B N"] | None = None,
-    position: Int[AnyArray, "B N"] | None = None,
-    domain: Int[AnyArray, "B N"] | None = None,
+    sequence_id: Integer[AnyArray, "B N"],
+    time: Integer[AnyArray, "B N"] | None = None,
+    position: Integer[AnyArray, "B N"] | None = None,
+    domain: Integer[AnyArray, "B N"] | None = None,
     num_domains: int = 1,
   ) -> AttentionContext:
     """Returns a context in which each token reads itself and earlier tokens of its sequence, to use a layer on its own.
@@ -71,20 +74,29 @@ class AttentionContext:
     >>> context.query_position.tolist(), context.mask.to_dense(4)[0].astype(int).tolist()
     ([[0, 1, 0, 0]], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
     """
-    check_columns({"sequence_id": sequence_id, "time": time, "position": position, "domain": domain})
-    sequence_id = jnp.asarray(sequence_id)
+    given = {"sequence_id": sequence_id, "time": time, "position": position, "domain": domain}
+    columns = check_columns(given)
+    sequence_id = columns["sequence_id"]
     is_token, zero = sequence_id != 0, jnp.zeros_like(sequence_id)
     if position is None:
-      place = jnp.arange(sequence_id.shape[1])  # [N]
+      place = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)[None]  # [1, N]
       starts = jnp.diff(sequence_id, axis=1, prepend=0) != 0  # [B, N]
-      position = jnp.where(is_token, place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1), 0)
-    time = zero if time is None else time
+      first = jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
+      columns["position"] = jnp.where(is_token, place - first, 0)
+    time = columns.get("time", zero)
     batch = SequenceBatch(
-      item_id=sequence_id, domain_id=is_token.astype(jnp.int32) if domain is None else domain, timestamp=time,
-      sequence_id=sequence_id, position=position, target_item=zero, target_domain=zero, target_time=time,
+      item_id=sequence_id, domain_id=columns.get("domain", is_token.astype(jnp.int32)), timestamp=time,
+      sequence_id=sequence_id, position=columns["position"], target_item=zero, target_domain=zero, target_time=time,
       target_weight=jnp.zeros(sequence_id.shape),
     )  # fmt: skip
     return causal_context(batch, num_domains)
+
+  def without_padding(self, x: Float[Array, "B S M"]) -> Float[Array, "B S M"]:
+    """Returns vectors of tokens with zeros on padding.
+
+    A layer starts with it: what stands on padding, NaN too, would reach the gradients of its kernels otherwise.
+    """
+    return jnp.where(self.is_token[..., None], x, 0)
 
 
 def check_context(context: AttentionContext) -> None:
@@ -170,7 +182,7 @@ def causal_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionConte
   >>> causal_context(next_item_batch(jnp.array([[5, 3, 0]]))).mask.to_dense(3)[0].astype(int).tolist()
   [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
   """
-  batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+  batch = as_arrays("batch", batch)  # Data pipelines make NumPy arrays.
   return _plain(batch, IntervalMask.causal(batch.sequence_id), batch.target_time, num_domains)
 
 
@@ -181,7 +193,7 @@ def bidirectional_context(batch: SequenceBatch, num_domains: int = 1) -> Attenti
   >>> bidirectional_context(next_item_batch(jnp.array([[5, 3, 0]]))).mask.to_dense(3)[0].astype(int).tolist()
   [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
   """
-  batch = jax.tree.map(jnp.asarray, batch)
+  batch = as_arrays("batch", batch)
   return _plain(batch, IntervalMask.full(batch.sequence_id), batch.timestamp, num_domains)
 
 
@@ -204,19 +216,19 @@ def cached_context(
   end = jnp.where(batch.sequence_id != 0, slot.index[:, None] + 1, 0).astype(jnp.int32)
   mask = IntervalMask(zero, end, zero, zero, jnp.zeros(end.shape, bool))
   return AttentionContext(
-    mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.domain_id,
-    is_seen.shape[1] + 1, batch.target_domain, slot=slot, states=_cached_states(batch, is_seen),
+    mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.sequence_id != 0,
+    batch.domain_id, is_seen.shape[1] + 1, batch.target_domain, slot=slot, states=_cached_states(batch, is_seen),
   )  # fmt: skip
 
 
 def _cached_states(batch, is_seen):
-  domain = jnp.arange(1, is_seen.shape[1] + 1)
+  domain = jnp.arange(1, is_seen.shape[1] + 1, dtype=jnp.int32)[None]
   may_read = is_seen & (domain != batch.domain_id)  # [B, C]
   return DomainStates(None, may_read[:, None, None], (domain == batch.target_domain)[:, None, None])
 
 
 def _plain(batch, mask, query_time, num_domains):
   return AttentionContext(
-    mask, batch.position, batch.position, query_time, batch.timestamp, batch.item_id != 0, batch.domain_id,
-    num_domains + 1, batch.target_domain,
+    mask, batch.position, batch.position, query_time, batch.timestamp, batch.item_id != 0, batch.sequence_id != 0,
+    batch.domain_id, num_domains + 1, batch.target_domain,
   )  # fmt: skip

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrec.layers.cache import update_latest
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.norm import layer_norm
+from pallas_kernels.dtypes import at_least_float32
 
 READS = ("all", "target", "key_value")
 COMBINATIONS = ("sum", "gate")
@@ -38,9 +39,11 @@ def attend_states(
   >>> attend_states(q, k, v, jnp.array([[True, True, False]])).item()  # Equal scores: the mean of 2 and 4.
   3.0
   """
+  reads, is_read = (may_read.any(axis=axis)[..., None, None] for axis in (-1, -2))
+  q, k, v = jnp.where(reads, q, 0), jnp.where(is_read, k, 0), jnp.where(is_read, v, 0)
   score = jnp.einsum("...thd,...shd->...hts", q, k) * q.shape[-1] ** -0.5  # [..., H, T, S]
   allowed = may_read[..., None, :, :]
-  score = jnp.where(allowed, score.astype(jnp.promote_types(score.dtype, jnp.float32)), -1e30)
+  score = jnp.where(allowed, score.astype(at_least_float32(score.dtype)), -1e30)
   weight = jnp.where(allowed, jnp.exp(score - jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))), 0)
   weight /= jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
   return jnp.einsum("...hts,...she->...the", weight.astype(v.dtype), v)  # [..., T, H, E]
@@ -71,7 +74,9 @@ def read_states(
   q = _blocks(q, may_read.shape[2])
   k, v = (_with_carried(x, states.carried, may_read.shape[2]) for x in (k, v))
   out = attend_states(q, k, v, may_read)  # [B, X, T, H, E]
-  return context.order(out.reshape(out.shape[0], -1, *out.shape[3:])[:, : context.group.shape[1]])
+  return context.order(
+    out.reshape(out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])[:, : context.group.shape[1]]
+  )
 
 
 class DomainStateAttention(nn.Module):
@@ -110,14 +115,14 @@ class DomainStateAttention(nn.Module):
     width = z.shape[-1]
     if width % self.num_heads:
       raise ValueError(f"{width=} must be divisible by {self.num_heads=}")
-    z = layer_norm(z)
+    z = layer_norm(context.without_padding(z))
     v = self._project("value", z)
     if self.read == "target":
       zero = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # At most one state is read, so its score does not matter.
       return read_states(self, zero, zero, v[:, :, None], context, only_target=True)[:, :, 0]
     init = nn.initializers.normal(0.02)
-    target_table = self.param("asked_table", init, (self.num_domains + 1, width)).astype(self.dtype)
-    domain_table = self.param("domain_table", init, (self.num_domains + 1, width)).astype(self.dtype)
+    target_table = self.param("asked_table", init, (self.num_domains + 1, width), jnp.float32).astype(self.dtype)
+    domain_table = self.param("domain_table", init, (self.num_domains + 1, width), jnp.float32).astype(self.dtype)
     q = self._project("query", z) + target_table[context.target_domain]
     k = self._project("key", z) + domain_table[context.group]
     return read_states(self, *(self._split(x) for x in (q, k, v)), context).reshape(z.shape)
@@ -162,7 +167,7 @@ class Combination(nn.Module):
 def _blocks(x, size):
   """`[B, N, ...]` -> `[B, X, T, ...]`."""
   x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
-  return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+  return x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:])
 
 
 def _with_carried(x, carried, size):

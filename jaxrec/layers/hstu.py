@@ -94,7 +94,10 @@ class HSTULayer(nn.Module):
     check_context(context)
     if self.linear_activation not in ("silu", "none"):
       raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
-    projected = self.project(x, context.attention_input)  # [B, N, H * (2E + 2D)]
+    x, attention_input = context.without_padding(x), context.attention_input
+    if attention_input is not None:
+      attention_input = context.without_padding(attention_input)
+    projected = self.project(x, attention_input)  # [B, N, H * (2E + 2D)]
     if self.linear_activation == "silu":
       projected = jax.nn.silu(projected)
     u, v, q, k = split_uvqk(projected, self.num_heads, self.head_width, self.value_width)
@@ -141,10 +144,10 @@ class HSTULayer(nn.Module):
       return None
     time = position = {}
     if self.time_bias:
-      table = self.param("time_table", init, (NUM_TIME_BUCKETS,))
+      table = self.param("time_table", init, (NUM_TIME_BUCKETS,), jnp.float32)
       time = {"time_table": table, "query_time": context.query_time, "key_time": context.key_time}
     if self.position_bias:
-      table = self.param("position_table", init, (2 * self.attention_length - 1,))
+      table = self.param("position_table", init, (2 * self.attention_length - 1,), jnp.float32)
       position = {"position_table": table, "query_position": context.query_position}
       position["key_position"] = context.key_position
     return RelativeBias(**time, **position)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 from jaxrec.batches import SequenceBatch
 from jaxrec.layers.context import AttentionContext, DomainStates, Permutation
 from pallas_kernels import IntervalMask, sort_by_segment
+from pallas_kernels.integers import as_arrays
 
 BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.
 
@@ -27,7 +28,7 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
   >>> context.order(batch.item_id).tolist(), context.mask.to_dense(3)[0].astype(int).tolist()
   ([[5, 8, 3]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
   """
-  batch = jax.tree.map(jnp.asarray, batch)
+  batch = as_arrays("batch", batch)
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
   states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains)
   batch = jax.tree.map(order, batch)
@@ -38,6 +39,7 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
     query_time=batch.target_time,
     key_time=batch.timestamp,
     is_real=batch.item_id != 0,
+    is_token=batch.sequence_id != 0,
     group=batch.domain_id,
     num_groups=num_domains + 1,
     target_domain=batch.target_domain,
@@ -65,11 +67,13 @@ def domain_states(
   """
   padding = ((0, 0), (0, -sequence_id.shape[1] % block))
   sequence_id, domain_id, target_domain = (jnp.pad(x, padding) for x in (sequence_id, domain_id, target_domain))
-  blocks = lambda x: x.reshape(x.shape[0], -1, block, *x.shape[2:])  # noqa: E731  # [B, X, T, ...]
+  blocks = lambda x: x.reshape(x.shape[0], x.shape[1] // block, block, *x.shape[2:])  # noqa: E731  # [B, X, T, ...]
   latest = blocks(latest_events(sequence_id, domain_id, num_domains))  # [B, X, T, C]
   index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)
-  domains = jnp.arange(1, num_domains + 1)
-  last = jax.lax.cummax(jnp.where(domain_id[..., None] == domains, index[:, None], -1), axis=1)  # In any sequence.
+  domains = jnp.arange(1, num_domains + 1, dtype=jnp.int32).reshape(1, 1, -1)
+  last = jax.lax.cummax(
+    jnp.where(domain_id[..., None] == domains, index[None, :, None], -1), axis=1
+  )  # In any sequence.
   before = jnp.pad(last, ((0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :-1:block]  # [B, X, C]
   own = blocks(domain_id)  # [B, X, T]
   key_index = jnp.broadcast_to(jnp.maximum(own - 1, 0)[:, :, None], (*own.shape, block))  # [B, X, T, T] domain of a key
@@ -94,7 +98,9 @@ def latest_events(
   [[-1, 0], [1, 0], [1, 2], [3, -1], [-1, -1]]
   """
   index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)[None]  # [1, N]
-  is_domain = (domain_id[..., None] == jnp.arange(1, num_domains + 1)) & (sequence_id != 0)[..., None]  # [B, N, C]
+  is_domain = (domain_id[..., None] == jnp.arange(1, num_domains + 1, dtype=jnp.int32).reshape(1, 1, -1)) & (
+    sequence_id != 0
+  )[..., None]  # [B, N, C]
   last = jax.lax.cummax(jnp.where(is_domain, index[..., None], -1), axis=1)
   changes = jnp.pad(sequence_id[:, 1:] != sequence_id[:, :-1], ((0, 0), (1, 0)))
   first = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)  # [B, N] first column of the sequence

@@ -45,7 +45,7 @@ class ItemEmbedding(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    self.table = self.param("table", nn.initializers.truncated_normal(0.02), (self.num_rows, self.width))
+    self.table = self.param("table", nn.initializers.truncated_normal(0.02), (self.num_rows, self.width), jnp.float32)
 
   def __call__(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Returns input vectors of items."""
@@ -93,7 +93,7 @@ class SequenceEmbedding(nn.Module):
     """
     width = item.shape[-1]
     init = nn.initializers.truncated_normal(math.sqrt(1 / width))
-    table = self.param("position_table", init, (self.max_positions, width))
+    table = self.param("position_table", init, (self.max_positions, width), jnp.float32)
     p = jnp.take(table, position, axis=0, mode="clip").astype(self.dtype)  # [B, N, M]
     x = embed_sequence(item, p if domain_embedding is None else p + domain_embedding, item_id)
     return dropout(self, x, self.dropout, deterministic)

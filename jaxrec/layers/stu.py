@@ -21,14 +21,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxrec.batches import AnyArray
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.hstu import split_uvqk, uniform
 from jaxrec.layers.item_embedding import dropout
-from jaxrec.layers.norm import layer_norm
+from jaxrec.layers.norm import layer_norm, widen
 from pallas_kernels import IntervalMask, segment_attention
+from pallas_kernels.integers import as_integers
 
 
 class STU(nn.Module):
@@ -72,8 +74,8 @@ class STU(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B N M"],
-    lengths: Int[Array, " B"],
-    num_targets: Int[Array, " B"] | None = None,
+    lengths: Integer[AnyArray, " B"],
+    num_targets: Integer[AnyArray, " B"] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, "B N M"]:
     """Returns the encoded tokens, 0 on padding.
@@ -92,7 +94,7 @@ class STU(nn.Module):
       contextual_length=self.contextual_length,
       min_full_attention_length=self.min_full_attention_length,
     )
-    is_real = jnp.arange(x.shape[1]) < lengths[:, None]  # [B, N]
+    is_real = jnp.arange(x.shape[1], dtype=jnp.int32)[None] < as_integers("lengths", lengths)[:, None]  # [B, N]
     x = jnp.where(is_real[..., None], x, 0)
     for i in range(self.num_layers):
       layer = STULayer(
@@ -149,6 +151,7 @@ class STULayer(nn.Module):
       x.astype(self.dtype),
       self._weights(x.shape[-1]),
       context if is_mask else context.mask,
+      is_token=None if is_mask else context.is_token,
       num_heads=self.num_heads,
       head_width=self.head_width,
       normalizer=self.normalizer,
@@ -167,13 +170,13 @@ class STULayer(nn.Module):
     norm = self.num_heads if self.group_norm else values
     xavier, zeros, ones = nn.initializers.xavier_uniform(), nn.initializers.zeros, nn.initializers.ones
     return STUWeights(
-      input_norm_scale=self.param("input_norm_scale", ones, (width,)),
-      input_norm_bias=self.param("input_norm_bias", zeros, (width,)),
-      uvqk_kernel=self.param("uvqk_kernel", xavier, (width, projected)),
-      uvqk_bias=self.param("uvqk_bias", zeros, (projected,)),
-      output_norm_scale=self.param("output_norm_scale", ones, (norm,)),
-      output_norm_bias=self.param("output_norm_bias", zeros, (norm,)),
-      output_kernel=self.param("output_kernel", xavier, (3 * values, width)),
+      input_norm_scale=self.param("input_norm_scale", ones, (width,), jnp.float32),
+      input_norm_bias=self.param("input_norm_bias", zeros, (width,), jnp.float32),
+      uvqk_kernel=self.param("uvqk_kernel", xavier, (width, projected), jnp.float32),
+      uvqk_bias=self.param("uvqk_bias", zeros, (projected,), jnp.float32),
+      output_norm_scale=self.param("output_norm_scale", ones, (norm,), jnp.float32),
+      output_norm_bias=self.param("output_norm_bias", zeros, (norm,), jnp.float32),
+      output_kernel=self.param("output_kernel", xavier, (3 * values, width), jnp.float32),
       group_norm=self.group_norm,
     )
 
@@ -197,6 +200,7 @@ def stu_layer(
   weights: STUWeights,
   mask: IntervalMask,
   *,
+  is_token: Bool[Array, "B N"] | None = None,
   num_heads: int,
   head_width: int,
   normalizer: float | Float[Array, "B N"],
@@ -211,6 +215,7 @@ def stu_layer(
     x: tokens; matrix products run in its dtype, norms and attention weights in float32 or wider.
     weights: see `STUWeights`.
     mask: which keys each query may read.
+    is_token: False on padding, whose vectors count as zeros; None: the tokens that read something.
     num_heads, head_width: H and D; E follows from the shape of `weights.uvqk_kernel`.
     normalizer: divisor of the silu weights, one number or one per query.
     scale: multiplies q·k; None = 1 / sqrt(head_width).
@@ -224,6 +229,8 @@ def stu_layer(
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3; `STULayer.forward` of generative-recommenders.
   Choice: a scale of 0 is 0; the published code replaces it by the default.
   """
+  is_token = mask.reads_any(x.shape[1]) if is_token is None else is_token
+  x = jnp.where(is_token[..., None], x, 0)
   u, v, q, k = _project(x, weights, num_heads, head_width)
   scale = 1 / math.sqrt(head_width) if scale is None else scale
   attended = attention(
@@ -243,27 +250,30 @@ def _project(x: Array, weights: STUWeights, num_heads: int, head_width: int) -> 
       f"weights.uvqk_kernel has {projected} columns; {num_heads=} and {head_width=} need "
       f"2 * {num_heads} * ({head_width} + value_width) with a value_width of 1 or more: check the heads and the widths"
     )
-  normed = _wide_layer_norm(x) * weights.input_norm_scale + weights.input_norm_bias  # [B, N, M]
-  z = normed.astype(x.dtype) @ weights.uvqk_kernel.astype(x.dtype) + weights.uvqk_bias.astype(x.dtype)  # [B, N, P]
+  scale, bias = weights.input_norm_scale[None, None], weights.input_norm_bias[None, None]
+  normed = _wide_layer_norm(x) * scale + bias  # [B, N, M]
+  z = (
+    normed.astype(x.dtype) @ weights.uvqk_kernel.astype(x.dtype) + weights.uvqk_bias.astype(x.dtype)[None, None]
+  )  # [B, N, P]
   u, v, q, k = split_uvqk(z, num_heads, head_width, value_width)
   return jax.nn.silu(u), v, q, k
 
 
 def _output_norm(attended: Float[Array, "B N H E"], weights: STUWeights) -> Float[Array, "B N HE"]:
   if weights.group_norm:
-    scale, bias = weights.output_norm_scale[:, None], weights.output_norm_bias[:, None]  # [H, 1]
+    scale, bias = (x[None, None, :, None] for x in (weights.output_norm_scale, weights.output_norm_bias))
     return _merge_heads(_wide_layer_norm(attended) * scale + bias).astype(attended.dtype)
   normed = _wide_layer_norm(_merge_heads(attended))  # [B, N, HE]
-  return (normed * weights.output_norm_scale + weights.output_norm_bias).astype(attended.dtype)
+  return (normed * weights.output_norm_scale[None, None] + weights.output_norm_bias[None, None]).astype(attended.dtype)
 
 
 def _wide_layer_norm(x: Float[Array, "... W"]) -> Float[Array, "... W"]:
   """`layer_norm` whose result stays in float32 or wider until gain and bias are applied."""
-  return layer_norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+  return layer_norm(widen(x))
 
 
 def _merge_heads(x: Float[Array, "B N H W"]) -> Float[Array, "B N HW"]:
-  return x.reshape(*x.shape[:-2], -1)  # [B, N, HW]
+  return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])  # [B, N, HW]
 
 
 class STUPositionalEncoder(nn.Module):
@@ -288,14 +298,14 @@ class STUPositionalEncoder(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B N M"],
-    timestamps: Int[Array, "B N"],
-    lengths: Int[Array, " B"],
-    num_targets: Int[Array, " B"] | None = None,
+    timestamps: Integer[AnyArray, "B N"],
+    lengths: Integer[AnyArray, " B"],
+    num_targets: Integer[AnyArray, " B"] | None = None,
   ) -> Float[Array, "B N M"]:
     """Returns sqrt(M) x + Position[...] + Time[...]; `timestamps` are seconds, of which only differences matter."""
     width = x.shape[-1]
     tables = [
-      self.param(name, uniform(math.sqrt(1 / rows)), (rows, width))
+      self.param(name, uniform(math.sqrt(1 / rows)), (rows, width), jnp.float32)
       for name, rows in (("position_table", self.num_positions), ("time_table", self.num_time_buckets + 1))
     ]
     return stu_positional_encoding(
@@ -307,9 +317,9 @@ def stu_positional_encoding(
   x: Float[Array, "B N M"],
   position_table: Float[Array, "P M"],
   time_table: Float[Array, "T M"],
-  timestamps: Int[Array, "B N"],
-  lengths: Int[Array, " B"],
-  num_targets: Int[Array, " B"] | None = None,
+  timestamps: Integer[AnyArray, "B N"],
+  lengths: Integer[AnyArray, " B"],
+  num_targets: Integer[AnyArray, " B"] | None = None,
   *,
   contextual_length: int = 0,
 ) -> Float[Array, "B N M"]:
@@ -321,8 +331,8 @@ def stu_positional_encoding(
 
 
 def stu_position_index(
-  lengths: Int[Array, " B"],
-  num_targets: Int[Array, " B"] | None,
+  lengths: Integer[AnyArray, " B"],
+  num_targets: Integer[AnyArray, " B"] | None,
   num_positions: int,
   num_rows: int,
   *,
@@ -340,14 +350,17 @@ def stu_position_index(
   >>> stu_position_index(jnp.array([5]), jnp.array([2]), 5, 20, contextual_length=1).tolist()
   [[0, 3, 2, 1, 1]]
   """
+  lengths, num_targets = as_integers("lengths", lengths), as_integers("num_targets", num_targets)
   history = (lengths if num_targets is None else lengths - num_targets)[:, None]  # [B, 1]
-  position = jnp.arange(num_positions)
+  position = jnp.arange(num_positions, dtype=jnp.int32)[None]
   backwards = history - jnp.minimum(position, history) + contextual_length  # [B, N]
   index = jnp.clip(backwards, 0, num_rows - 1)
   return jnp.where(position < contextual_length, position, index)  # [B, N]
 
 
-def stu_time_bucket(timestamps: Int[Array, "B N"], lengths: Int[Array, " B"], last_bucket: int) -> Int[Array, "B N"]:
+def stu_time_bucket(
+  timestamps: Integer[AnyArray, "B N"], lengths: Integer[AnyArray, " B"], last_bucket: int
+) -> Int[Array, "B N"]:
   """Returns floor(sqrt(age in minutes)), at most `last_bucket`; a token's age is measured at the last token of its row.
 
   Integer arithmetic makes bucket edges (1, 4, 9, ... minutes) identical on all devices. Arbitrary on padding.
@@ -359,8 +372,11 @@ def stu_time_bucket(timestamps: Int[Array, "B N"], lengths: Int[Array, " B"], la
   Choice: the limit is the number of table rows, as in the published Triton kernel; the published PyTorch code uses the
     width of the embedding instead, which leaves rows unused or reads past the end.
   """
-  last = jnp.maximum(lengths - 1, 0)[:, None]  # [B, 1]
+  timestamps = as_integers("timestamps", timestamps)
+  if not timestamps.shape[1]:
+    return timestamps
+  last = jnp.maximum(as_integers("lengths", lengths) - 1, 0)[:, None]  # [B, 1]
   now = jnp.take_along_axis(timestamps, last, axis=1)  # [B, 1]
   minutes = jnp.maximum(now - timestamps, 0) // 60  # [B, N]
-  squares = jnp.arange(1, last_bucket + 1) ** 2
+  squares = jnp.arange(1, last_bucket + 1, dtype=minutes.dtype) ** 2
   return jnp.searchsorted(squares, minutes, side="right")  # [B, N]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.item_embedding import dropout
-from jaxrec.layers.norm import layer_norm
+from jaxrec.layers.norm import layer_norm, widen
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -54,6 +54,7 @@ class MultiHeadAttention(nn.Module):
       x = nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name=name)(x)
       return x.reshape(*x.shape[:-1], self.num_heads, width // self.num_heads)  # [B, N, H, D]
 
+    query, key, value = (context.without_padding(x) for x in (query, key, value))
     q, k, v = project("query", query), project("key", key), project("value", value)
     scale = (width // self.num_heads) ** -0.5
     y = attend(
@@ -121,7 +122,8 @@ class SASRecLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
   ) -> Float[Array, "B N M"]:
-    a = x if context.attention_input is None else context.attention_input
+    x = context.without_padding(x)
+    a = x if context.attention_input is None else context.without_padding(context.attention_input)
     residual = layer_norm(x, 1e-8)
     attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
     z = layer_norm(residual + attention(layer_norm(a, 1e-8), a, x, context, deterministic), 1e-8)
@@ -159,11 +161,12 @@ class BERT4RecLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
   ) -> Float[Array, "B N M"]:
-    y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+    x = context.without_padding(x)
+    y = nn.LayerNorm(name="attention_norm")(widen(x)).astype(self.dtype)
     attention = MultiHeadAttention(self.num_heads, self.dropout, self.implementation, self.dtype, name="attention")
-    a = y if context.attention_input is None else layer_norm(context.attention_input)
+    a = y if context.attention_input is None else layer_norm(context.without_padding(context.attention_input))
     x = x + dropout(self, attention(a, a, y, context, deterministic), self.dropout, deterministic)
-    y = nn.LayerNorm(dtype=self.dtype, name="feed_forward_norm")(x)
+    y = nn.LayerNorm(name="feed_forward_norm")(widen(x)).astype(self.dtype)
     return x + FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name="feed_forward")(
       y, deterministic
     )

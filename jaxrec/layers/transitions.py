@@ -30,7 +30,7 @@ def transition_table(
   >>> table[..., 0].tolist()  # From 1 to 2: 10 (2 * 1 + 3); from 2 to 1: 1 (2 * 10 + 3).
   [[0.0, 0.0, 0.0], [0.0, 0.0, 50.0], [0.0, 23.0, 0.0]]
   """
-  r = domains[None] * (domains @ weight + bias)[:, None]  # [C, C, M]
+  r = domains[None] * (domains @ weight + bias[None])[:, None]  # [C, C, M]
   changes = ~jnp.eye(len(domains), dtype=bool)
   return jnp.pad(jnp.where(changes[..., None], r, 0), ((1, 0), (1, 0), (0, 0)))  # [C + 1, C + 1, M]
 
@@ -58,9 +58,9 @@ class TransitionAwarePositionalEmbedding(nn.Module):
   def __call__(self, domain_id: Int[Array, "B N"], target_domain: Int[Array, "B N"]) -> Float[Array, "B N M"]:
     """Returns the vectors of events of `domain_id` that precede an event of `target_domain`; 0 = none or unknown."""
     init = nn.initializers.truncated_normal(math.sqrt(1 / self.width))
-    domains = self.param("domain_table", init, (self.num_domains, self.width))
-    weight = self.param("weight", nn.initializers.xavier_uniform(), (self.width, self.width))
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    domains = self.param("domain_table", init, (self.num_domains, self.width), jnp.float32)
+    weight = self.param("weight", nn.initializers.xavier_uniform(), (self.width, self.width), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     table = transition_table(domains, weight, bias).astype(self.dtype)
     return table[domain_id, target_domain]
 
@@ -89,5 +89,5 @@ class TargetDomainEmbedding(nn.Module):
   def __call__(self, target_domain: Int[Array, "B N"]) -> Float[Array, "B N M"]:
     """Returns the vector of each target domain; zero for domain 0."""
     init = nn.initializers.truncated_normal(math.sqrt(1 / self.width))
-    table = self.param("table", init, (self.num_domains, self.width))
+    table = self.param("table", init, (self.num_domains, self.width), jnp.float32)
     return jnp.pad(table, ((1, 0), (0, 0))).astype(self.dtype)[target_domain]

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 
+from jaxrec.layers.norm import widen
 from jaxrec.layers.transformer import ACTIVATIONS, BERT4RecLayer
 from jaxrec.models.sequential import SequentialModel
 
@@ -40,8 +41,8 @@ class BERT4Rec(SequentialModel):
 
   def build_layers(self):
     self.head = nn.Dense(self.width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype)
-    self.head_norm = nn.LayerNorm(dtype=self.dtype)
-    self.final_norm = nn.LayerNorm(dtype=self.dtype)
+    self.head_norm = nn.LayerNorm()
+    self.final_norm = nn.LayerNorm()
     return [
       BERT4RecLayer(
         self.num_heads, self.hidden, self.feed_forward_activation, self.dropout, self.implementation, self.dtype
@@ -52,5 +53,5 @@ class BERT4Rec(SequentialModel):
   def encode(self, x, context, deterministic):
     for layer in self.layers:
       x = layer(x, context, deterministic)
-    x = ACTIVATIONS[self.feed_forward_activation](self.head(self.final_norm(x)))
-    return self.head_norm(x)
+    x = ACTIVATIONS[self.feed_forward_activation](self.head(self.final_norm(widen(x)).astype(self.dtype)))
+    return self.head_norm(widen(x)).astype(self.dtype)

@@ -41,6 +41,7 @@ from jaxrec.layers.ctr import lsh
 from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
+from pallas_kernels.integers import as_arrays, as_integers
 
 SEARCHES = ("top_k", "category", "category_only", "hamming", "buckets")
 SCORES = ("dot", "network")
@@ -91,7 +92,7 @@ class CandidateOutput:
 
   logit: log-odds of a click.
   auxiliary_logit: log-odds computed from the whole history, an extra objective in training; None without that head.
-  score: score of each event, including padding; None if the model has no scores.
+  score: score of each event; None if the model has no scores. That of padding, without vectors, is never read.
   kept: the events that the search selected.
   features: the inputs of the click head.
   """
@@ -184,10 +185,11 @@ class ClickThroughRanker(nn.Module):
       deterministic: False in training: batch norm uses batch statistics and updates "batch_stats", which must be
         mutable.
     """
-    batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+    batch = as_arrays("batch", batch)  # Data pipelines make NumPy arrays.
     q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, M]
     k, v = self.embedding(batch.history_item, batch.history_category, batch.history_age)  # [B, N, M]
     is_real = batch.history_item != 0
+    k, v = (jnp.where(self.has_vectors(batch)[..., None], x, 0) for x in (k, v))
     if self.search == "buckets":
       score, in_bucket = None, self._in_bucket(q, k) & is_real[:, None]  # [B, G, N]
       kept, pooled = in_bucket.any(axis=1), lsh.aggregate_buckets(v, in_bucket)
@@ -202,6 +204,10 @@ class ClickThroughRanker(nn.Module):
       whole = attention.aggregate(attention.masked_softmax(score, seen), v)
       auxiliary_logit = self.auxiliary_head(attention.target_aware_features(u, whole, self.features), deterministic)
     return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
+
+  def has_vectors(self, batch: CandidateBatch) -> Bool[Array, "B N"]:
+    """Returns which events have vectors; those of padding are zeros, because a weight of 0 times NaN would be NaN."""
+    return batch.history_item != 0
 
   def scores(self, q: Float[Array, "B M"], k: Float[Array, "B N M"]) -> Float[Array, "B N"]:
     """Returns the score of each event, including padding, for its candidate."""
@@ -230,7 +236,7 @@ class ClickThroughRanker(nn.Module):
       ValueError: the scores of this model are not dot products.
     """
     self._check_scores()
-    item, category = jnp.asarray(item), jnp.asarray(category)
+    item, category = as_integers("item", item), as_integers("category", category)
     q = self.embedding.attention_vectors(item, category, jnp.zeros_like(item), side="target")
     return attention.scaled_query(q, self._age_part)
 
@@ -243,7 +249,8 @@ class ClickThroughRanker(nn.Module):
       ValueError: the scores of this model are not dot products.
     """
     self._check_scores()
-    return self.embedding.attention_vectors(*(jnp.asarray(x) for x in (item, category, age)))
+    ids = {"item": item, "category": category, "age": age}
+    return self.embedding.attention_vectors(*(as_integers(name, x) for name, x in ids.items()))
 
   @property
   def _age_part(self) -> int:

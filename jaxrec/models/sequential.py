@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,6 +15,8 @@ from jaxrec.layers.context import AttentionContext, bidirectional_context, cache
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transitions import TargetDomainEmbedding
+from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.integers import as_arrays
 
 OUTPUT_NORMS = ("l2", "layer_norm", "none")
 
@@ -87,7 +88,7 @@ class SequentialModel(nn.Module):
       ValueError: `batch` is something else; its values are checked by `jaxrec.check_batch`.
     """
     check_is_batch(batch)
-    batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+    batch = as_arrays("batch", batch)  # Data pipelines make NumPy arrays.
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic, self.domain_embedding(batch))
     x, context = self.build_context(x, batch)
@@ -129,7 +130,7 @@ class SequentialModel(nn.Module):
 
   def normalize_queries(self, x: Float[Array, "B N M"], batch: SequenceBatch) -> Float[Array, "B N M"]:
     """Returns the encoder's output as query vectors: zero on padding, in float32, normalised by `output_norm`."""
-    x = jnp.where((batch.sequence_id != 0)[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.where((batch.sequence_id != 0)[..., None], x, 0).astype(at_least_float32(x.dtype))
     if self.output_norm == "l2":
       return l2_normalize(x)
     return layer_norm(x) if self.output_norm == "layer_norm" else x

@@ -70,7 +70,7 @@ def cosines(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
   """
   norm = norms(gram)
   inverse = jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
-  return gram * inverse * inverse[:, None]
+  return gram * inverse[None] * inverse[:, None]
 
 
 def normalizers(gram: Float[Array, "K K"], losses: Float[Array, "K"], normalization: str) -> Float[Array, "K"]:
@@ -95,7 +95,7 @@ def normalized(
   """Returns the Gram matrix of the normalized gradients and their divisors; zero gradients stay zero."""
   divisor = normalizers(gram, losses, normalization)
   divisor = jnp.where(norms(gram) == 0, 1, divisor)
-  return gram / divisor / divisor[:, None], divisor
+  return gram / divisor[None] / divisor[:, None], divisor
 
 
 def check_normalization(normalization: str) -> None:

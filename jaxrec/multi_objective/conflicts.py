@@ -77,7 +77,7 @@ def cagrad(c: float = 0.5, rescale: bool = False) -> Weighting:
 
   def weigh(gram, losses, key):
     mean = jnp.full_like(losses, 1 / len(losses), dtype=gram.dtype)
-    radius = c * jnp.sqrt(jnp.maximum((gram * mean * mean[:, None]).sum(), 0))
+    radius = c * jnp.sqrt(jnp.maximum((gram * mean[None] * mean[:, None]).sum(), 0))
     inner = cagrad_inner(gram, radius)
     length = _length(gram, inner)
     weights = mean + jnp.where(length > 0, radius / jnp.where(length > 0, length, 1), 0) * inner
@@ -112,4 +112,4 @@ def cagrad_inner(gram: Float[Array, "K K"], radius: Float[Array, ""]) -> Float[A
 
 
 def _length(gram, weights):
-  return jnp.sqrt(jnp.maximum((gram * weights * weights[:, None]).sum(), 0))
+  return jnp.sqrt(jnp.maximum((gram * weights[None] * weights[:, None]).sum(), 0))

@@ -175,7 +175,7 @@ def gram_matrix(
   [[9.0, -3.0], [-3.0, 1.0]]
   """
   leaves = [jax.tree.leaves(_selected(grad, select)) for grad in grads]
-  dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves[0]))
+  dtype = _at_least_float32(*(leaf.dtype for leaf in leaves[0]))
   products = {
     (i, j): sum((_inner(a, b, dtype) for a, b in zip(leaves[i], leaves[j], strict=True)), jnp.zeros((), dtype))
     for i in range(len(grads))
@@ -194,6 +194,11 @@ def _selected(grad, select):
   return jax.tree.map(lambda enters, leaf: leaf if enters else None, select, grad)
 
 
+def _at_least_float32(*dtypes):
+  """`jnp.promote_types` with float32, which is an error under strict promotion."""
+  return jnp.float64 if jnp.float64 in dtypes else jnp.float32
+
+
 def _inner(a, b, dtype):
   """Returns the inner product of two arrays; `tensordot`, because flattening would gather a sharded array."""
   return jnp.tensordot(a.astype(dtype), b.astype(dtype), axes=a.ndim, precision="highest")
@@ -207,6 +212,8 @@ def weighted_sum(weights: Float[Array, "K"], trees: Sequence[Any]) -> Any:
   """
 
   def combine(*leaves):
-    return sum(weight * leaf for weight, leaf in zip(weights, leaves, strict=True)).astype(leaves[0].dtype)
+    wide = _at_least_float32(weights.dtype, leaves[0].dtype)
+    terms = (weight * leaf.astype(wide) for weight, leaf in zip(weights.astype(wide), leaves, strict=True))
+    return sum(terms).astype(leaves[0].dtype)
 
   return jax.tree.map(combine, *trees)

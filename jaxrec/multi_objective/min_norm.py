@@ -74,7 +74,7 @@ def _solve_two(quadratic, linear, participates):
   curvature = quadratic[0, 0] + quadratic[1, 1] - 2 * quadratic[0, 1]
   is_curved = curvature > 0
   x = jnp.where(is_curved, slope / jnp.where(is_curved, curvature, 1), 0.5 + jnp.sign(slope))
-  x = jnp.where(participates.all(), jnp.clip(x, 0, 1), participates[0])
+  x = jnp.where(participates.all(), jnp.clip(x, 0, 1), participates[0].astype(x.dtype))
   return jnp.stack([x, 1 - x])
 
 
@@ -100,12 +100,13 @@ def _active_set(quadratic, linear, participates):
   def is_unfinished(state):
     return ~state[2] & (state[3] < PASSES_PER_OBJECTIVE * len(linear))
 
-  w = participates / participates.sum().astype(linear.dtype)
+  w = participates.astype(linear.dtype)
+  w = w / w.sum()
   return jax.lax.while_loop(is_unfinished, one_pass, (w, participates, jnp.array(False), 0))[0]
 
 
 def _gradient(quadratic, linear, w):
-  return (quadratic * w).sum(-1) + linear  # not `@`, which rounds to bfloat16 on a TPU
+  return (quadratic * w[None]).sum(-1) + linear  # not `@`, which rounds to bfloat16 on a TPU
 
 
 def _step(quadratic, gradient, w, support):
@@ -131,12 +132,12 @@ def _newton_step(quadratic, gradient, support):
   size = jnp.diagonal(quadratic)
   base = jnp.argmin(jnp.where(support, size, jnp.inf))
   moves = support & (jnp.arange(len(size)) != base)
-  difference = quadratic - quadratic[base] - quadratic[:, base, None] + size[base]  # [K, K] inner products
+  difference = quadratic - quadratic[base][None] - quadratic[:, base, None] + size[base]  # [K, K] inner products
   rounding = 4 * len(size) * jnp.finfo(size.dtype).eps
   length = jnp.sqrt(jnp.maximum(jnp.diagonal(difference), rounding * (size + size[base])))
   length = jnp.where(moves & (length > 0), length, 1)
   identity = jnp.eye(len(size), dtype=bool)
-  system = jnp.where(moves & moves[:, None] & ~identity, difference / (length * length[:, None]), 0)
+  system = jnp.where(moves[None] & moves[:, None] & ~identity, difference / (length[None] * length[:, None]), 0)
   system += jnp.diag(jnp.full_like(size, 1 + rounding))
   slope = jnp.where(moves, gradient - gradient[base], 0) / length
   newton = jax.scipy.linalg.solve(system, slope, assume_a="pos")

@@ -102,7 +102,7 @@ def pareto_weights(
   [0.4, 0.2]
   """
   offset = np.asarray(preferences, np.float64) - np.asarray(preferences, np.float64)[index]  # [P, K]
-  active = (jnp.asarray(offset, losses.dtype) * losses).sum(-1) > 0
+  active = (jnp.asarray(offset, losses.dtype) * losses[None]).sum(-1) > 0
   uses_gradients = ~active.any() | (directions == "gradients_and_constraints")
   is_moving = norms(gram) > 0
   participates = jnp.concatenate([(is_moving | ~is_moving.any()) & uses_gradients, active])

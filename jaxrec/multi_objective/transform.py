@@ -96,7 +96,7 @@ def multi_objective(
       updates, inner_state = inner.update(grads, state.inner, params, **extra)
       is_finite = jnp.isfinite(state.weights).all() & jnp.isfinite(losses).all()
       return updates, state._replace(
-        combined_norm=optax.tree.norm(grads).astype(jnp.float32), num_nonfinite=state.num_nonfinite + ~is_finite,
+        combined_norm=_norm(grads), num_nonfinite=state.num_nonfinite + (~is_finite).astype(jnp.int32),
         count=state.count + 1, inner=inner_state,
       )  # fmt: skip
     _check(grads, losses, num_objectives)
@@ -108,13 +108,15 @@ def multi_objective(
     combined = weighted_sum(weights, grads)
     combined = combined if to_params_gradient is None else to_params_gradient(combined)
     updates, inner_state = inner.update(combined, state.inner, params, **extra)
-    described = (
-      value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram), optax.tree.norm(combined))
-    )
-    num_nonfinite = state.num_nonfinite + ~jnp.isfinite(weights).all()
+    described = (value.astype(jnp.float32) for value in (weights, cosines(gram), norms(gram), _norm(combined)))
+    num_nonfinite = state.num_nonfinite + (~jnp.isfinite(weights).all()).astype(jnp.int32)
     return updates, MultiObjectiveState(*described, num_nonfinite, state.count + 1, weighting_state, inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _norm(tree: Any) -> Array:
+  return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
 def _check(grads: Any, losses: Any, num_objectives: int) -> None:

@@ -23,6 +23,7 @@ from jaxrec.multi_objective import task_gradients
 from jaxrec.objectives import item_losses
 from jaxrec.objectives.item import TABLE, ItemObjective, Items, ParameterItems
 from jaxrec.objectives.objective import Gradients
+from pallas_kernels.integers import as_arrays
 
 INPUT = "input vectors"
 OWN = ("query", "target")
@@ -116,7 +117,7 @@ class CrossDomainObjective:
     """
     if model.num_domains < 2:
       raise ValueError(f"{model.num_domains=}: attention across domains needs at least two")
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = as_arrays("batch", batch)
     items = items or ParameterItems(model, batch, self.scored_ids(model, batch, rng))
     item, pull_item = jax.vjp(lambda table: items.input({TABLE: table}), params[TABLE])
 
@@ -156,7 +157,7 @@ class CrossDomainObjective:
 
     Arguments are those of `gradients`, which gives the same gradient for the same weights.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = as_arrays("batch", batch)
     items = items or ParameterItems(model, batch, self.scored_ids(model, batch, rng))
 
     def total(params):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxrec.batches import SequenceBatch
 from jaxrec.objectives import item_losses, negatives
 from jaxrec.objectives.objective import Gradients, single_gradient
+from pallas_kernels.integers import as_arrays
 
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
 SHARING = ("position", "row", "batch")
@@ -83,7 +84,7 @@ class ItemObjective:
       items: vectors of the items; None: the model computes them from its parameters.
     """
     dropout_key, _ = jax.random.split(rng)
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = as_arrays("batch", batch)
     items = ParameterItems(model, batch, self.scored_ids(model, batch, rng)) if items is None else items
     query = items.encode(params, batch, deterministic, {"dropout": dropout_key})  # [B, N, M]
     loss = self.loss_from_queries(query, items, params, batch, model.num_items)
@@ -133,6 +134,7 @@ class ItemObjective:
       batch: has the targets.
       num_items: V.
     """
+    query = jnp.where((batch.target_weight != 0)[..., None], query, 0)  # NaN elsewhere would reach the gradients.
     if self.loss == "full_softmax":
       value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
     else:
@@ -142,13 +144,14 @@ class ItemObjective:
   def sampled_loss(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
     """Returns the loss of each position from the vectors of its target and of sampled items."""
     negative_id = ids["negative"]
+    target = jnp.where((batch.target_weight != 0)[..., None], vectors["target"], 0)
     positive_logit, negative_logit = item_losses.sampled_logits(
-      query, vectors["target"], vectors["negative"], ids["target"], negative_id, self.temperature
+      query, target, vectors["negative"], ids["target"], negative_id, self.temperature
     )
     if self.log_q:
       positive_logit -= negatives.log_probability(self.sampler, batch.target_item, num_items)
       log_q = negatives.log_probability(self.sampler, negative_id, num_items)
-      negative_logit -= log_q[:, None] if log_q.ndim == 2 else log_q
+      negative_logit -= item_losses.per_position(log_q)
     if self.loss == "sampled_softmax":
       return item_losses.sampled_softmax(positive_logit, negative_logit)
     beta = item_losses.gbce_calibration(num_items, self.num_negatives, self.gbce_t) if self.loss == "gbce" else 1.0

@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pallas_kernels import varying
 
@@ -43,10 +43,18 @@ def sampled_logits(
   positive_logit = jnp.einsum("bnm,bnm->bn", query, positive) / temperature
   equation = {2: "bnm,rm->bnr", 3: "bnm,brm->bnr", 4: "bnm,bnrm->bnr"}[negative.ndim]
   negative_logit = jnp.einsum(equation, query, negative) / temperature  # [B, N, R]
-  if negative_id.ndim == 2:
-    negative_id = negative_id[:, None]  # [B, 1, R]
+  negative_id = per_position(negative_id)
   is_positive = negative_id == positive_id[..., None]  # [B, N, R]
   return positive_logit, jnp.where(is_positive, _EXCLUDED, negative_logit)
+
+
+def per_position(x: Shaped[Array, "... R"]) -> Shaped[Array, "_ _ R"]:
+  """Returns numbers of the negatives of each position, of each row or of the batch, with all three axes.
+
+  >>> per_position(jnp.ones((2, 5))).shape, per_position(jnp.ones(5)).shape
+  ((2, 1, 5), (1, 1, 5))
+  """
+  return x if x.ndim == 3 else x.reshape(-1, 1, x.shape[-1])
 
 
 def sampled_softmax(positive_logit: Float[Array, "B N"], negative_logit: Float[Array, "B N R"]) -> Float[Array, "B N"]:
@@ -77,6 +85,7 @@ def full_softmax(
   is_candidate = jnp.ones(item_vectors.shape[0] - 1, bool)
   log_sum = log_sum_exp(flat, item_vectors[1:], is_candidate, temperature, chunk_size).reshape(query.shape[:-1])
   positive = jnp.take(item_vectors, positive_id, axis=0, mode="clip")
+  positive = jnp.where((positive_id != 0)[..., None], positive, 0)  # Row 0 is padding.
   return log_sum - (query * positive).sum(axis=-1) / temperature
 
 
@@ -94,7 +103,7 @@ def log_sum_exp(
   >>> f"{jnp.exp(total[0]) / jnp.e:.3f}"
   '2.000'
   """
-  chunk_size = min(chunk_size, vectors.shape[0])
+  chunk_size = max(1, min(chunk_size, vectors.shape[0]))
   missing = -vectors.shape[0] % chunk_size
   chunks = jnp.pad(vectors, ((0, missing), (0, 0))).reshape(-1, chunk_size, vectors.shape[1])  # [chunks, chunk, M]
   is_candidate = jnp.pad(is_candidate, (0, missing)).reshape(-1, chunk_size)  # [chunks, chunk]

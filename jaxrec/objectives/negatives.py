@@ -46,6 +46,8 @@ def sample_in_batch(
   """
   if sampler not in IN_BATCH:
     raise ValueError(f"{sampler=} is not one of {IN_BATCH}")
+  if not target_item.size:
+    return jnp.zeros(shape, jnp.int32)
   ids = jnp.where(target_weight > 0, target_item, 0).reshape(-1)
   is_drawn = ids > 0
   if sampler == "in_batch":

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.batches import AnyArray
 from jaxrec.models.ctr import ClickThroughRanker
+from pallas_kernels.integers import as_integers
 
 TILE = 128  # Candidates scored together: changes speed and memory, never results.
 _BLOCK = 16  # Events per block of an exact search, which reads block maxima first; 16 scores fill a cache line.
@@ -61,7 +62,7 @@ def history_keys(
     if known.size and not 0 <= known.min() <= known.max() <= most:
       raise ValueError(f"{name} holds ids {known.min()}..{known.max()}, but the model knows 0..{most}")
   keys = model.apply(variables, item, category, age, method="search_keys")
-  return cache_keys(keys, jnp.asarray(item) != 0)
+  return cache_keys(keys, as_integers("item", item) != 0)
 
 
 def cache_keys(keys: Float[Array, "N M"], is_real: Bool[Array, " N"]) -> HistoryKeys:
@@ -72,7 +73,7 @@ def cache_keys(keys: Float[Array, "N M"], is_real: Bool[Array, " N"]) -> History
   shuffled = jnp.asarray(np.random.default_rng(0).permutation(keys.shape[0]), jnp.int32)
   order = shuffled[jnp.argsort(~is_real[shuffled], stable=True)]  # Events first, then padding.
   position = jnp.where(is_real[order], order, -1)
-  padding = -keys.shape[0] % _MULTIPLE
+  padding = -keys.shape[0] % _MULTIPLE if keys.shape[0] else _MULTIPLE
   return HistoryKeys(
     jnp.pad(keys[order], ((0, padding), (0, 0))).T, jnp.pad(position, (0, padding), constant_values=-1)
   )
@@ -114,7 +115,7 @@ def search(
 @functools.partial(jax.jit, static_argnames=("k", "recall"))
 def _search(queries, history, k, recall):
   find = exact_top_k if recall == 1 else functools.partial(approximate_top_k, recall=recall)
-  count = (history.position >= 0).sum()
+  count = (history.position >= 0).sum(dtype=jnp.int32)
 
   def search_tile(tile):
     scores = jnp.matmul(tile, history.keys, precision=jax.lax.Precision.HIGHEST)  # [tile, N]
@@ -144,7 +145,7 @@ def exact_top_k(
     return tuple(jax.lax.top_k(_without_padding(scores, count), k))
   blocks = scores.reshape(-1, num_blocks, _BLOCK)
   chosen = jax.lax.top_k(block_maxima(blocks, count), k)[1]  # [B, K]
-  column = chosen[..., None] * _BLOCK + jnp.arange(_BLOCK)  # [B, K, block]
+  column = chosen[..., None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, None]  # [B, K, block]
   candidates = jnp.where(column < count, _blocks_of(blocks, chosen), -jnp.inf)
   best, index = jax.lax.top_k(candidates.reshape(-1, k * _BLOCK), k)  # [B, K]
   return best, jnp.take_along_axis(column.reshape(-1, k * _BLOCK), index, axis=1)
@@ -168,7 +169,7 @@ def approximate_top_k(
     size = block_size(scores.shape[1], k, recall)
     blocks = scores.reshape(scores.shape[0], -1, size)
     best, chosen = jax.lax.top_k(block_maxima(blocks, count), k)  # [B, K]
-    column = chosen[..., None] * size + jnp.arange(size)  # [B, K, block]
+    column = chosen[..., None] * size + jnp.arange(size, dtype=jnp.int32)[None, None]  # [B, K, block]
     index = jnp.argmax(jnp.where(column < count, _blocks_of(blocks, chosen), -jnp.inf), axis=2)
     return best, (chosen * size + index).astype(jnp.int32)
 
@@ -186,9 +187,9 @@ def block_maxima(blocks: Float[Array, "B L block"], count: Int[Array, ""]) -> Fl
   num_blocks, size = blocks.shape[1:]
   mixed = jnp.minimum(count // size, num_blocks - 1)
   in_mixed = jax.lax.dynamic_index_in_dim(blocks, mixed, axis=1, keepdims=False)  # [B, block]
-  masked = jnp.where(mixed * size + jnp.arange(size) < count, in_mixed, -jnp.inf).max(axis=1)
-  is_whole = (jnp.arange(num_blocks) + 1) * size <= count
-  return jnp.where(is_whole, blocks.max(axis=2), -jnp.inf).at[:, mixed].set(masked)
+  masked = jnp.where((mixed * size + jnp.arange(size, dtype=jnp.int32) < count)[None], in_mixed, -jnp.inf).max(axis=1)
+  is_whole = (jnp.arange(num_blocks, dtype=jnp.int32) + 1) * size <= count
+  return jnp.where(is_whole[None], blocks.max(axis=2), -jnp.inf).at[:, mixed].set(masked)
 
 
 def block_size(num_events: int, k: int, recall: float) -> int:
@@ -203,7 +204,7 @@ def block_size(num_events: int, k: int, recall: float) -> int:
 
 
 def _without_padding(scores, count):
-  return jnp.where(jnp.arange(scores.shape[1]) < count, scores, -jnp.inf)
+  return jnp.where((jnp.arange(scores.shape[1], dtype=jnp.int32) < count)[None], scores, -jnp.inf)
 
 
 def _blocks_of(blocks, chosen):

@@ -30,11 +30,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.bias import RelativeBias
+from pallas_kernels.bias import RelativeBias, check_integers
 from pallas_kernels.gpu.backward import backward
 from pallas_kernels.gpu.forward import forward
 from pallas_kernels.gpu.problem import BlockSizes, Spec, key_rows, padded, padded_tables, query_rows
 from pallas_kernels.mask import IntervalMask
+from pallas_kernels.primitives import without_tangents
+from pallas_kernels.sizes import check_known
 
 
 def attention(
@@ -99,16 +101,14 @@ def default_block_sizes(
 def check(q, k, v, bias: RelativeBias | None) -> None:
   """Raises NotImplementedError, with the reason, for what these kernels cannot do. Shapes and dtypes suffice."""
   bias = bias or RelativeBias()
+  check_known(q, k, v)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
     raise NotImplementedError(
       f"the GPU kernels multiply bfloat16 or float16, the same for q, k, v; got {q.dtype}, {k.dtype}, {v.dtype}"
     )
   if max(q.shape[3], v.shape[3]) > 256:
     raise NotImplementedError(f"head widths {q.shape[3]} and {v.shape[3]}: the GPU kernels take up to 256")
-  for name in ("query_time", "key_time", "query_position", "key_position"):
-    value = getattr(bias, name)
-    if value is not None and value.dtype != jnp.int32:
-      raise NotImplementedError(f"bias.{name} has dtype {value.dtype}; the GPU kernels need int32")
+  check_integers(bias, "GPU")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,8 +128,10 @@ def _backward(spec, residuals, d_out):
 def _one_at_a_time(kernel, spec):
   """Under `vmap`, the problems of the mapped axis run one after another: each has its own lists of tiles."""
   if spec.has_position and kernel is backward and jax.__version_info__ < (0, 11):
-    return functools.partial(kernel, spec)  # jax 0.10 cannot have sums that start as zeros inside of such a function.
-  return jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
+    call = functools.partial(kernel, spec)  # jax 0.10 cannot have sums that start as zeros inside of such a function.
+  else:
+    call = jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
+  return without_tangents(call, "gpu")
 
 
 _attention.defvjp(_forward, _backward)

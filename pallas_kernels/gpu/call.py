@@ -17,6 +17,7 @@ from jaxtyping import Array
 from pallas_kernels.bias import CELLS, cell_words, first_seconds_of_buckets
 from pallas_kernels.gpu.operations import simulator
 from pallas_kernels.gpu.problem import ROWS, TABLE, Spec
+from pallas_kernels.primitives import kernel_call
 
 _AXES = ("head", "tile", "row", "warpgroup")
 
@@ -113,17 +114,23 @@ def launch(
     kernel = plgpu.kernel(
       entry, out_type=list(outputs.values()), scratch_types=list(scratch.values()), **mesh, **options
     )
-    return dict(zip(outputs, kernel(*inputs.values()), strict=True))
-  return _launch_with_sums(entry, inputs, outputs, scratch, sums, mesh, options)
+  else:
+    kernel = _with_sums(entry, inputs, outputs, scratch, sums, mesh, options)
+    outputs = outputs | sums
+  arrays = tuple(inputs.values())
+  results = kernel(*arrays) if spec.simulate else kernel_call("cuda", kernel, *arrays)
+  return dict(zip(outputs, results, strict=True))
 
 
-def _launch_with_sums(entry, inputs, outputs, scratch, sums, mesh, options):
+def _with_sums(entry, inputs, outputs, scratch, sums, mesh, options):
   def scoped(*refs):
     # The sums come before the outputs here.
     refs = (*refs[: len(inputs)], *refs[len(inputs) + len(sums) :], *refs[len(inputs) : len(inputs) + len(sums)])
     pl.run_scoped(functools.partial(entry, *refs), *scratch.values(), collective_axes=mesh["thread_name"])
 
-  totals = [jax.new_ref(jnp.zeros(x.shape, x.dtype)) for x in sums.values()]
-  kernel = pl.kernel(scoped, out_type=list(outputs.values()), mesh=plgpu.Mesh(**mesh), **options)
-  results = *kernel(*inputs.values(), *totals), *(total[...] for total in totals)
-  return dict(zip([*outputs, *sums], results, strict=True))
+  def kernel(*arrays):
+    totals = [jax.new_ref(jnp.zeros(x.shape, x.dtype)) for x in sums.values()]
+    run = pl.kernel(scoped, out_type=list(outputs.values()), mesh=plgpu.Mesh(**mesh), **options)
+    return *run(*arrays, *totals), *(total[...] for total in totals)
+
+  return kernel

@@ -134,7 +134,7 @@ def tile_kinds(
   first, last = jnp.where(is_empty, num_keys, starts), jnp.where(is_empty, 0, ends)
   bounds = jnp.concatenate([-first, last, starts[:, :2], -ends[:, :2]], axis=1)  # [B, 10, N]
   bounds = bounds.reshape(*bounds.shape[:2], -1, block_q).max(axis=-1)[..., None]  # [B, 10, Tq, 1]
-  first_key = jnp.arange(0, num_keys, block_k)  # [Tk]
+  first_key = jnp.arange(0, num_keys, block_k, dtype=jnp.int32).reshape(1, 1, 1, -1)  # [1, 1, 1, Tk]
   live = (first_key < bounds[:, 3:6]) & (first_key + block_k > -bounds[:, :3])  # [B, 3, Tq, Tk]
   full = (bounds[:, 6:8] <= first_key) & (-bounds[:, 8:] >= first_key + block_k)  # [B, 2, Tq, Tk]
   return live.any(axis=1), full.any(axis=1)

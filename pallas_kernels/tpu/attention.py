@@ -14,8 +14,11 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.bias import RelativeBias
+from pallas_kernels.bias import RelativeBias, check_integers
+from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.mask import IntervalMask
+from pallas_kernels.primitives import without_tangents
+from pallas_kernels.sizes import check_known
 from pallas_kernels.tpu.backward import SoftmaxSums, backward
 from pallas_kernels.tpu.forward import forward
 from pallas_kernels.tpu.problem import BlockSizes, Integers, TileSpec, integers_of
@@ -50,7 +53,7 @@ def attention(
   spec = _spec(q, k, bias, activation, scale, block_sizes, interpret)
   integers = integers_of(mask, bias, k.shape[1], spec.block_q, spec.block_k)
   tables = (bias.time_table, bias.position_table)
-  dtype = jnp.promote_types(q.dtype, k.dtype)
+  dtype = q.dtype if q.dtype == k.dtype else at_least_float32(q.dtype, k.dtype)
   q, k = q.astype(dtype), k.astype(dtype)
   q, k, v = _rows_of_heads(q, spec.block_q), _rows_of_heads(k, spec.block_k), _rows_of_heads(v, spec.block_k)
   out = _attention(spec, q, k, v, tables, integers)  # [B, H, N, E]
@@ -72,7 +75,10 @@ def _round_up(length):
 
 def check(q, k, bias: RelativeBias | None, block_sizes: BlockSizes | None = None, interpret: Any = False) -> None:
   """Raises NotImplementedError, with the reason, for a problem that does not fit on the chip. Shapes suffice."""
-  spec = _spec(q, k, bias or RelativeBias(), "silu", 1.0, block_sizes, interpret)
+  check_known(q, k)
+  bias = bias or RelativeBias()
+  spec = _spec(q, k, bias, "silu", 1.0, block_sizes, interpret)
+  check_integers(bias, "TPU")
   if spec.dtype != jnp.float32 and not interpret:
     raise NotImplementedError(f"TPUs have no {spec.dtype}; use float32, bfloat16, or implementation='xla'")
   resident = spec.query_tiles * spec.block_q * _round_up(q.shape[3]) * spec.heads * spec.dtype.itemsize
@@ -99,7 +105,7 @@ def _spec(q, k, bias, activation, scale, block_sizes, interpret):
   )
   return TileSpec(
     activation=activation, scale=scale, num_heads=num_heads, heads=blocks.heads, interpret=interpret,
-    dtype=jnp.promote_types(q.dtype, jnp.float32), block_q=blocks.query, block_k=blocks.key,
+    dtype=at_least_float32(q.dtype), block_q=blocks.query, block_k=blocks.key,
     query_tiles=-(-num_queries // blocks.query), key_tiles=-(-k.shape[1] // blocks.key),
     time_heads=time_heads, position_heads=position_heads,
     table_size=0 if bias.position_table is None else bias.position_table.shape[-1],
@@ -130,7 +136,8 @@ def _backward(spec, residuals, d_out):
 
 def _one_at_a_time(kernel, spec):
   """Under `vmap`, the problems of the mapped axis run one after another: each has its own list of tiles."""
-  return jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
+  call = jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
+  return without_tangents(call, "tpu")
 
 
 def _like_table(table, gradient):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
 from pallas_kernels.mask import IntervalMask
+from pallas_kernels.primitives import kernel_call
 from pallas_kernels.tpu.problem import FEW, SHIFTED, TileSpec, divide
 
 
@@ -89,7 +90,7 @@ def call(
     return pl.BlockSpec(operand.block, index)
 
   across_devices = jax.typeof(inputs["q"].value).manual_axis_type  # of `shard_map`
-  return pl.pallas_call(
+  run = pl.pallas_call(
     body,
     name=name,
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -106,7 +107,9 @@ def call(
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_vmem_bytes(inputs, outputs, scratch)
     ),
-  )(order.outer, order.inner, *(x.value for x in inputs.values()))
+  )
+  arrays = order.outer, order.inner, *(x.value for x in inputs.values())
+  return run(*arrays) if spec.interpret else kernel_call("tpu", run, *arrays)
 
 
 def _place(spec, by, group, outer, entry):

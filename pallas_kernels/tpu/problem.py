@@ -137,10 +137,10 @@ def integers_of(mask: IntervalMask, bias: RelativeBias, num_keys: int, block_q: 
   notes = jnp.zeros((rows, padded.shape[1] // block_q, -(-num_keys // block_k)), jnp.int32)
   if bias.position_table is not None:
     shifted = _pad(_is_shifted(mask, query_position, key_position, shift), block_q)
-    notes += shifted.reshape(rows, -1, block_q).all(axis=-1)[:, :, None] * SHIFTED
+    notes += shifted.reshape(rows, -1, block_q).all(axis=-1)[:, :, None].astype(jnp.int32) * SHIFTED
   if bias.time_table is not None:
     few, lowest = _few_edges(_pad(query_time, block_q), _pad(key_time, block_k), block_q, block_k)
-    notes += few * (FEW + 4 * lowest)
+    notes += few.astype(jnp.int32) * (FEW + 4 * lowest)
   return Integers(padded, query, _columns((key_time, key_position), block_k), notes, shift)
 
 
@@ -168,8 +168,8 @@ def _columns(values, block):
 
 def _is_shifted(mask, query_position, key_position, shift):
   """Whether each query finds `p_i - p_j = i - j + shift` at every key that it reads, `[B, N]`."""
-  key_offset = key_position - jnp.arange(key_position.shape[1], dtype=jnp.int32)  # [B, S]
-  query_offset = query_position - jnp.arange(query_position.shape[1], dtype=jnp.int32) - shift  # [B, N]
+  key_offset = key_position - jnp.arange(key_position.shape[1], dtype=jnp.int32)[None]  # [B, S]
+  query_offset = query_position - jnp.arange(query_position.shape[1], dtype=jnp.int32)[None] - shift  # [B, N]
   changes = jnp.cumsum(key_offset[:, 1:] != key_offset[:, :-1], axis=1, dtype=jnp.int32)
   changes = jnp.pad(changes, ((0, 0), (1, 0)))  # [B, S]: changes up to each key
   last_key = key_position.shape[1] - 1

@@ -37,6 +37,7 @@ FEW_EDGES = 3
 
 
 _EDGES, _BELOW, _ABOVE = edges_in_cells()
+_BELOW, _ABOVE = _BELOW.astype(np.int32), _ABOVE.astype(np.int32)
 
 
 def time_cells(table: Float[Array, "H T"], dtype: jnp.dtype) -> Float[Array, "R 128"]:
@@ -134,8 +135,8 @@ def position_windows(
     sign: +1 where the rows of a tile are queries, -1 where they are keys.
     dtype: of the windows.
   """
-  lane = jnp.arange(length)[None] - jnp.arange(SUBLANES)[:, None]  # [8, L]
-  index = position_index(difference[:, None, None] + sign * (before - lane), table.shape[1])  # [M, 8, L]
+  lane = jnp.arange(length, dtype=jnp.int32)[None] - jnp.arange(SUBLANES, dtype=jnp.int32)[:, None]  # [8, L]
+  index = position_index(difference[:, None, None] + sign * (before - lane)[None], table.shape[1])  # [M, 8, L]
   return jnp.moveaxis(table.astype(dtype)[:, index], 0, 1)
 
 
@@ -143,8 +144,8 @@ def table_gradient(
   gradient: Float[Array, "M H 8 L"], difference: Int[Array, " M"], before: int, sign: int, table_size: int
 ) -> Float[Array, "H W"]:
   """The transpose of `position_windows`."""
-  lane = jnp.arange(gradient.shape[-1])[None] - jnp.arange(SUBLANES)[:, None]
-  index = position_index(difference[:, None, None] + sign * (before - lane), table_size)  # [M, 8, L]
+  lane = jnp.arange(gradient.shape[-1], dtype=jnp.int32)[None] - jnp.arange(SUBLANES, dtype=jnp.int32)[:, None]
+  index = position_index(difference[:, None, None] + sign * (before - lane)[None], table_size)  # [M, 8, L]
   zeros = jnp.zeros((gradient.shape[1], table_size), gradient.dtype)
   return zeros.at[:, index].add(jnp.moveaxis(gradient, 1, 0))
 

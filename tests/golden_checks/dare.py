@@ -150,6 +150,8 @@ def _interceptor(quirks):
   def put_in(function, args, kwargs, context):
     if context.method_name == "scores" and quirks.score:
       return quirks.score(*args)
+    if context.method_name == "has_vectors" and quirks.kept is not None:
+      return jnp.ones(quirks.kept.shape, bool)
     if context.method_name == "find" and quirks.kept is not None:
       return jnp.asarray(quirks.kept)
     return function(*args, **kwargs)

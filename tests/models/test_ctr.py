@@ -219,6 +219,7 @@ def test_an_added_age_is_part_of_one_product():
   target, history = batch.item, (batch.history_item, batch.history_category, batch.history_age)
   q, _ = model.apply(variables, target, batch.category, 0 * target, method=lambda m, *ids: m.embedding(*ids, "target"))
   k, _ = model.apply(variables, *history, method=lambda m, *ids: m.embedding(*ids))
+  k = jnp.where((batch.history_item != 0)[..., None], k, 0)  # Padding has no vector.
   expected = np.einsum("bm,bnm->bn", q, k) / 2  # 4 entries: sqrt(4).
   np.testing.assert_allclose(output("dare", BATCH, age_mode="add", width=2).score, expected, rtol=1e-4, atol=1e-5)
   queries = model.apply(variables, BATCH.item, BATCH.category, method="search_queries")

@@ -44,10 +44,10 @@ class BatchNorm(nn.Module):
     if self.evaluation not in EVALUATIONS:
       raise ValueError(f"{self.evaluation=} is not one of {EVALUATIONS}")
     width = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (width,))
-    bias = self.param("bias", nn.initializers.zeros, (width,))
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
-    running_variance = self.variable("batch_stats", "variance", jnp.ones, (width,))
+    scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,), jnp.float32)
+    running_variance = self.variable("batch_stats", "variance", jnp.ones, (width,), jnp.float32)
     if deterministic and self.evaluation == "running":
       mean, variance = running_mean.value, running_variance.value
     else:
@@ -58,6 +58,7 @@ class BatchNorm(nn.Module):
         value = jax.lax.stop_gradient(value).astype(running.value.dtype)
         running.value += self.momentum * (value - running.value)
         self.sow(CURRENT_BATCH_STATS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    mean, variance, scale, bias = mean[None], variance[None], scale[None], bias[None]
     return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 
@@ -75,4 +76,4 @@ def batch_statistics(x: Float[Array, "B F"]) -> tuple[Float[Array, " F"], Float[
     raise ValueError("a batch of 1 row has no statistics: use larger batches, or evaluation='running' for a single row")
   shift = jax.lax.stop_gradient(x[:1])  # Of equal rows the mean is then each of them, and not off by its last bit.
   mean = shift[0] + (x - shift).mean(axis=0)
-  return mean, jnp.square(x - mean).mean(axis=0)
+  return mean, jnp.square(x - mean[None]).mean(axis=0)

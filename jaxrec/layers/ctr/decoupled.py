@@ -69,7 +69,7 @@ class FieldEmbedding(nn.Module):
       FIELDS, (item, category, age), (self.num_items, self.num_categories, self.max_age), strict=True
     ):
       if width := getattr(self.widths, name):
-        table = self.param(f"{name}_table", init, (last + 1, width))
+        table = self.param(f"{name}_table", init, (last + 1, width), jnp.float32)
         parts.append(jnp.take(table, ids, axis=0, mode="clip"))
     return jnp.concatenate(parts, axis=-1)  # [..., M]
 

@@ -52,7 +52,7 @@ def nearness(distance: Int[Array, "B N"]) -> Float[Array, "B N"]:
   [[0, 1, 2]]
   """
   num_events = distance.shape[-1]
-  return -distance.astype(jnp.float32) + jnp.arange(num_events, dtype=jnp.float32) / num_events
+  return -distance.astype(jnp.float32) + jnp.arange(num_events, dtype=jnp.float32)[None] / num_events
 
 
 def same_bucket(
@@ -83,5 +83,6 @@ def aggregate_buckets(values: Float[Array, "B N M"], in_bucket: Bool[Array, "B G
   >>> [f"{x:.2f}" for x in aggregate_buckets(values, in_bucket)[0].tolist()]
   ['0.30', '0.40']
   """
+  values = jnp.where(in_bucket.any(axis=1)[..., None], values, 0)  # What is in no bucket may be anything.
   sums = jnp.einsum("bgn,bnm->bgm", in_bucket.astype(values.dtype), values)  # [B, G, M]
   return l2_normalize(sums).mean(axis=1)  # [B, M]

@@ -39,7 +39,7 @@ def scaled_query(target: Float[Array, "... M"], age_width: int) -> Float[Array, 
   """
   widths = (target.shape[-1] - age_width, age_width)
   scale = [1 / math.sqrt(width) for width in widths for _ in range(width)]
-  return target * jnp.asarray(scale, target.dtype)
+  return target * jnp.asarray(scale, target.dtype).reshape(*(1,) * (target.ndim - 1), -1)
 
 
 def target_scores(
@@ -65,7 +65,7 @@ def top_k(
   ([[2, 0]], [[True, True, False]])
   """
   index = jax.lax.top_k(jnp.where(may_keep, scores, -jnp.inf), min(k, scores.shape[-1]))[1]  # [B, K]
-  is_valid = jnp.arange(index.shape[-1]) < may_keep.sum(axis=-1, keepdims=True)
+  is_valid = jnp.arange(index.shape[-1])[None] < may_keep.sum(axis=-1, keepdims=True)
   return index, is_valid
 
 
