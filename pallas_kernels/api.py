@@ -259,6 +259,8 @@ def _check_options(activation, normalizer, implementation, interpret, block_size
 def _check_shapes(q, k, v, mask, bias, key_group, num_groups):
   if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
     raise ValueError(f"q, k, v must be [B, N, H, D]; got {q.shape}, {k.shape}, {v.shape}")
+  if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (q, k, v)):
+    raise ValueError(f"q, k, v must hold floating-point numbers; got {q.dtype}, {k.dtype}, {v.dtype}")
   if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
     raise ValueError(f"q {q.shape} and k {k.shape} must agree in rows, heads and width")
   if k.shape[:3] != v.shape[:3]:

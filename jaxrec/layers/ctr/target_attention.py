@@ -96,7 +96,7 @@ def category_preference(
   """
   num_events = history_category.shape[1]
   is_same = history_category == category[:, None]
-  return jnp.arange(num_events, dtype=jnp.float32) + num_events * is_same, is_same
+  return jnp.arange(num_events, dtype=jnp.float32)[None] + num_events * is_same.astype(jnp.float32), is_same
 
 
 def masked_softmax(scores: Float[Array, "... N"], mask: Bool[Array, "... N"]) -> Float[Array, "... N"]:
