@@ -58,7 +58,7 @@ def random_values(init, *arguments):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_does_not_read_padding(name):
   layer, make_context = LAYERS[name]
-  params = random_values(lambda key: layer.init(key, X, make_context()))
+  params = random_values(lambda key: layer.init(key, jnp.asarray(X), make_context()))
 
   def loss(params, x):
     context = make_context()
