@@ -45,6 +45,7 @@ def _attention(activation, scale, q, k, v, tables, entries, may_attend):
 
 
 def _forward(activation, scale, q, k, v, tables, entries, may_attend):
+  tables = jax.tree.map(jnp.asarray, tables)  # A gradient of NumPy tables: JAX hands them over as they are.
   weights, _ = _weights(activation, _scores(scale, q, k, tables, entries), may_attend)
   out = _product("bhns,bshe->bnhe", weights, v).astype(v.dtype)  # [B, N, H, E]
   return out, (q, k, v, tables, entries, may_attend)
