@@ -6,11 +6,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
-TEST = [*PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist", "ruff"]
+TEST = [*EXPORT, *PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
 setup(
   name="jaxrec",
@@ -37,6 +38,7 @@ setup(
     "tqdm",
   ],
   extras_require={
+    "export": EXPORT,
     "plots": PLOTS,
     "tensorboard": TENSORBOARD,
     "notebooks": NOTEBOOKS,

@@ -4,6 +4,8 @@ import polars as pl
 import pytest
 
 import jaxrec
+from jaxrec.cli import export
+from jaxrec.serving import load_artifact
 
 SETTINGS = {"train.batch_size": 8, "model.width": 8, "model.head_width": 4, "model.value_width": 4}
 
@@ -45,6 +47,20 @@ def test_a_loaded_run_recommends_the_same(fitted):
   assert [x.items for x in jaxrec.load(workdir).recommend(users=users)] == [
     x.items for x in recommender.recommend(users=users)
   ]
+
+
+@pytest.mark.unchecked_shapes  # A symbolic size is no int.
+def test_the_command_export_writes_what_load_artifact_reads(fitted, call, tmp_path):
+  pytest.importorskip("flatbuffers", reason="jax.export writes programs with flatbuffers: pip install 'jaxrec[test]'")
+  workdir, recommender = fitted
+  arguments = [f"--workdir={workdir}", f"--out={tmp_path / 'artifact'}"]
+  assert call(export, *arguments).split() == [str(tmp_path / "artifact")]
+  histories = [[("jam", 0), ("bread", 100)], [("milk", 0)], []]
+  found = load_artifact(tmp_path / "artifact").recommend(histories=histories, k=2)
+  for one, expected in zip(found, recommender.recommend(histories=histories, k=2), strict=True):
+    assert [item.item for item in one.items] == [item.item for item in expected.items]
+  with pytest.raises(SystemExit, match="artifact exists; choose another folder, or replace it with --overwrite"):
+    call(export, *arguments)
 
 
 def test_a_second_fit_in_the_workdir_trains_no_more(fitted, events):
