@@ -57,7 +57,7 @@ class ExportedRecommender(Recommender):
   def _popularity(self):
     return self.popularity
 
-  def _queries(self, batch):
+  def _queries(self, batch, users):
     return self.model.call(self.params, *_inputs(batch.batch, self.data.num_items))
 
   def _users(self, users):

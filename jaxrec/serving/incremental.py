@@ -75,6 +75,19 @@ class IncrementalModel:
 
     If the model attends to the events of all domains, `capacity` is for all events together.
     """
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._empty(batch_size, capacity))
+
+  def _empty(self, batch_size, capacity):
+    """Returns a state without events, of arrays or their shapes and types."""
+    if (batch_size, capacity) not in self._found:
+      self._found[batch_size, capacity] = self._find_empty(batch_size, capacity)
+    return self._found[batch_size, capacity]
+
+  @functools.cached_property
+  def _found(self) -> dict:
+    return {}
+
+  def _find_empty(self, batch_size, capacity):
     groups = self.model.num_cache_groups
     none = jnp.zeros(batch_size, jnp.int32)
     cached = jnp.zeros((batch_size, groups, capacity), jnp.int32)
@@ -82,7 +95,7 @@ class IncrementalModel:
     num_events = jnp.zeros((batch_size, self.model.num_domains), jnp.int32)
     empty = ServingState({}, cached, cached, count, num_events, none, none, none)
     shapes = jax.eval_shape(functools.partial(_run, self.model), self.params, empty, none, none)[1]
-    return empty.replace(cache=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return empty.replace(cache=shapes)
 
   def observe(
     self, state: ServingState, item: Int[AnyArray, " B"], domain: Int[AnyArray, " B"], time: Int[AnyArray, " B"]
@@ -105,6 +118,37 @@ class IncrementalModel:
     _check_room(state, np.asarray(domain), is_event)
     event = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
     return _observe(self.model, self.request_time == "target", self.params, state, *event)
+
+  def observe_all(
+    self, state: ServingState, item: Int[AnyArray, "B N"], domain: Int[AnyArray, "B N"], time: Int[AnyArray, "B N"]
+  ) -> ServingState:
+    """Returns the state after N more events per history, oldest first; the same as N calls of `observe`, in one program.
+
+    Args:
+      state: state of B histories.
+      item, domain, time: as in `observe`; columns with item 0 are skipped.
+
+    Raises:
+      ValueError: as `observe`; before anything is appended.
+    """
+    is_event = np.asarray(item) != 0
+    self._check("item", item, is_event, 1, self.model.num_items)
+    self._check("domain", domain, is_event, 1, self.model.num_domains)
+    self._check("time", time, is_event, *_INT32)
+    _check_room(state, np.asarray(domain), is_event)
+    events = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
+    return _observe_all(self.model, self.request_time == "target", self.params, state, *events)
+
+  def grow(self, state: ServingState, capacity: int) -> ServingState:
+    """Returns the same histories with room for more events.
+
+    Raises:
+      ValueError: there would be less room.
+    """
+    batch_size, _, before = state.time.shape
+    if capacity < before:
+      raise ValueError(f"{capacity=} is less than the {before} events that the state has room for")
+    return jax.tree.map(_padded, state, self._empty(batch_size, capacity))
 
   def query(self, state: ServingState, domain: Int[AnyArray, " B"], time: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
     """Returns one query vector per history, given its target domain and target time; zeros for an empty history.
@@ -131,26 +175,32 @@ class IncrementalModel:
       raise ValueError(f"{name} has dtype {values.dtype}, needs integers")
     outside = is_read & ((values < low) | (values > high))
     if outside.any():
-      row = int(outside.argmax())
-      raise ValueError(f"row {row} has {name}={int(values[row])}; {name}s are {low}..{high}")
+      index = tuple(np.argwhere(outside)[0])
+      raise ValueError(f"row {index[0]} has {name}={int(values[index])}; {name}s are {low}..{high}")
 
 
 def _check_room(state, domain, is_event):
-  """Raises for the first row whose new event would not fit: the open event takes a slot too when it is read."""
+  """Raises for the first row whose new events would not fit: the open event takes a slot too when it is read."""
   groups, capacity = state.time.shape[1:]
   used = np.asarray(state.num_events)  # [B, C]
-  if groups > 1:
-    used = used[np.arange(len(used)), np.clip(domain, 1, groups) - 1]
-    where = "events of domain {}"
-  else:
-    used, where = used.sum(axis=1), "events"
-  is_full = is_event & (used >= capacity)
+  new = np.zeros_like(used)
+  row, *place = np.nonzero(is_event)
+  np.add.at(new, (row, domain[(row, *place)] - 1), 1)
+  if groups == 1:
+    used, new = used.sum(axis=1, keepdims=True), new.sum(axis=1, keepdims=True)
+  is_full = (new > 0) & (used + new > capacity)  # [B, G]
   if is_full.any():
-    row = int(is_full.argmax())
+    row, group = np.argwhere(is_full)[0]
+    where = f"events of domain {group + 1}" if groups > 1 else "events"
     raise ValueError(
-      f"row {row} has reached its {capacity=} {where.format(domain[row])}; start with a larger capacity, or again with"
-      " its latest events"
+      f"row {row} has reached its {capacity=} {where}; start with a larger capacity, or again with its latest events"
     )
+
+
+def _padded(x, like):
+  """Returns an array with zeros appended to its axes, to have the shape of another one."""
+  room = [(0, more - there) for there, more in zip(x.shape, like.shape, strict=True)]
+  return jnp.pad(x, room) if x.shape != like.shape else x
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -178,6 +228,14 @@ def _observe(model, reads_time, params, state, item, domain, time):
     domain=keep(domain, state.domain),
     seen_at=keep(time, state.seen_at),
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _observe_all(model, reads_time, params, state, item, domain, time):
+  def step(state, event):
+    return _observe(model, reads_time, params, state, *event), None
+
+  return jax.lax.scan(step, state, (item.T, domain.T, time.T))[0]
 
 
 def _run(model, params, state, next_domain, target_time):

@@ -23,7 +23,8 @@ from absl import logging
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from jaxrec.data.batches.evaluation import EvaluationBatches, evaluation_batches
+from jaxrec.batches import AnyArray
+from jaxrec.data.batches.evaluation import EvaluationBatch, EvaluationBatches, evaluation_batches
 from jaxrec.data.prepared import TEST, PreparedData
 from jaxrec.data.printable import printable
 from jaxrec.evaluation.catalogue import Catalogue
@@ -70,7 +71,7 @@ class Recommender:
       k: how many items; fewer are returned where there are fewer candidates.
       domain: name of the domain to recommend from; None: all. Required by models that need a target domain, except with
         `hold_out`, where it is that of the test event.
-      at: time of the request in seconds since 1970; None: that of each user's last event.
+      at: time of the request in seconds since 1970, or a list with one for each user; None: that of the last event.
       exclude_seen: whether items of the history are no candidates.
       allowed: raw ids of the items to choose from; None: all. Unknown ones are logged and ignored.
       hold_out: histories of `users` end before the test event, and its rank is returned.
@@ -118,7 +119,7 @@ class Recommender:
       seen = choice.index[batch.seen_items] if exclude_seen else None
       options = {"seen_items": seen, "item_domain": choice.item_domain}
       domains = None if choice.domain is None else np.full(len(batch.user), choice.domain, np.int32)
-      queries = self._queries(batch)
+      queries = self._queries(batch, [histories.user[row] for row in rows])
       best, index = choice.catalogue.top_k(queries, width, domain=domains, **options)
       is_user = batch.user >= 0
       items[rows], scores[rows] = choice.items[np.asarray(index)[is_user]], np.asarray(best)[is_user]
@@ -200,7 +201,7 @@ class Recommender:
     """Returns the query vectors of histories that are columns already; see `user_vectors`."""
     vectors = np.zeros((len(histories), self._vectors.shape[1]), np.float32)
     for rows, batch in self._batches(histories, domain, at, None):
-      vectors[rows] = np.asarray(self._queries(batch))[batch.user >= 0]
+      vectors[rows] = np.asarray(self._queries(batch, [histories.user[row] for row in rows]))[batch.user >= 0]
     return vectors
 
   @functools.cached_property
@@ -220,7 +221,8 @@ class Recommender:
   def _popularity(self) -> np.ndarray:
     return np.bincount(self.data.item_id, minlength=self.data.num_items + 1).astype(np.float32)
 
-  def _queries(self, batch):
+  def _queries(self, batch: EvaluationBatch, users: Sequence[str | None]) -> Float[AnyArray, "B M"]:
+    """Returns the query vector of each row of a batch; `users` are the names of its first rows, the others padding."""
     return _compiled_queries(self.model)(self.params, batch.batch)  # [B, M]
 
   def _histories(self, users, histories, unknown="skip", hold_out=False):
@@ -257,6 +259,10 @@ class Recommender:
     filled = np.flatnonzero(histories.lengths)
     if not len(filled):
       return
+    if isinstance(at, list | tuple):
+      if len(at) != len(histories):
+        raise ValueError(f"at has {len(at)} times, for {len(histories)} histories")
+      at = [at[index] for index in filled]
     requests = _requests(self.data, histories.take(filled), target, at, held_out)
     for batch in self._evaluation_batches(requests):
       yield filled[batch.user[batch.user >= 0]], batch
@@ -288,7 +294,10 @@ class Recommender:
 
 
 class _Candidates:
-  """The items to choose from: `items[i]` is the id of candidate i, `index[id]` its i, or 0; candidate 0 is padding."""
+  """The items to choose from: `items[i]` is the id of candidate i, or 0 if that is padding; `index[id]` is i, or 0.
+
+  Candidates are those whose `item_domain` is `domain`, all if that is None.
+  """
 
   def __init__(self, recommender: Recommender, domain: str | None, allowed: Iterable[str | int] | None):
     data = recommender.data
@@ -297,17 +306,20 @@ class _Candidates:
     self.catalogue = recommender._catalogue
     self.items = self.index = np.arange(data.num_items + 1)
     if allowed is not None:
-      self.items = np.concatenate([[0], _known_items(data, allowed)])
+      known = _known_items(data, allowed)
+      self.items = np.zeros(1 + (1 << (len(known) - 1).bit_length()), np.int64)  # Of few sizes: each is a program.
+      self.items[1 : len(known) + 1] = known
       self.index = np.zeros(data.num_items + 1, np.int64)
-      self.index[self.items] = np.arange(len(self.items))
+      self.index[known] = np.arange(1, len(known) + 1)
       self.catalogue = Catalogue(self.catalogue.vectors[self.items])
-    self._domain_of = data.item_domain()[self.items]
-    self.item_domain = None if domain is None else self._domain_of
+    self.item_domain = None if domain is None else data.item_domain()[self.items]
+    if allowed is not None and domain is None:
+      self.domain, self.item_domain = 1, (self.items > 0).astype(np.int32)  # All but padding.
 
   def popular(self, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k candidates with the most events, and these numbers; 0 and -inf where there are fewer."""
     counts = self._popularity[self.items]
-    is_candidate = (self.items > 0) & ((self.domain is None) | (self._domain_of == self.domain))
+    is_candidate = (self.items > 0) & ((self.item_domain is None) | (self.item_domain == self.domain))
     counts = np.where(is_candidate, counts, -np.inf)
     best = np.argsort(-counts, kind="stable")[:k]
     return np.where(counts[best] > -np.inf, self.items[best], 0), counts[best]
@@ -338,7 +350,10 @@ def _requests(data, histories: Histories, target_domain, at, held_out) -> Prepar
   if target_domain is not None:
     target["domain_id"] = np.full(len(ends), target_domain, np.int32)
   if at is not None:
-    target["timestamp"] = np.full(len(ends), _checked_time(data, at, target["timestamp"]), np.int64)
+    times = at if isinstance(at, list) else [at] * len(ends)
+    target["timestamp"] = np.array(
+      [_checked_time(data, *pair) for pair in zip(times, target["timestamp"].tolist(), strict=True)], np.int64
+    )
   columns = {name: np.insert(getattr(histories, name), ends, value) for name, value in target.items()}
   offsets = histories.offsets + np.arange(len(ends) + 1)
   split = np.zeros(offsets[-1], np.uint8)
@@ -349,11 +364,13 @@ def _requests(data, histories: Histories, target_domain, at, held_out) -> Prepar
 
 
 def _checked_time(data, at, last):
+  if at is None:
+    return last
   if not data.has_timestamps:
     raise ValueError(f"{at=} is given, but the data has no times")
   at = seconds(at, "at")
-  if at < last.max():
-    raise ValueError(f"{at=} is earlier than the last event of a history, at {int(last.max())}")
+  if at < last:
+    raise ValueError(f"{at=} is earlier than the last event of a history, at {last}")
   return at
 
 

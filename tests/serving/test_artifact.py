@@ -6,26 +6,17 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from known_scores import DAY, FirstOfTargetDomain, HoursSinceLastEvent, NextItem, known_data, recommender
+from random_models import MAX_LENGTH, MODELS, random_model
 
-import jaxrec
-from jaxrec.batches import next_item_batch
 from jaxrec.serving import artifact, load_artifact
 from jaxrec.serving.artifact import write_artifact
 
 pytest.importorskip("flatbuffers", reason="jax.export writes programs with flatbuffers: pip install 'jaxrec[test]'")
 pytestmark = pytest.mark.unchecked_shapes  # A symbolic size is no int.
 
-MAX_LENGTH = 40
-SIZES = dict(width=8, num_layers=1, num_heads=2, max_positions=MAX_LENGTH)
-HSTU = SIZES | dict(head_width=4, value_width=4, attention_length=MAX_LENGTH)
-MODELS = {
-  "HSTU": HSTU, "SASRec": SIZES | {"target_domain": True, "num_domains": 2}, "BERT4Rec": SIZES, "STUModel": HSTU,
-  "MultiDomainHSTU": HSTU | {"num_domains": 2},
-}  # fmt: skip
 EVENTS = [(item % 6 + 1, 1_700_000_000 + 600 * item * item) for item in range(MAX_LENGTH + 9)]
 RAW = [(known_data().item_raw_id(item), time) for item, time in EVENTS]
 AT = EVENTS[-1][1] + 1000
@@ -35,19 +26,6 @@ AT = EVENTS[-1][1] + 1000
 def folder_of(tmp_path_factory):
   """Returns a function from a recommender to its artifact, written once."""
   return functools.cache(lambda made: write_artifact(made, tmp_path_factory.mktemp("export") / "artifact"))
-
-
-@functools.cache
-def random_model(name):
-  data = known_data()
-  model = getattr(jaxrec, name)(num_items=data.num_items, **MODELS[name])
-  made = recommender(data, lambda: model)
-  made.config.data.max_length = MAX_LENGTH
-  made.config.data.task = "masked_item" if name == "BERT4Rec" else "next_item"
-  shapes = jax.eval_shape(model.init, jax.random.key(0), next_item_batch(np.ones((1, 4), np.int32)))["params"]
-  rng = np.random.default_rng(1)
-  made.params.update(jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), shapes))
-  return made
 
 
 def known_model(model=NextItem, data=None, **settings):

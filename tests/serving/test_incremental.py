@@ -77,6 +77,31 @@ def test_event_by_event_equals_the_whole_history_at_once(name, request_time):
   assert is_real.sum() == 1  # The other users have shorter histories.
 
 
+@pytest.mark.parametrize("name", ["hstu", "tape_and_states"])
+def test_events_together_and_a_grown_state_are_events_one_by_one(name):
+  model, params = model_and_params(name)
+  item, domain, time = events(2, [LENGTH, 4])
+  item[0, 2] = 0  # Is skipped.
+  serving = IncrementalModel(model, params)
+  state = serving.start(2, capacity=LENGTH)
+  for n in range(LENGTH):
+    state = serving.observe(state, item[:, n], domain[:, n], time[:, n])
+  together = serving.observe_all(serving.start(2, 4), item[:, :4], domain[:, :4], time[:, :4])
+  together = serving.observe_all(serving.grow(together, LENGTH), item[:, 4:], domain[:, 4:], time[:, 4:])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), together, state)
+
+
+def test_events_together_are_refused_if_one_has_no_room():
+  serving = IncrementalModel(*model_and_params("intra"))
+  state = serving.observe(serving.start(1, 2), np.array([1]), np.array([2]), np.array([0]))
+  item, time = np.array([[1, 0, 2, 3]]), np.array([[1, 1, 2, 3]])
+  assert serving.observe_all(state, item, np.array([[1, 9, 2, 1]]), time).num_events.tolist() == [[2, 2, 0]]
+  with pytest.raises(ValueError, match="row 0 has reached its capacity=2 events of domain 2"):
+    serving.observe_all(state, item, np.array([[1, 1, 2, 2]]), time)
+  with pytest.raises(ValueError, match="capacity=1 is less than the 2 events that the state has room for"):
+    serving.grow(state, 1)
+
+
 def test_a_query_changes_nothing_and_depends_on_the_target_domain():
   model, params = model_and_params("tape_and_states")
   item, domain, time = events(3, [5])

@@ -56,6 +56,7 @@ def test_results_are_in_the_order_of_the_given_users(known):
 def test_allowed_items_are_the_only_candidates(known, caplog):
   assert ids(known.recommend(users=["cyd"], allowed=["b2", "f6", "b3"])[0]) == ["f6", "b2"]
   assert ids(known.recommend(users=["cyd"], allowed=["b2", "f6"], domain="books")[0]) == ["b2"]
+  assert ids(known.recommend(users=["ann"], allowed=["b2", "f6", "b3", "b1", "f4"])[0]) == ["f6", "b3"]
   with caplog.at_level(logging.WARNING):
     assert ids(known.recommend(users=["cyd"], allowed=["b2", "x9"])[0]) == ["b2"]
   assert "1 of 2 allowed items are not in the data" in caplog.text
@@ -131,6 +132,17 @@ def test_times_may_be_datetimes_and_the_request_may_come_later():
   options = {"histories": [[("b1", noon)]], "k": 1}
   assert known.recommend(**options)[0].items[0].score == 0
   assert known.recommend(**options, at=noon + datetime.timedelta(hours=5))[0].items[0].score == 5
+
+
+def test_each_user_may_have_a_time_of_request():
+  known = recommender(model=HoursSinceLastEvent)
+  given = {"histories": [[("b1", 0)], [], [("b1", 0)], [("b1", 7200)]]}
+  found = known.score(["b2"], **given, at=[None, 9, 3600, datetime.datetime(1970, 1, 1, 5)])
+  np.testing.assert_array_equal(found[:, 0], [0, np.nan, 1, 3])
+  with pytest.raises(ValueError, match="at=3600 is earlier than the last event of a history, at 7200"):
+    known.score(["b2"], **given, at=[None, None, None, 3600])
+  with pytest.raises(ValueError, match="at has 2 times, for 4 histories"):
+    known.score(["b2"], **given, at=[1, 2])
 
 
 def test_data_without_times_take_plain_items():
