@@ -8,10 +8,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
+SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
-TEST = [*EXPORT, *PLOTS, *TENSORBOARD, "beartype", "hypothesis", "pytest", "pytest-xdist", "ruff"]
+TEST = [*EXPORT, *PLOTS, *SERVING, *TENSORBOARD, "beartype", "httpx", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
 setup(
   name="jaxrec",
@@ -23,7 +24,7 @@ setup(
   python_requires=">=3.11",
   entry_points={"console_scripts": ["jaxrec = jaxrec.cli.__main__:main"]},
   packages=find_packages(include=["jaxrec*", "pallas_kernels*"]),
-  package_data={"jaxrec": ["py.typed"], "pallas_kernels": ["py.typed"]},
+  package_data={"jaxrec": ["py.typed", "serving/server/page.html"], "pallas_kernels": ["py.typed"]},
   install_requires=[
     "absl-py",
     "flax",
@@ -40,6 +41,7 @@ setup(
   extras_require={
     "export": EXPORT,
     "plots": PLOTS,
+    "serving": SERVING,
     "tensorboard": TENSORBOARD,
     "notebooks": NOTEBOOKS,
     "test": TEST,

@@ -6,7 +6,7 @@ import sys
 
 from jaxrec.cli.process import start
 
-PROGRAMS = ("prepare", "train", "evaluate", "recommend", "export", "export-vectors", "sweep", "check", "demo")
+PROGRAMS = ("prepare", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep", "check", "demo")
 
 
 def main() -> None:

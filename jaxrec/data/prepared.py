@@ -266,10 +266,14 @@ class PreparedData:
     Raises:
       ValueError: there is no such user.
     """
-    if str(raw_id) not in self._index_of_raw_user:
+    if (found := self.find_user(str(raw_id))) is None:
       examples = ", ".join(map(repr, self.users["raw_id"].head(3)))
       raise ValueError(f"user {str(raw_id)!r} is not in the prepared data ({self.num_users} users such as {examples})")
-    return self._index_of_raw_user[str(raw_id)]
+    return found
+
+  def find_user(self, raw_id: str) -> int | None:
+    """Returns the 0-based index of the user with this id in the raw data; None if there is none."""
+    return self._index_of_raw_user.get(raw_id)
 
   def user_raw_id(self, user: int) -> str:
     """Returns the id that the 0-based `user` has in the raw data."""

@@ -35,6 +35,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = ("item", "domain", "time", "target_domain", "target_time")
 _FORMAT = 1
 _MULTIPLE = 32  # Padded lengths: domain states are looked up in blocks of so many tokens.
+_NO_USERS = pl.DataFrame(schema={"user": pl.Int64, "raw_id": pl.String})
 _DATA_SETTINGS = ("max_length", "task", "request_time", "reveal_domain")
 
 
@@ -127,7 +128,9 @@ def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender:
   items = pl.DataFrame(json.loads((folder / "items.json").read_text(encoding="utf-8")))
   items = items.with_columns(pl.col("item_id", "domain_id").cast(pl.Int32), pl.col("title").cast(pl.String))
   columns = {name: none for name in ("item_id", "domain_id", "timestamp", "action", "split")}
-  data = PreparedData(**columns, offsets=np.zeros(1, np.int64), meta=signature["data"], item_table=items)
+  data = PreparedData(
+    **columns, offsets=np.zeros(1, np.int64), meta=signature["data"], item_table=items, user_table=_NO_USERS
+  )
   return ExportedRecommender(
     _Program(jax.jit(program.call), signature["needs_target_domain"]),
     [jax.device_put(np.load(folder / entry["file"])) for entry in signature["weights"]],

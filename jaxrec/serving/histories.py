@@ -141,6 +141,18 @@ def histories_of_events(
   return Histories(users, offsets, item_id, domain_id, columns[2], np.array(skipped, np.int64))
 
 
+def joined(histories: Sequence[Histories]) -> Histories:
+  """Returns histories of several users as one."""
+  if len(histories) == 1:
+    return histories[0]
+  columns = {
+    name: np.concatenate([getattr(one, name) for one in histories])
+    for name in ("item_id", "domain_id", "timestamp", "unknown")
+  }
+  lengths = np.concatenate([one.lengths for one in histories])
+  return Histories([user for one in histories for user in one.user], np.append(0, np.cumsum(lengths)), **columns)
+
+
 def raw_id(value: Any, where: str) -> str:
   """Returns an id as text.
 
@@ -168,7 +180,7 @@ def seconds(value: Any, where: str) -> int:
     value = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
     return math.floor(value.timestamp())
   is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-  if not is_number or not math.isfinite(value):
+  if not is_number or not (isinstance(value, int) or math.isfinite(value)):
     raise ValueError(f"{where}: time {value!r} must be seconds since 1970 or a datetime")
   if abs(value) >= LATEST_SECOND:
     raise ValueError(f"{where}: time {value!r} is after the year 2286; give seconds, not milliseconds")
@@ -190,7 +202,7 @@ class _EventReader:
     if len(event) < 2 and self._data.has_timestamps:
       raise ValueError(f"{where}: {event!r} has no time; the model was trained with times: give (item, seconds)")
     domain = event[2] if len(event) == 3 else None
-    if domain is not None and domain not in self._domains:
+    if domain is not None and not (isinstance(domain, str) and domain in self._domains):
       raise ValueError(f"{where}: domain {domain!r} is unknown; the data has {', '.join(map(repr, self._domains))}")
     item = self._data.raw_items.find(raw_id(event[0], where), domain)
     time = seconds(event[1], where) if self._data.has_timestamps else 0

@@ -94,7 +94,8 @@ class IncrementalModel:
     count = jnp.zeros((batch_size, groups), jnp.int32)
     num_events = jnp.zeros((batch_size, self.model.num_domains), jnp.int32)
     empty = ServingState({}, cached, cached, count, num_events, none, none, none)
-    shapes = jax.eval_shape(functools.partial(_run, self.model), self.params, empty, none, none)[1]
+    slot = _slot(self.model, empty, True)
+    shapes = jax.eval_shape(functools.partial(_run, self.model), self.params, empty, slot, none, none)[1]
     return empty.replace(cache=shapes)
 
   def observe(
@@ -122,7 +123,7 @@ class IncrementalModel:
   def observe_all(
     self, state: ServingState, item: Int[AnyArray, "B N"], domain: Int[AnyArray, "B N"], time: Int[AnyArray, "B N"]
   ) -> ServingState:
-    """Returns the state after N more events per history, oldest first; the same as N calls of `observe`, in one program.
+    """Returns the state after N more events per history, oldest first, as N calls of `observe` do, by one program.
 
     Args:
       state: state of B histories.
@@ -205,23 +206,23 @@ def _padded(x, like):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _query(model, reads_time, params, state, domain, time):
-  return _run(model, params, state, domain, time if reads_time else state.seen_at)[0]
+  slot = _slot(model, state, True)
+  return _run(model, params, state, slot, domain, time if reads_time else state.seen_at)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _observe(model, reads_time, params, state, item, domain, time):
   """Adds the open event to the cache, now that its target is known, and makes the new event the open one."""
-  _, cache = _run(model, params, state, domain, time if reads_time else state.seen_at)
   is_event = item != 0
-  is_cached = is_event & (state.item != 0)
-  slot = _slot(model, state)
+  slot = _slot(model, state, is_event)
+  _, cache = _run(model, params, state, slot, domain, time if reads_time else state.seen_at)
   row = jnp.arange(item.shape[0])
-  cache = jax.tree.map(lambda new, old: jnp.where(_like(is_cached, new), new, old), cache, state.cache)
+  is_cached = is_event & (state.item != 0)
   keep = lambda new, old: jnp.where(is_event, new, old)  # noqa: E731
   return ServingState(
     cache=cache,
-    position=jnp.where(_like(is_cached, state.position), slot.write(state.position, _position(state)), state.position),
-    time=jnp.where(_like(is_cached, state.time), slot.write(state.time, state.seen_at), state.time),
+    position=slot.write(state.position, _position(state)),
+    time=slot.write(state.time, state.seen_at),
     count=state.count.at[row, slot.group].add(is_cached.astype(jnp.int32)),
     num_events=state.num_events.at[row, jnp.maximum(domain - 1, 0)].add(is_event.astype(jnp.int32)),
     item=keep(item, state.item),
@@ -238,9 +239,8 @@ def _observe_all(model, reads_time, params, state, item, domain, time):
   return jax.lax.scan(step, state, (item.T, domain.T, time.T))[0]
 
 
-def _run(model, params, state, next_domain, target_time):
-  """Returns the query vectors of the open events, and the cache including these events."""
-  slot = _slot(model, state)
+def _run(model, params, state, slot, next_domain, target_time):
+  """Returns the query vectors of the open events, and the cache including those that have a slot."""
   position = _position(state)
   one = lambda x: x[:, None]  # noqa: E731
   is_real = (state.item != 0).astype(jnp.int32)
@@ -258,16 +258,13 @@ def _run(model, params, state, next_domain, target_time):
   return queries[:, 0], variables[CACHE]
 
 
-def _slot(model, state):
+def _slot(model, state, is_stored):
+  """Returns the slots of the open events; in rows where `is_stored` is False nothing is written."""
   groups, capacity = state.time.shape[1:]
   group = jnp.maximum(state.domain - 1, 0) if groups > 1 else jnp.zeros_like(state.domain)
   index = jnp.take_along_axis(state.count, group[:, None], axis=1)[:, 0]
-  return CacheSlot(group, jnp.where(state.item != 0, index, capacity), groups, capacity)
+  return CacheSlot(group, jnp.where(is_stored & (state.item != 0), index, capacity), groups, capacity)
 
 
 def _position(state):
   return jnp.maximum(state.num_events.sum(axis=1, dtype=jnp.int32) - 1, 0)
-
-
-def _like(mask, x):
-  return mask.reshape(-1, *(1,) * (x.ndim - 1))

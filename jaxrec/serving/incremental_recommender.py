@@ -1,8 +1,8 @@
 """A `Recommender` that keeps the state of each named user, so that new events of a returning user cost O(new).
 
-    recommender = with_states(jaxrec.load("runs/shop"), capacity_bytes=1 << 30)
-    recommender.recommend(histories={"ann": events})          # encodes all events
-    recommender.recommend(histories={"ann": events + [new]})  # encodes one
+recommender = with_states(jaxrec.load("runs/shop"), capacity_bytes=1 << 30)
+recommender.recommend(histories={"ann": events})          # encodes all events
+recommender.recommend(histories={"ann": events + [new]})  # encodes one
 """
 
 from __future__ import annotations
