@@ -28,7 +28,7 @@ from jaxrec.serving.server.server_settings import ServerSettings
 
 FLAGS = flags.FLAGS
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-_KINDS = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+_KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +52,7 @@ def _serve(settings):
 
   source = ModelSource(functools.partial(_load, settings.state_bytes), _version)
   version, recommender = source.version(), source.load()
-  if FLAGS.warm:
+  if settings.warm:
     print("compiling the programs of all batch sizes", flush=True)
     warm(recommender, settings.max_batch)
   print(f"serving {version} on http://{FLAGS.host}:{FLAGS.port}", flush=True)
@@ -107,7 +107,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     "host", "127.0.0.1", "Address to listen on; 0.0.0.0: all, without a password.", flag_values=values
   )
   flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=1, upper_bound=65535, flag_values=values)
-  flags.DEFINE_bool("warm", True, "Compile the programs of all batch sizes before listening.", flag_values=values)
   for field in dataclasses.fields(ServerSettings):
-    define, least = _KINDS[type(field.default)], field.metadata["at_least"]
-    define(field.name, field.default, field.metadata["text"], lower_bound=least, flag_values=values)
+    kind = type(field.default)
+    limits = {} if kind is bool else {"lower_bound": field.metadata["at_least"]}
+    _KINDS[kind](field.name, field.default, field.metadata["text"], flag_values=values, **limits)

@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 import time
+import types
 
 import httpx
 import numpy as np
@@ -285,6 +286,31 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
   monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else object())
   with pytest.raises(ImportError, match=r"uvicorn not installed; .*pip install 'jaxrec\[serving\]'"):
     serve.check_packages()
+
+
+def test_the_command_needs_one_model(call):
+  for arguments in ([], ["--workdir=a", "--artifact=b"]):
+    with pytest.raises(SystemExit, match="ValueError: give exactly one of --workdir and --artifact"):
+      call(serve, *arguments)
+
+
+def test_the_version_of_a_run_changes_with_its_checkpoints(tmp_path, monkeypatch):
+  monkeypatch.setattr(serve, "FLAGS", types.SimpleNamespace(artifact=None, phase=None, workdir=str(tmp_path)))
+  assert serve._version().endswith(": no checkpoint")
+  (tmp_path / "select" / "checkpoints" / "9").mkdir(parents=True)
+  (tmp_path / "select" / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir()
+  before = serve._version()
+  assert "/select/9-" in before and serve._version() == before
+  (tmp_path / "select" / "checkpoints" / "10").mkdir()
+  assert "/select/10-" in serve._version()
+  (tmp_path / "final" / "checkpoints" / "3").mkdir(parents=True)
+  assert "/final/3-" in serve._version()
+
+
+def test_a_closing_server_compiles_no_more():
+  made = recommender()
+  made.__dict__["_queries"] = None  # Would be called.
+  warm(made, 4, lambda: True)
 
 
 def test_settings_have_ranges():

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import functools
 import importlib.resources
+import threading
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import polars as pl
@@ -38,11 +40,13 @@ class Service:
     self.posted = PostedEvents(settings.max_users, recommender.config.data.max_length)
     self.answers = Answers(recommender, self.posted, version)
     self.batcher = Batcher(self._run, settings.max_batch, settings.batch_wait_ms / 1000, settings.max_queue)
+    self.is_closing = threading.Event()
     self._watch()
 
   async def use(self, recommender: Recommender, version: str) -> None:
     """Answers with another model from the next batch on."""
-    await asyncio.to_thread(warm, recommender, self.settings.max_batch)
+    if self.settings.warm:
+      await asyncio.to_thread(warm, recommender, self.settings.max_batch, self.is_closing.is_set)
     self.answers = Answers(recommender, self.posted, version)
 
   def _run(self, forms):
@@ -86,6 +90,7 @@ def make_app(
       count = lambda result: service.metrics.reloads.labels(result).inc()  # noqa: E731
       watching = asyncio.create_task(watch_source(source, version, settings.reload_seconds, service.use, count))
     yield
+    service.is_closing.set()
     if watching is not None:
       watching.cancel()
     await service.batcher.close()
@@ -102,14 +107,22 @@ def make_app(
   return app
 
 
-def warm(recommender: Recommender, max_batch: int) -> None:
-  """Compiles the programs of batches of all sizes, for histories of each padded length."""
+def warm(recommender: Recommender, max_batch: int, is_closing: Callable[[], bool] = lambda: False) -> None:
+  """Compiles the programs of batches of all sizes, for histories of each padded length.
+
+  Args:
+    recommender: to be used.
+    max_batch: largest batch.
+    is_closing: whether to stop before the next size.
+  """
   data = recommender.data
   item = (data.items["raw_id"][0], 0, data.domain_names[int(data.items["domain_id"][0]) - 1])
   event = item if data.has_timestamps else item[:1]
   longest, rows = recommender.config.data.max_length, 1
   while True:
     for length in {1, min(65, longest), longest}:
+      if is_closing():
+        return
       posted = PostedEvents(1, 1)
       form = RecommendForm(history=[event] * length, domain=data.domain_names[0])
       Answers(recommender, posted, "").run([form] * rows)

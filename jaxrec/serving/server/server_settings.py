@@ -22,6 +22,7 @@ class ServerSettings:
   max_users: int = _setting(100_000, "Most users whose posted events are kept; least recently used are dropped.", 1)
   state_bytes: int = _setting(0, "Bytes for the states of returning users (IncrementalRecommender); 0: none.", 0)
   reload_seconds: float = _setting(10.0, "How often to look for a newer checkpoint or artifact; 0: never.", 0)
+  warm: bool = _setting(True, "Compile the programs of all batch sizes before a model is used.", False)
   drain_seconds: int = _setting(30, "Time for requests in progress to end after SIGTERM.", 0)
 
   def __post_init__(self):
