@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +12,26 @@ from jax.interpreters import ad, batching, mlir
 _INSTEAD = "use implementation='reference' or 'dense', or for jax.jvp of jax.grad (Hessian-vector products) 'xla'"
 
 
-def kernel_call(platform: str, kernel: Callable[..., Any], *arrays: Any) -> Any:
-  """Returns `kernel(*arrays)`, lowered for one platform.
+def kernel_call(platform: str, kernel: Callable[..., Any], results: Any, *arrays: Any) -> Any:
+  """Returns `kernel(*arrays)`, traced and lowered only in a program for one platform.
 
   Args:
-    platform: "tpu" or "cuda". A program for several platforms has a branch for each of them, but JAX lowers each branch
-      for all platforms, and a kernel cannot be.
+    platform: "tpu" or "cuda". A program for several platforms has a branch for each of them, but JAX traces each branch
+      in every program, which for a kernel takes longer than for the rest of a layer, and lowers each for all platforms,
+      which a kernel cannot be.
     kernel: a function of arrays that calls a kernel.
-    *arrays: pytrees of arrays.
+    results: what it returns, as a pytree of types of arrays (`jax.typeof`).
+    *arrays: its arguments, pytrees of arrays.
   """
-  jaxpr, shapes = jax.make_jaxpr(kernel, return_shape=True)(*arrays)
-  results = _kernel_p.bind(*jaxpr.consts, *jax.tree.leaves(arrays), jaxpr=jaxpr.jaxpr, platform=platform)
-  return jax.tree.unflatten(jax.tree.structure(shapes), results)
+  operands, structure = jax.tree.flatten(arrays)
+  avals, structure_of_results = jax.tree.flatten(results)
+  outs = _kernel_p.bind(
+    *operands,
+    kernel=lambda *operands: jax.tree.leaves(kernel(*jax.tree.unflatten(structure, operands))),
+    avals=tuple(avals),
+    platform=platform,
+  )
+  return jax.tree.unflatten(structure_of_results, outs)
 
 
 def without_tangents(kernel: Callable[..., Any], implementation: str) -> Callable[..., Any]:
@@ -61,19 +68,18 @@ _kernel_p = Primitive("kernel_call")
 _kernel_p.multiple_results = True
 
 
-def _evaluate(*operands, jaxpr, platform):
-  del platform
-  num_consts = len(jaxpr.constvars)
-  return jax.core.eval_jaxpr(jaxpr, operands[:num_consts], *operands[num_consts:])
+def _lower(context, *operands, kernel, platform, **_):
+  """Each device computes for itself: inside, no value differs along an axis of a mesh."""
+  avals_in, avals_out = (
+    [jax.typeof(jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in avals]
+    for avals in (context.avals_in, context.avals_out)
+  )
+  context = context.replace(platforms=(platform,), avals_in=avals_in, avals_out=avals_out)
+  return mlir.lower_fun(kernel)(context, *operands)
 
 
-def _lower(context, *operands, jaxpr, platform):
-  lower = mlir.lower_fun(functools.partial(_evaluate, jaxpr=jaxpr, platform=platform))
-  return lower(context.replace(platforms=(platform,)), *operands)
-
-
-_kernel_p.def_impl(functools.partial(jax.jit, static_argnames=("jaxpr", "platform"))(_evaluate))
-_kernel_p.def_abstract_eval(lambda *_, jaxpr, platform: [x.aval for x in jaxpr.outvars])
+_kernel_p.def_impl(lambda *operands, kernel, **_: jax.jit(kernel)(*operands))
+_kernel_p.def_abstract_eval(lambda *_, avals, **__: list(avals))
 mlir.register_lowering(_kernel_p, _lower)
 
 _no_tangents_p = Primitive("no_tangents")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MOST_MAPPINGS = 25_000  # A module may add as many again.
+DATA_DIR = Path(os.environ.pop("JAXREC_DATA", REPOSITORY.parent / "shared" / "data"))  # Programs would read it too.
 PYTHON_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # Of the programs that tests start.
 
 # Before the first import of jax, and inherited by the subprocesses that tests start.
@@ -33,7 +34,7 @@ def pytest_addoption(parser):
   parser.addoption(
     "--data-dir",
     type=Path,
-    default=Path(os.environ.get("JAXREC_DATA", REPOSITORY.parent / "shared" / "data")),
+    default=DATA_DIR,
     help="folder of real data sets (default: $JAXREC_DATA, else ../shared/data); where it is absent their tests skip",
   )
 

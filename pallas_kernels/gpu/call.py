@@ -117,8 +117,8 @@ def launch(
   else:
     kernel = _with_sums(entry, inputs, outputs, scratch, sums, mesh, options)
     outputs = outputs | sums
-  arrays = tuple(inputs.values())
-  results = kernel(*arrays) if spec.simulate else kernel_call("cuda", kernel, *arrays)
+  arrays, types = tuple(inputs.values()), [jax.typeof(x) for x in outputs.values()]
+  results = kernel(*arrays) if spec.simulate else kernel_call("cuda", kernel, types, *arrays)
   return dict(zip(outputs, results, strict=True))
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.bias import RelativeBias, check_integers
 from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.primitives import without_tangents
+from pallas_kernels.primitives import kernel_call, without_tangents
 from pallas_kernels.sizes import check_known
 from pallas_kernels.tpu.backward import SoftmaxSums, backward
 from pallas_kernels.tpu.forward import forward
@@ -118,7 +118,9 @@ def _attention(spec, q, k, v, tables, integers):
 
 
 def _forward(spec, q, k, v, tables, integers: Integers):
-  out, log_sum = _one_at_a_time(forward, spec)(integers, tables, q, k, v)
+  sums = _type(q, (*q.shape[:2], 1, q.shape[2]), spec.dtype) if spec.activation == "softmax" else None
+  results = _type(q, (*q.shape[:3], v.shape[3]), v.dtype), sums
+  out, log_sum = _call(forward, spec, results, integers, tables, q, k, v)
   residuals = q, k, v, tables, integers, None if log_sum is None else (out, log_sum)
   return out, residuals
 
@@ -130,14 +132,28 @@ def _backward(spec, residuals, d_out):
     out, log_sum = softmax
     mean = (out.astype(spec.dtype) * d_out.astype(spec.dtype)).sum(axis=-1)  # [B, H, N]
     sums = SoftmaxSums(log_sum, mean[:, :, None])
-  dq, dk, dv, d_tables = _one_at_a_time(backward, spec)(integers, tables, q, k, v, d_out.astype(v.dtype), sums)
-  return dq.astype(q.dtype), dk, dv, tuple(map(_like_table, tables, d_tables)), None
+  gradients = jax.tree.map(jax.typeof, (q, k, v, tables))
+  return *_call(_gradients, spec, gradients, integers, tables, q, k, v, d_out.astype(v.dtype), sums), None
 
 
-def _one_at_a_time(kernel, spec):
+def _gradients(spec, integers, tables, q, k, v, d_out, sums):
+  dq, dk, dv, d_tables = backward(spec, integers, tables, q, k, v, d_out, sums)
+  return dq.astype(q.dtype), dk, dv, tuple(map(_like_table, tables, d_tables))
+
+
+def _type(like, shape, dtype):
+  return jax.typeof(like).update(shape=shape, dtype=dtype)
+
+
+def _call(kernel, spec, results, *arguments):
   """Under `vmap`, the problems of the mapped axis run one after another: each has its own list of tiles."""
-  call = jax.custom_batching.sequential_vmap(lambda *arguments: kernel(spec, *arguments))
-  return without_tangents(call, "tpu")
+
+  def run(*arguments):
+    if spec.interpret:
+      return kernel(spec, *arguments)
+    return kernel_call("tpu", functools.partial(kernel, spec), results, *arguments)
+
+  return without_tangents(jax.custom_batching.sequential_vmap(run), "tpu")(*arguments)
 
 
 def _like_table(table, gradient):

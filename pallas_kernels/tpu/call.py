@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.primitives import kernel_call
 from pallas_kernels.tpu.problem import FEW, SHIFTED, TileSpec, divide
 
 
@@ -108,8 +107,7 @@ def call(
       dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_vmem_bytes(inputs, outputs, scratch)
     ),
   )
-  arrays = order.outer, order.inner, *(x.value for x in inputs.values())
-  return run(*arrays) if spec.interpret else kernel_call("tpu", run, *arrays)
+  return tuple(run(order.outer, order.inner, *(x.value for x in inputs.values())))
 
 
 def _place(spec, by, group, outer, entry):

@@ -30,6 +30,14 @@ def attention(target, **options):
   return {"target": target} | defaults | options
 
 
+@WITHOUT_TPU_COMPILER
+def test_a_program_of_absent_devices_is_not_kept_in_the_compile_cache():
+  (device, *_) = aot.target_devices("v6e:2x2")
+  for _ in range(2):  # JAX cannot read it back, and warned at the second compilation.
+    jax.clear_caches()
+    aot.compile_for(lambda x: x @ x, [device], jax.ShapeDtypeStruct((8, 8), jnp.float32))
+
+
 # Length, width, heads and tables: a second head and two tables cost the compilers time, so each is in some of them.
 COMPILED = [
   (1024, 64, 2, "none"),

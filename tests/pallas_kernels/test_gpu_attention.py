@@ -152,14 +152,14 @@ def compile_once_for_the_whole_grid():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_simulated_kernels_give_the_outputs_and_gradients_of_the_definition(number):
+def test_simulated_kernels_give_the_outputs_and_gradients_of_the_definition():
+  """All cases in one process, which starts and loads the simulator once."""
   environment = dict(os.environ)
   environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"  # 16 threads: blocked ones hold theirs
   environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   environment["PYTHONPATH"] = PYTHON_PATH
-  command = [sys.executable, __file__, str(number)]
-  result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+  result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=900)
+  assert result.stdout.splitlines() == [str(case) for case in CASES], result.stderr[-3000:]
   assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -261,4 +261,6 @@ def test_forward_and_backward_compile_for_an_h100(length, width, tables, activat
 
 if __name__ == "__main__":
   compile_once_for_the_whole_grid()
-  simulate(CASES[int(sys.argv[1])])
+  for each in CASES:
+    simulate(each)
+    print(each)

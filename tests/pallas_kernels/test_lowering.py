@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import pallas
 
 from pallas_kernels import IntervalMask, RelativeBias, chosen_implementation, measured, segment_attention
 
@@ -40,6 +41,16 @@ def test_a_program_for_several_platforms_runs_on_this_one():
   ids, table = np.repeat([[1, 1, 1, 1, 2, 2, 2, 2, 0]], 2, axis=0).astype(np.int32), np.ones(129, np.float32)
   exported = export.export(jax.jit(attend), platforms=PLATFORMS)(*shapes(2, 9))
   np.testing.assert_allclose(exported.call(x, ids, table), attend(x, ids, table), atol=1e-6)
+
+
+def test_a_program_for_a_cpu_does_not_trace_the_kernels(monkeypatch):
+  kernel, program = pallas.pallas_call, jax.jit(lambda *x: gradient(*x))
+  traced = []
+  monkeypatch.setattr(pallas, "pallas_call", lambda *args, **options: traced.append(args) or kernel(*args, **options))
+  program.trace(*shapes(2, 16)).lower(lowering_platforms=("cpu",))
+  assert not traced
+  program.trace(*shapes(2, 16)).lower(lowering_platforms=("tpu",))
+  assert traced
 
 
 @pytest.mark.unchecked_shapes
