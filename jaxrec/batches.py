@@ -1,5 +1,7 @@
 """The structures that models read: a batch of user sequences, and a batch of candidates with histories.
 
+`RankingBatch` holds the tokens of events with actions.
+
 The arrays of a `SequenceBatch` are `[B, N]`, padded on the right, with id 0 as padding. A row may hold the sequences of
 several users packed end to end; `sequence_id` separates them. Next-item training, masked-item training, ranking and
 evaluation differ only in how the `target_*` fields are filled in.
@@ -7,6 +9,7 @@ evaluation differ only in how the `target_*` fields are filled in.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,3 +147,62 @@ class CandidateBatch:
   category: Int[Array, " B"]
   label: Float[Array, " B"]
   user_id: Int[Array, " B"]
+
+
+CONTEXT, EVENT, CANDIDATE, ACTION = 1, 2, 3, 4
+"""Kinds of tokens of a `RankingBatch`: a feature of user or request; an event with its actions; an item whose actions
+are hidden and predicted; the actions of the item before. 0 is padding."""
+
+BINARY, MULTI_CLASS, REGRESSION = "binary", "multi_class", "regression"
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionType:
+  """What the values of an action are.
+
+  name: of the action.
+  kind: "binary" (0 or 1), "multi_class" (0..classes - 1) or "regression" (any number).
+  classes: K of a "multi_class" action.
+  mean, scale: mean and standard deviation of a "regression" action, whose model reads and predicts (value - mean) /
+    scale.
+  """
+
+  name: str
+  kind: str
+  classes: int = 2
+  mean: float = 0.0
+  scale: float = 1.0
+
+
+@flax.struct.dataclass
+class RankingBatch:
+  """A batch of histories with actions, token by token (a pytree), made by `jaxrec.data.batches.ranking_rows`.
+
+  A row may hold the tokens of several histories. Each token reads the keys `start..end - 1` of its row and itself.
+
+  kind: CONTEXT, EVENT, CANDIDATE or ACTION; 0 on padding.
+  sequence_id: 1, 2, ... for the histories of the row; 0 on padding.
+  position: index of the token's event in its history; 0 for CONTEXT.
+  item_id: items 1..V of EVENT and CANDIDATE tokens; 0 for others.
+  features: name -> categories of the item, from 1; 0 where there is no item.
+  context_id: row of the table of context features; 0 for others than CONTEXT.
+  timestamp: seconds since an epoch shared by the data set, of the token's event; of the first one for CONTEXT.
+  actions: name -> the actions of the token's event: a model reads those of EVENT and ACTION tokens and predicts those
+    of CANDIDATE tokens.
+  start, end: keys that the token reads, besides itself.
+  weight: of a CANDIDATE token in the losses and metrics; 0 for others.
+  user_id: 0-based user.
+  """
+
+  kind: Int[Array, "B N"]
+  sequence_id: Int[Array, "B N"]
+  position: Int[Array, "B N"]
+  item_id: Int[Array, "B N"]
+  features: dict[str, Int[Array, "B N"]]
+  context_id: Int[Array, "B N"]
+  timestamp: Int[Array, "B N"]
+  actions: dict[str, Array]
+  start: Int[Array, "B N"]
+  end: Int[Array, "B N"]
+  weight: Float[Array, "B N"]
+  user_id: Int[Array, "B N"]

@@ -39,6 +39,7 @@ def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
   """
   parts = {"domains": list(data.domain_names), "offsets": np.asarray(data.offsets, np.int64)}
   parts |= {name: getattr(data, name) for name in _EVENT_PARTS}
+  parts |= {f"action.{name}": values for name, values in data.actions.items()}
   parts |= {"users": data.users["raw_id"], "items": data.items["raw_id"]}
   parts |= {_item_part(name): data.items[name] for name in data.items.columns if name not in ("item_id", "raw_id")}
   with concurrent.futures.ThreadPoolExecutor() as threads:  # Hashing large buffers needs no interpreter lock.

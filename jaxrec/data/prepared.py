@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxrec.data import action_columns, prepared_files
 from jaxrec.data import fingerprint as fingerprints
-from jaxrec.data import prepared_files
 from jaxrec.data.local_path import check_local
 from jaxrec.data.raw_items import RawItems
 from jaxrec.data.whole_folder import whole_folder
@@ -44,6 +44,7 @@ class PreparedData:
   offsets: [num_users + 1] where each user's events begin; the last entry is num_events.
   meta: the contents of `meta.json`: source, options, sizes, split, counts of dropped events by reason.
   path: the folder, or None if the data is in memory.
+  actions: name -> column of each typed action, such as a rating or seconds; see `jaxrec.data.action_columns`.
   item_table, user_table: the id tables of data in memory; use `items` and `users`, which read those of a folder.
   """
 
@@ -55,6 +56,7 @@ class PreparedData:
   offsets: np.ndarray
   meta: Mapping[str, Any]
   path: pathlib.Path | None = None
+  actions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   item_table: pl.DataFrame | None = None
   user_table: pl.DataFrame | None = None
 
@@ -75,7 +77,8 @@ class PreparedData:
     for name in ("items.parquet", "users.parquet"):
       if not (path / name).is_file():
         raise ValueError(f"{path / name}: missing; prepare the data again")
-    data = cls(**columns, offsets=offsets, meta=meta, path=path)
+    actions = action_columns.load(path, meta, meta["num_events"])
+    data = cls(**columns, offsets=offsets, meta=meta, path=path, actions=actions)
     _check(data)
     return data
 
@@ -89,6 +92,8 @@ class PreparedData:
     domain_id=None,
     timestamp=None,
     action=None,
+    actions: Mapping[str, Any] | None = None,
+    action_kinds: Mapping[str, str] | None = None,
     split: Any = "leave_one_out",
     num_items: int | None = None,
     domain_names: Sequence[str] | None = None,
@@ -111,6 +116,7 @@ class PreparedData:
       domain_id: [num_events] domains 1..C; None for one domain.
       timestamp: [num_events] seconds; None if the data has no times.
       action: [num_events] small integers, 0 for none; None if the data has no actions.
+      actions, action_kinds: name -> [num_events] values, and name -> kind; see `jaxrec.data.action_columns`.
       split: [num_events] 0 training, 1 validation, 2 test; or "leave_one_out", see the function of this name.
       num_items: V; None for the largest item id of the events.
       domain_names: [C] names of the domains; None for "domain 1", ...
@@ -154,7 +160,9 @@ class PreparedData:
       "item_table": id_tables.item_table(sizes["num_items"], sizes["num_domains"], raw_items, titles, item_domain),
       "user_table": id_tables.user_table(len(offsets) - 1, raw_users),
     }
-    data = cls(item_id=item_id, **columns, offsets=offsets, meta=meta, **tables)
+    typed, meta["actions"] = action_columns.describe(actions or {}, action_kinds or {}, "{}[{}]".format)
+    _check_lengths(typed, offsets, len(offsets) - 1, len(item_id), "actions")
+    data = cls(item_id=item_id, **columns, offsets=offsets, meta=meta, actions=typed, **tables)
     _check(data)
     return data
 
@@ -181,6 +189,7 @@ class PreparedData:
       fingerprint = thread.submit(fingerprints.fingerprint, self)  # While the disk is busy.
       for name, dtype in COLUMNS.items():
         np.save(folder / f"{name}.npy", np.asarray(getattr(self, name), dtype))
+      action_columns.save(folder, self.actions)
       np.save(folder / "offsets.npy", np.asarray(self.offsets, np.int64))
       self.items.write_parquet(folder / "items.parquet")
       self.users.write_parquet(folder / "users.parquet")
@@ -210,6 +219,11 @@ class PreparedData:
   @property
   def has_timestamps(self) -> bool:
     return self.meta["has_timestamps"]
+
+  @property
+  def action_meta(self) -> Mapping[str, Mapping[str, Any]]:
+    """For each typed action its kind, its number of classes, and its least, greatest and mean value."""
+    return self.meta.get("actions", {})
 
   def user_slice(self, user: int) -> slice:
     """Returns the slice of every column that holds the events of the 0-based `user`."""

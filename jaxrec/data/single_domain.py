@@ -98,6 +98,7 @@ def _select(data, keep, more_meta, dropped) -> PreparedData:
   return dataclasses.replace(
     data,
     **columns,
+    actions={name: np.asarray(values)[keep] for name, values in data.actions.items()},
     split=np.asarray(data.split)[keep],
     offsets=kept_before[np.asarray(data.offsets)],
     meta={**data.meta, **more_meta, "num_events": int(keep.sum()), "counts": counts},

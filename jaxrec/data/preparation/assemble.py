@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxrec.data import prepared, prepared_files
+from jaxrec.data import action_columns, prepared, prepared_files
 from jaxrec.data.preparation import filters
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import NumberedEvents
@@ -44,6 +44,7 @@ def assemble(
   columns = {name: _column(events, name) for name in ("item_id", "domain_id", "timestamp", "action")}
   columns["split"], split = filters.split_events(events, offsets, options)
   _count_users(counts, offsets, columns["split"], columns["domain_id"], domain_names)
+  actions, action_meta = _actions(events, numbered.action_kinds)
   meta = {
     "format": prepared_files.FORMAT,
     "source": source,
@@ -56,15 +57,21 @@ def assemble(
     "split": split,
     "has_timestamps": "timestamp" in events.columns,
     "counts": counts,
+    "actions": action_meta,
   }
   tables = {"item_table": _item_table(items, columns), "user_table": _user_table(numbered.users[kept_users])}
-  return PreparedData(**columns, offsets=offsets, meta=meta, **tables)
+  return PreparedData(**columns, offsets=offsets, meta=meta, actions=actions, **tables)
 
 
 def _column(events: pl.DataFrame, name: str) -> np.ndarray:
   if name not in events.columns:
     return np.zeros(len(events), prepared.COLUMNS[name])
   return events[name].to_numpy().astype(prepared.COLUMNS[name])
+
+
+def _actions(events: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  values = {name: events[action_columns.PREFIX + name].to_numpy() for name in kinds}
+  return action_columns.describe(values, kinds, "event {1} by user and time".format)
 
 
 def _count_users(counts: dict[str, Any], offsets, split, domain_id, domain_names: tuple[str, ...]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 
-from jaxrec.data import event_values
+from jaxrec.data import action_columns, event_values
 from jaxrec.data.sources import InteractionLog
 
 
@@ -20,12 +21,14 @@ class NumberedEvents:
     `split` if the source has them.
   users, items: one row per user and per item, in the order of their ids, with the source's ids and further columns.
   domain_names: the names of domains 1..C.
+  action_kinds: the kinds of the columns `action.<name>` of the events.
   """
 
   events: pl.DataFrame
   users: pl.DataFrame
   items: pl.DataFrame
   domain_names: tuple[str, ...]
+  action_kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool) -> NumberedEvents:
@@ -53,7 +56,9 @@ def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool
     row = events["domain"].is_null().arg_max()
     raise ValueError(f"item {items['item'][events['item'][row]]!r} has no domain, but other items have one")
   optional = [name for name in ("timestamp", "action", "split") if name in events.columns]
-  return NumberedEvents(events.select("user", "item", "domain", *optional), users, items, domain_names)
+  optional += [action_columns.PREFIX + name for name in log.action_kinds]
+  kept = events.select("user", "item", "domain", *optional)
+  return NumberedEvents(kept, users, items, domain_names, log.action_kinds)
 
 
 def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataFrame, tuple[str, ...]]:

@@ -36,6 +36,9 @@ def read_taobao(
 ) -> InteractionLog:
   """Returns Taobao's rows `user,item,category,behavior,unix`. The action is 1 for pv, 2 buy, 3 cart, 4 fav.
 
+  Typed actions: `behavior` (multi_class, from 0 in the order above), and `buy`, `cart` and `fav` (binary): whether the
+  event is one.
+
   Args:
     raw: UserBehavior.csv (which has no header) or its folder.
     behaviors: those to keep, as a sequence or separated by commas.
@@ -70,7 +73,7 @@ def read_taobao(
       )
     kept = inside
   events = kept.with_columns(action=kept["behavior"].to_physical().cast(pl.Int32) + 1)
-  return _log(events, len(rows), dropped, domain, extra=("category",))
+  return _log(events, len(rows), dropped, domain, BEHAVIORS, extra=("category",))
 
 
 def read_tmall(
@@ -82,6 +85,9 @@ def read_tmall(
   encoding: str = "utf-8",
 ) -> InteractionLog:
   """Returns Tmall's rows. The action is 1 for a click, 2 cart, 3 purchase, 4 favourite.
+
+  Typed actions: `behavior` (multi_class, from 0 in the order above), and `cart`, `purchase` and `favourite` (binary):
+  whether the event is one.
 
   Times are those of days: the file writes the 11th of November 2014 as `1111`.
 
@@ -123,19 +129,30 @@ def read_tmall(
     len(rows),
     {"another action": len(rows) - len(kept)},
     "behavior" if domain == "action" else domain,
+    ACTIONS,
     extra=("category", "seller"),
   )
 
 
 def _log(
-  events: pl.DataFrame, raw_rows: int, dropped: dict[str, int], domain: str, extra: Sequence[str]
+  events: pl.DataFrame, raw_rows: int, dropped: dict[str, int], domain: str, names: Sequence[str], extra: Sequence[str]
 ) -> InteractionLog:
   items = events.select("item", *extra).unique("item", keep="first", maintain_order=True).sort("item")
-  keep = ["user", "item", "timestamp", "action"]
+  events, kinds = _with_behaviors(events, names)
+  keep = ["user", "item", "timestamp", "action", *(f"action.{name}" for name in kinds)]
+  common = {"raw_rows": raw_rows, "dropped": dropped, "action_kinds": kinds}
   if domain == "one":
-    return InteractionLog(events.select(keep), items=items, domains=("items",), raw_rows=raw_rows, dropped=dropped)
+    return InteractionLog(events.select(keep), items=items, domains=("items",), **common)
   events = events.select(*keep, domain=pl.col(domain).cast(pl.String))
-  return InteractionLog(events, items=items, raw_rows=raw_rows, dropped=dropped)
+  return InteractionLog(events, items=items, **common)
+
+
+def _with_behaviors(events: pl.DataFrame, names: Sequence[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+  """Returns the events with their kind of behaviour as typed actions: `names[action - 1]`, the first a mere view."""
+  code = pl.col("action") - 1
+  flags = [(code == i).cast(pl.UInt8).alias(f"action.{name}") for i, name in enumerate(names) if i]
+  kinds = {"behavior": "multi_class"} | dict.fromkeys(names[1:], "binary")
+  return events.with_columns(code.alias("action.behavior"), *flags), kinds
 
 
 def _day_seconds(days: pl.Series, path: pathlib.Path) -> pl.Series:

@@ -18,6 +18,7 @@ from jaxrec.data.sources.text_format import Column, TextFormat
 from jaxrec.data.sources.tfrecord import read_examples
 
 FEEDBACK = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
+_ACTION_KINDS = dict.fromkeys(FEEDBACK, "binary") | {"play_seconds": "regression"}
 _FOLDERS = {"training": 0, "evaluation": 1, "testing": 2}
 _UNKNOWN_ITEM = -1
 
@@ -34,6 +35,8 @@ def read_logs(
   """Returns the events of `log_standard_*.csv`.
 
   The action is the sum of the values of the feedback given: is_click 1, is_like 2, is_follow 4, ... as in `FEEDBACK`.
+
+  Typed actions: each kind of feedback (binary), and `play_seconds`, the time the video was played (regression).
 
   Args:
     raw: the `data` folder of KuaiRand-Pure, -1K or -27K, or one log file.
@@ -52,6 +55,7 @@ def read_logs(
     "user_id": Column(pl.Int64),
     "video_id": Column(pl.Int64),
     "time_ms": Column(pl.Int64, unit="ms"),
+    "play_time_ms": Column(pl.Int64),
     **{name: Column(pl.Int8) for name in FEEDBACK},
     **({"tab": Column(pl.Int64)} if domain == "tab" else {}),
   }
@@ -60,10 +64,17 @@ def read_logs(
     pl.Int32
   )
   events = rows.rename({"user_id": "user", "video_id": "item", "time_ms": "timestamp"}).with_columns(action=action)
+  events = events.with_columns(
+    (pl.col("play_time_ms") / 1000).cast(pl.Float32).alias("action.play_seconds"),
+    *(pl.col(name).cast(pl.UInt8).alias(f"action.{name}") for name in FEEDBACK),
+  )
   kept = events if keep == "all" else events.filter(pl.col(keep) != 0)
   dropped = {f"without {keep}": len(events) - len(kept)}
   kept, domains = _with_domain(kept, domain, files[0].parent, form)
-  return InteractionLog(kept.drop(FEEDBACK), domains=domains, raw_rows=len(rows), dropped=dropped, time_unit="ms")
+  kept = kept.drop(*FEEDBACK, "play_time_ms")
+  return InteractionLog(
+    kept, domains=domains, raw_rows=len(rows), dropped=dropped, time_unit="ms", action_kinds=_ACTION_KINDS
+  )
 
 
 def read_shards(raw: str | pathlib.Path) -> InteractionLog:

@@ -15,6 +15,8 @@ from jaxrec.data.sources.reading import find_file, read_columns
 from jaxrec.data.sources.registry import InteractionLog
 from jaxrec.data.sources.text_format import Column, TextFormat
 
+_ACTION_KINDS = {"rating": "regression", "liked": "binary"}
+_LIKED = 4.0  # Stars.
 _GENRES_100K = (
   "unknown",
   "Action",
@@ -56,6 +58,8 @@ def read_1m(
   raw: str | pathlib.Path, *, domain: str = "one", quote: str = "", encoding: str = "latin-1"
 ) -> InteractionLog:
   """Returns MovieLens 1M: `ratings.dat` and `movies.dat` (separated by `::`, Latin-1). The action is the rating.
+
+  Typed actions: `rating` in stars (regression), and `liked`, whether it is 4 or more (binary).
 
   Args:
     raw: the folder of the two files.
@@ -117,10 +121,14 @@ def _log(
   check_catalogue(ratings, movies, *files, lines_above=1 if half_stars else 0)
   unit = 2 if half_stars else 1
   place = event_values.at_rows(files[0], "rating", 2 if half_stars else 1, "line")
-  events = ratings.with_columns(event_values.rating_actions(ratings["rating"], place, unit).alias("action"))
+  events = ratings.with_columns(
+    event_values.rating_actions(ratings["rating"], place, unit).alias("action"),
+    pl.col("rating").alias("action.rating"),
+    (pl.col("rating") >= _LIKED).cast(pl.UInt8).alias("action.liked"),
+  )
   if domain == "one":
-    return InteractionLog(events, items=movies, domains=("movies",), raw_rows=len(ratings))
+    return InteractionLog(events, movies, domains=("movies",), raw_rows=len(ratings), action_kinds=_ACTION_KINDS)
   if domain != "first_genre":
     raise ValueError(f"{domain=} is not known; give 'one' or 'first_genre'")
   movies = movies.with_columns(domain=pl.col("genres").fill_null("").str.split("|").list.first().replace("", "unknown"))
-  return InteractionLog(events, items=movies, raw_rows=len(ratings))
+  return InteractionLog(events, items=movies, raw_rows=len(ratings), action_kinds=_ACTION_KINDS)

@@ -34,6 +34,7 @@ GENERATED: Mapping[str, str] = {
   "synthetic": "jaxrec.data.generators.synthetic:synthetic_data",
   "planted": "jaxrec.data.generators.planted_transfer:planted_transfer",
   "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
+  "planted_actions": "jaxrec.data.generators.planted_actions:planted_actions",
 }
 """Source name -> module:function of a generator, which needs no raw data and returns `PreparedData`."""
 
@@ -43,7 +44,8 @@ class InteractionLog:
   """The result of reading a source: one row per event, in file order.
 
   events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64, in `time_unit`),
-    `action` (int32, 0 for none), `rating` (float, for filters only), `split` (uint8, if the source defines it).
+    `action` (int32, 0 for none), `rating` (float, for filters only), `split` (uint8, if the source defines it), and
+    `action.<name>` for each of `action_kinds`.
   items: the catalogue, including items without events, in the order of the item ids: `item`, optional `raw_id`,
     `title`, `domain` and further columns; None for the items of the events, sorted.
   users: `user`, `raw_id`, in the order of the user ids; None for the users of the events, sorted.
@@ -51,6 +53,7 @@ class InteractionLog:
     column `domain`.
   raw_rows: number of rows in the files.
   dropped: number of rows that the reader left out, by reason.
+  action_kinds: kinds of the typed actions; see `jaxrec.data.action_columns`.
   in_order: whether each user's events are in order of time already, so that `timestamp` must not reorder them.
   time_unit: "s", "ms", "us" or "ns": events are ordered by their time in full precision, which is cut to seconds last.
   """
@@ -63,6 +66,7 @@ class InteractionLog:
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
   in_order: bool = False
   time_unit: str = "s"
+  action_kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def source_names() -> tuple[str, ...]:

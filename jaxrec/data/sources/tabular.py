@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
-from jaxrec.data import event_values
+from jaxrec.data import action_columns, event_values
 from jaxrec.data.sources import cleaning
 from jaxrec.data.sources.file_blocks import is_parquet
 from jaxrec.data.sources.reading import read_columns, require_file
@@ -26,6 +27,7 @@ def read_table(
   domain: str | None = None,
   action: str | None = None,
   rating: str | None = None,
+  actions: str | Mapping[str, str] = "",
   title: str | None = None,
   ids: str = "string",
   time_unit: str = "s",
@@ -43,6 +45,8 @@ def read_table(
     user, item: names of the id columns.
     timestamp, domain, action, rating, title: names of further columns; None or "" if the file has no such column.
       Without `timestamp` the order of the file is the order of time.
+    actions: further columns as typed actions, with their kinds: a mapping, or text such as
+      "like=binary,watched=regression"; see `jaxrec.data.action_columns`.
     ids: "string" or "int"; integers are smaller, faster and checked.
     time_unit: "s", "ms", "us" or "ns" since 1970; "float_s": seconds with decimals; "iso": ISO 8601 text, UTC if it
       names no time zone. Parquet columns of dates need none. Events are ordered by the full precision.
@@ -65,6 +69,8 @@ def read_table(
     "rating": rating,
     "title": title,
   }
+  kinds = action_columns.parse_kinds(actions)
+  name_of |= {action_columns.PREFIX + name: name for name in kinds}
   name_of = {meaning: name for meaning, name in name_of.items() if name}
   if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
     raise ValueError(f"{missing} must name columns of the file")
@@ -78,7 +84,9 @@ def read_table(
     form = TextFormat({"\\t": "\t", "tab": "\t"}.get(separator, separator), quote, encoding)
     rows = _read_csv(path, columns, form, header, names)
     time_unit = event_values.stored_unit(time_unit)
-  return _log(rows.rename({name: meaning for meaning, name in name_of.items()}), time_unit, path)
+  rows = rows.rename({name: meaning for meaning, name in name_of.items()})
+  _check_actions(rows, kinds, path, 1 + int(header and path.suffix != ".parquet"))
+  return _log(rows, time_unit, path, kinds)
 
 
 def _column(meaning: str, ids: str, time_unit: str, early: bool) -> Column:
@@ -91,7 +99,8 @@ def _column(meaning: str, ids: str, time_unit: str, early: bool) -> Column:
     "rating": Column(pl.Float32),
     "title": Column(pl.String, optional=True),
   }
-  return kinds.get(meaning, Column(pl.Int64 if ids == "int" else pl.String))
+  is_action = meaning.startswith(action_columns.PREFIX)
+  return kinds.get(meaning, Column(pl.Float32 if is_action else pl.Int64 if ids == "int" else pl.String))
 
 
 def _read_csv(path: pathlib.Path, columns: dict[str, Column], form: TextFormat, header: bool, names) -> pl.DataFrame:
@@ -145,7 +154,7 @@ def _values(values: pl.Series, column: Column, place: event_values.Place) -> pl.
   return event_values.integers(values, column.dtype, place)
 
 
-def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path) -> InteractionLog:
+def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path, kinds: Mapping[str, str]) -> InteractionLog:
   kept, dropped = cleaning.drop_before_1970(rows, path)
   return InteractionLog(
     kept.drop("title", strict=False),
@@ -154,4 +163,16 @@ def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path) -> InteractionL
     dropped=dropped,
     in_order="timestamp" not in kept.columns,
     time_unit=time_unit,
+    action_kinds=kinds,
   )
+
+
+def _check_actions(rows: pl.DataFrame, kinds: Mapping[str, str], path: pathlib.Path, first_row: int) -> None:
+  for name, kind in kinds.items():
+    values = rows[action_columns.PREFIX + name].to_numpy()
+    bad = np.flatnonzero(action_columns.wrong_values(values, kind))
+    if len(bad):
+      where = "line" if first_row > 1 else "row"
+      raise ValueError(
+        f"{path}: {where} {bad[0] + first_row}: column {name!r} holds {values[bad[0]]}, which is no {kind} action"
+      )
