@@ -114,6 +114,15 @@ class IntervalMask:
     own = jnp.broadcast_to(self._own_key(), self.shape)
     return jax.tree.map(lambda x: x[:, first : first + count], dataclasses.replace(self, own_key=own))
 
+  def take(self, index: Int[Array, "B Q"]) -> IntervalMask:
+    """The mask of the queries at `index` of each row, over the same keys; that of a query outside reads nothing."""
+    index, own = as_integers("index", index), jnp.broadcast_to(self._own_key(), self.shape)
+    inside = index < self.shape[1]
+    place = jnp.minimum(index, self.shape[1] - 1)
+    taken = jax.tree.map(lambda x: jnp.take_along_axis(x, place, axis=1), dataclasses.replace(self, own_key=own))
+    end_a, end_b = jnp.where(inside, taken.end_a, taken.start_a), jnp.where(inside, taken.end_b, taken.start_b)
+    return dataclasses.replace(taken, end_a=end_a, end_b=end_b, include_self=taken.include_self & inside)
+
   @classmethod
   def causal(
     cls, sequence_id: Integer[AnyArray, "B N"], position: Integer[AnyArray, "B N"] | None = None

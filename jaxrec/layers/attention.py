@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.layers.cache import append_to_cache
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 from pallas_kernels.dtypes import at_least_float32
@@ -40,7 +39,7 @@ def attend(
   """
   wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
   if context.slot is not None:
-    k, v = (append_to_cache(module, name, x, context.slot) for name, x in (("cached_key", k), ("cached_value", v)))
+    k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
     q, k, v = bottlenecks.expand_queries(q), bottlenecks.keys(k), bottlenecks.keys(v)

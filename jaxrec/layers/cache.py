@@ -1,4 +1,4 @@
-"""The cache of a model that reads a history event by event: Flax variables in the collection "cache"."""
+"""Keys and values of tokens that a model has read before: Flax variables in the collection "cache"."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class CacheSlot:
   num_groups: int = flax.struct.field(pytree_node=False)
   capacity: int = flax.struct.field(pytree_node=False)
 
+  def append(self, module: nn.Module, name: str, x: Array) -> Array:
+    """Stores `x [B, 1, ...]` in the module's cache `name` and returns the group of each event, `[B, L, ...]`."""
+    return append_to_cache(module, name, x, self)
+
   def write(self, cached: Array, x: Array) -> Array:
     """Returns `cached [B, G, L, ...]` with each row of `x [B, ...]` written into its slot."""
     row = jnp.arange(x.shape[0])
@@ -39,6 +43,54 @@ class CacheSlot:
   def read_group(self, cached: Array) -> Array:
     """Returns `[B, L, ...]`: the cached group that each row's event belongs to."""
     return jax.vmap(lambda row, group: row[group])(cached, self.group)
+
+
+@flax.struct.dataclass
+class Prefill:
+  """Keeps the keys and values of whole histories that a model reads at once, for `CachedRows`.
+
+  capacity: L, at least the tokens of a row; the rest is room for tokens that come later.
+  """
+
+  capacity: int = flax.struct.field(pytree_node=False)
+
+  def append(self, module: nn.Module, name: str, x: Array) -> Array:
+    """Stores `x [B, S, ...]` as the module's cache `name` `[B, L, ...]` and returns `x`."""
+    shape = (x.shape[0], self.capacity, *x.shape[2:])
+    cached = module.variable(CACHE, name, jnp.zeros, shape, x.dtype)
+    cached.value = jnp.zeros(shape, x.dtype).at[:, : x.shape[1]].set(x)
+    return x
+
+
+@flax.struct.dataclass
+class CachedRows:
+  """Q new tokens of each row, whose other tokens are in the cache of `Prefill`; the cache stays as it is.
+
+  index: where the new tokens belong among the L of a row, L for none; masks and positions of keys are those of L.
+  capacity: L, as of `Prefill`.
+
+  >>> rows = CachedRows(index=jnp.array([[2, 3]]), capacity=3)
+  >>> rows.insert(jnp.array([[7.0, 8.0, 0.0]]), jnp.array([[9.0, 1.0]])).tolist()
+  [[7.0, 8.0, 9.0]]
+  """
+
+  index: Int[Array, "B Q"]
+  capacity: int = flax.struct.field(pytree_node=False)
+
+  def append(self, module: nn.Module, name: str, x: Array) -> Array:
+    """Returns the module's cache `name` `[B, L, ...]` with `x [B, Q, ...]` in it.
+
+    Raises:
+      ValueError: there is no such cache.
+    """
+    if not module.has_variable(CACHE, name):
+      raise ValueError(f"the collection {CACHE!r} has no {name!r}; run the histories with `Prefill` first")
+    return self.insert(module.get_variable(CACHE, name), x)
+
+  def insert(self, cached: Array, x: Array) -> Array:
+    """Returns `cached [B, L, ...]` with `x [B, Q, ...]` at `index`."""
+    row = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
+    return cached.at[row, self.index].set(x.astype(cached.dtype), mode="drop", unique_indices=True)
 
 
 def append_to_cache(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:

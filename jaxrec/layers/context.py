@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxrec.batches import AnyArray, SequenceBatch, check_columns, check_instance
-from jaxrec.layers.cache import CacheSlot
+from jaxrec.layers.cache import CachedRows, CacheSlot, Prefill
 from pallas_kernels import IntervalMask, permute
 from pallas_kernels.integers import as_arrays
 
@@ -29,7 +29,7 @@ class AttentionContext:
   bottlenecks: how tokens become queries and keys; None if all tokens are events.
   order: the token order of this context; None if it is that of the batch.
   states: the domain states that each token may read.
-  slot: cache slot of the one new token of each row; None if the whole history is in the batch.
+  slot: what is kept of the tokens, or where those are that were kept before; None if the whole history is in the batch.
   attention_input: vectors that queries and keys are projected from; None: from the layer's input, as values are.
   """
 
@@ -46,7 +46,7 @@ class AttentionContext:
   bottlenecks: Bottlenecks | None = None
   order: Permutation | None = None
   states: DomainStates | None = None
-  slot: CacheSlot | None = None
+  slot: CacheSlot | Prefill | CachedRows | None = None
   attention_input: Float[Array, "B S A"] | None = None
 
   @classmethod
@@ -219,6 +219,30 @@ def cached_context(
     mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.sequence_id != 0,
     batch.domain_id, is_seen.shape[1] + 1, batch.target_domain, slot=slot, states=_cached_states(batch, is_seen),
   )  # fmt: skip
+
+
+def token_context(
+  mask: IntervalMask,
+  position: Int[Array, "B Q"],
+  time: Int[Array, "B Q"],
+  is_real: Bool[Array, "B Q"],
+  key_position: Int[Array, "B S"] | None = None,
+  key_time: Int[Array, "B S"] | None = None,
+  slot: Prefill | CachedRows | None = None,
+) -> AttentionContext:
+  """Returns the context of tokens that need no domains: a mask, positions and times.
+
+  Args:
+    mask: the keys that each token reads.
+    position, time: of each token.
+    is_real: False on padding.
+    key_position, key_time: those of the keys, where other tokens are in a cache; None: as the tokens.
+    slot: see `AttentionContext`.
+  """
+  none = jnp.zeros_like(position)
+  key_position = position if key_position is None else key_position
+  key_time = time if key_time is None else key_time
+  return AttentionContext(mask, position, key_position, time, key_time, is_real, is_real, none, 1, none, slot=slot)
 
 
 def _cached_states(batch, is_seen):

@@ -25,7 +25,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxrec.batches import AnyArray
 from jaxrec.layers.attention import attend
-from jaxrec.layers.context import AttentionContext
+from jaxrec.layers.cache import CachedRows, Prefill
+from jaxrec.layers.context import AttentionContext, token_context
 from jaxrec.layers.hstu import split_uvqk, uniform
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm, widen
@@ -77,6 +78,7 @@ class STU(nn.Module):
     lengths: Integer[AnyArray, " B"],
     num_targets: Integer[AnyArray, " B"] | None = None,
     deterministic: bool = True,
+    slot: Prefill | CachedRows | None = None,
   ) -> Float[Array, "B N M"]:
     """Returns the encoded tokens, 0 on padding.
 
@@ -85,16 +87,24 @@ class STU(nn.Module):
       lengths: tokens in each row, targets included.
       num_targets: candidates at the end of each row; None: all tokens are history.
       deterministic: True: no dropout.
+      slot: keeps keys and values of these tokens, or reads those that were kept: `x` are then some tokens of the rows,
+        and `lengths` count all of them. None: neither. A contextual prefix reads the whole history, so that its keys
+        are those of the history at hand: with one, histories must not grow between the two.
     """
+    is_some = isinstance(slot, CachedRows)
     mask = IntervalMask.hstu(
       lengths,
-      x.shape[1],
+      slot.capacity if is_some else x.shape[1],
       num_targets=num_targets,
       max_attention_length=self.max_attention_length,
       contextual_length=self.contextual_length,
       min_full_attention_length=self.min_full_attention_length,
     )
-    is_real = jnp.arange(x.shape[1], dtype=jnp.int32)[None] < as_integers("lengths", lengths)[:, None]  # [B, N]
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    index = slot.index if is_some else jnp.broadcast_to(positions, x.shape[:2])  # [B, N]
+    mask = mask.take(index) if is_some else mask
+    is_real = index < as_integers("lengths", lengths)[:, None]  # [B, N]
+    context = mask if slot is None else token_context(mask, index, jnp.zeros_like(index), is_real, slot=slot)
     x = jnp.where(is_real[..., None], x, 0)
     for i in range(self.num_layers):
       layer = STULayer(
@@ -109,7 +119,7 @@ class STU(nn.Module):
         dtype=self.dtype,
         name=f"layer_{i}",
       )
-      x = layer(x, mask, deterministic)
+      x = layer(x, context, deterministic)
       x = jnp.where(is_real[..., None], x, 0)
     return x
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.layout import Layout
+from jaxrec.layers.cache import CachedRows
 from pallas_kernels import IntervalMask, segment_attention
 
 
@@ -38,21 +38,24 @@ def _full_rows(config, inputs, implementation):
 
 
 def _cached_rows(config, inputs, implementation):
-  """Queries are the last tokens of each row only; keys, values, mask and divisor are those of the full rows."""
+  """Queries are the last tokens of each row; keys and values of the others come from the cache of `CachedRows`."""
   layout = _layout(config, inputs).grown()
   last = Layout(np.where(layout.lengths > 0, config["delta_size"], 0), config["delta_size"]).grown(columns=4)
   index = layout.lengths[:, None] - config["delta_size"] + np.arange(last.width)  # [B, delta]
-  index = np.where(last.is_real, index, layout.width - 1)  # where there is no query: a padding position
+  index = np.where(last.is_real, index, layout.width)
+  slot = CachedRows(jnp.asarray(index), layout.width)
   mask = _mask(config, inputs, layout)
   k, v, full_q = (layout.pad(inputs[name]) for name in ("k", "v", "full_q"))
   delta_q, d_out = last.pad(inputs["delta_q"]), last.pad(inputs["dout"])
   divide = functools.partial(np.full, fill_value=1 / config["max_seq_len"], dtype=k.dtype)
   options = dict(alpha=config["alpha"], implementation=implementation)
-  out, grads = _attend(delta_q, k, v, divide(index.shape), _queries(mask, index), d_out, **options)
+  out, grads = _attend(delta_q, k, v, divide(index.shape), mask.take(slot.index), d_out, slot, **options)
   full, _ = _attend(full_q, k, v, divide(mask.shape), mask, np.zeros_like(v), **options)
   return {
     "out/o": last.unpad(out),
-    "out/full_o_rows": last.unpad(np.take_along_axis(np.asarray(full), index[..., None, None], axis=1)),
+    "out/full_o_rows": last.unpad(
+      np.take_along_axis(np.asarray(full), np.minimum(index, layout.width - 1)[..., None, None], axis=1)
+    ),
     "grad/delta_q": last.unpad(grads[0]),
     "grad/k": layout.unpad(grads[1]),
     "grad/v": layout.unpad(grads[2]),
@@ -79,10 +82,12 @@ def _mask(config, inputs, layout: Layout) -> IntervalMask:
   )
 
 
-def _queries(mask: IntervalMask, index: np.ndarray) -> IntervalMask:
-  """Returns the mask of the queries at `index` [B, delta] of each row."""
-  own = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
-  return jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), dataclasses.replace(mask, own_key=own))
+def _through_cache(slot: CachedRows, x):
+  """Returns `x [B, S, H, D]`, whose entries at `slot.index` were not in the cache but come with the queries."""
+  row, place = jnp.arange(len(x))[:, None], jnp.minimum(slot.index, slot.capacity - 1)
+  new = x[row, place]  # [B, Q, H, D]
+  cached = x.at[row, slot.index].set(0, mode="drop")
+  return slot.insert(cached, new)
 
 
 def _comparable_mask(mask: IntervalMask, layout: Layout) -> np.ma.MaskedArray:
@@ -94,10 +99,12 @@ def _comparable_mask(mask: IntervalMask, layout: Layout) -> np.ma.MaskedArray:
 
 
 @functools.partial(quick_jit, static_argnames=("alpha", "implementation"))
-def _attend(q, k, v, weight_scale, mask, d_out, *, alpha, implementation):
+def _attend(q, k, v, weight_scale, mask, d_out, slot=None, *, alpha, implementation):
   """`weight_scale` [B, N] multiplies the weights; what it is on padding does not matter."""
 
   def attend(q, k, v, weight_scale):
+    if slot is not None:
+      k, v = _through_cache(slot, k), _through_cache(slot, v)
     normalizer = 1 / jnp.where(weight_scale == 0, 1, weight_scale)
     return segment_attention(
       q, k, v, mask, scale=alpha, normalizer=normalizer, implementation=implementation,

@@ -1,6 +1,8 @@
-"""`hstu_cache_*`: the research model fed event by event. `stu_cached_*`: the production layers on all tokens."""
+"""`hstu_cache_*`: the research model fed event by event. `stu_cached_*`: the production layers fed in two parts."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.hstu import NOT_READ, confirm_sizes, layer_options, model_params
 from golden_checks.layout import Layout
-from golden_checks.stu import forward
+from golden_checks.stu import forward, stack_forward
+from jaxrec.layers.cache import CachedRows, Prefill
 from jaxrec.models.hstu import HSTU
 from jaxrec.serving.incremental import IncrementalModel
 
@@ -32,13 +35,13 @@ def model_check() -> Check:
 
 def stack_check() -> Check:
   return Check(
-    _at_once,
+    _two_parts,
     {
-      "out/prefill_*": "not built: the production layers keep no keys and values",
       "out/delta_y": "as full_y_rows; but where all rows are shorter than the batch is wide, divided by another length",
+      "out/prefill_max_kv_len*": "the padded length of the reference's cache",
       "out/max_abs_diff": "between two ways of the reference",
     },
-    {"prefill_max_seq_len": "of the cached prefix, which is not built"},
+    {"prefill_max_seq_len": "the padded length of the cached prefix"},
   )
 
 
@@ -83,12 +86,24 @@ def _kept(cached, is_open):
   return np.ma.array(flat, mask=np.broadcast_to(is_open[..., None], flat.shape))
 
 
-def _at_once(golden: GoldenFile, dtype: type) -> dict:
+def _two_parts(golden: GoldenFile, dtype: type) -> dict:
+  """Rows without their last tokens, whose keys and values are kept; the last tokens against those; all at once."""
   config, inputs, params = golden.config, golden.inputs(dtype), golden.params(dtype)
   layout = Layout.of_offsets(inputs["seq_offsets"], config["max_seq_len"])
   config.confirm(lengths=layout.lengths.tolist())
-  lengths, targets = jnp.asarray(layout.lengths), jnp.asarray(inputs["num_targets"])
-  run = quick_jit(lambda params, x: forward(config, dtype, lengths, targets, None, params, x)[0])
-  full = np.asarray(run(params, layout.pad(inputs["x"])))
-  is_last = layout.is_real & (np.arange(layout.width) >= layout.lengths[:, None] - config["delta_size"])
-  return {"out/full_y": layout.unpad(full), "out/full_y_rows": full[is_last]}
+  delta, lengths, targets = config["delta_size"], jnp.asarray(layout.lengths), jnp.asarray(inputs["num_targets"])
+  x, index = layout.pad(inputs["x"]), layout.lengths[:, None] - delta + np.arange(delta)  # [B, delta]
+  first = Layout(layout.lengths - delta, layout.width)
+  row, slot = np.arange(len(x))[:, None], CachedRows(jnp.asarray(index), layout.width)
+  run = quick_jit(functools.partial(stack_forward, config, dtype))
+  full, _ = quick_jit(functools.partial(forward, config, dtype, lengths, targets, None))(params, x)
+  y, kept = run(params, x, lengths - delta, targets - delta, slot=Prefill(layout.width))
+  last, _ = run(params, x[row, index], lengths, targets, slot=slot, cache=kept)
+  results = {"out/full_y": layout.unpad(full), "out/full_y_rows": np.asarray(last).reshape(-1, x.shape[2])}
+  results |= {"out/prefill_y": first.unpad(y)}
+  for i in range(config["layers"]):
+    results[f"out/prefill_kv_offsets{i}"] = np.concatenate([[0], np.cumsum(first.lengths)])
+    for name, kind in (("k", "cached_key"), ("v", "cached_value")):
+      cached = np.asarray(kept[f"layer_{i}"][kind])
+      results[f"out/prefill_{name}_cache{i}"] = first.unpad(cached.reshape(*cached.shape[:2], -1))
+  return results

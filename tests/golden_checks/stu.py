@@ -11,6 +11,7 @@ import numpy as np
 from golden_checks.compile import quick_jit
 from golden_checks.golden_file import Check, GoldenFile
 from golden_checks.layout import Layout
+from jaxrec.layers.cache import CACHE
 from jaxrec.layers.stu import STU, STUPositionalEncoder, stu_position_index
 
 _LAYER_NAMES = {
@@ -55,6 +56,12 @@ def _compute(golden: GoldenFile, dtype: type) -> dict:
 def forward(config, dtype, lengths, num_targets, timestamps, params, x):
   _confirm_sizes(config, params, x)
   encoded = _encode_positions(config, lengths, num_targets, timestamps, params, x)
+  targets = num_targets if config["target_aware"] else None
+  return stack_forward(config, dtype, params, encoded, lengths, targets)[0], encoded
+
+
+def stack_forward(config, dtype, params, x, lengths, num_targets, slot=None, cache=None):
+  """The encoded tokens, and the keys and values that were kept."""
   stack = STU(
     num_layers=config["layers"],
     num_heads=config["h"],
@@ -72,8 +79,9 @@ def forward(config, dtype, lengths, num_targets, timestamps, params, x):
     f"layer_{i}": {ours: params[f"stu._stu_layers.{i}.{theirs}"] for theirs, ours in _LAYER_NAMES.items()}
     for i in range(config["layers"])
   }
-  targets = num_targets if config["target_aware"] else None
-  return stack.apply({"params": layers}, encoded, lengths, targets), encoded
+  variables = {"params": layers} | ({} if cache is None else {CACHE: cache})
+  y, kept = stack.apply(variables, x, lengths, num_targets, slot=slot, mutable=[CACHE])
+  return y, kept.get(CACHE)
 
 
 def _confirm_sizes(config, params, x):
