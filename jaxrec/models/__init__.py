@@ -7,6 +7,7 @@
 | sasrec | `SASRec` | causal softmax transformer |
 | bert4rec | `BERT4Rec` | bidirectional softmax transformer, trained on masked items |
 | multi_domain_hstu | `MultiDomainHSTU` | HSTU with attention inside each domain |
+| ranking | `RankingModel` | generative ranking of events with actions; built by `jaxrec.models.ranking.build` |
 | dare, twin, ... | `ClickThroughRanker` | click-through ranking; names in `jaxrec.models.ctr.VARIANTS` |
 """
 
@@ -19,6 +20,7 @@ from jaxrec.models.bert4rec import BERT4Rec
 from jaxrec.models.ctr import ClickHead, ClickThroughRanker
 from jaxrec.models.hstu import HSTU
 from jaxrec.models.multi_domain_hstu import MultiDomainHSTU, MultiDomainHSTULayer
+from jaxrec.models.ranking import RankingModel
 from jaxrec.models.sasrec import SASRec
 from jaxrec.models.sequential import SequentialModel
 from jaxrec.models.stu import STUModel
@@ -28,8 +30,8 @@ MODELS: dict[str, type[SequentialModel]] = {
 }  # fmt: skip
 
 __all__ = [
-  "BERT4Rec", "ClickHead", "ClickThroughRanker", "HSTU", "MODELS", "MultiDomainHSTU", "MultiDomainHSTULayer", "SASRec",
-  "STUModel", "SequentialModel", "build",
+  "BERT4Rec", "ClickHead", "ClickThroughRanker", "HSTU", "MODELS", "MultiDomainHSTU", "MultiDomainHSTULayer",
+  "RankingModel", "SASRec", "STUModel", "SequentialModel", "build",
 ]  # fmt: skip
 
 
