@@ -11,11 +11,11 @@ import re
 
 from conftest import REPOSITORY
 
-from jaxrec.train import click_task, config
+from jaxrec.train import click_task, config, ranking_task
 
 PAGE = REPOSITORY / "experiments" / "README.md"
 SECTION = re.compile(r"(<!-- settings: (\w+) (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-TASKS = {"sequential": config.GROUPS, "click_through": click_task.GROUPS}
+TASKS = {"sequential": config.GROUPS, "click_through": click_task.GROUPS, "ranking": ranking_task.GROUPS}
 
 
 def with_tables(page: str) -> str:

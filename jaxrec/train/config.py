@@ -23,7 +23,7 @@ from jaxrec.train.settings import check_group, check_names, defaults, setting
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
 OBJECTIVES = ("cross_domain_attention",)
-SEQUENTIAL, CLICK_THROUGH = "sequential", "click_through"
+SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
 _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
 
 

@@ -21,6 +21,7 @@ SELECT, FINAL = "select", "final"
 TASKS: Mapping[str, str] = {
   "sequential": "jaxrec.train.sequence_task:SequenceTask",
   "click_through": "jaxrec.train.click_task:ClickTask",
+  "ranking": "jaxrec.train.ranking_task:RankingTask",
 }
 """config.task -> module:class."""
 
