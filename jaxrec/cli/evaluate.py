@@ -2,6 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/ml1m_hstu --split=test --ks=1,10,50
 
+Of a run of generative ranking it evaluates the predicted actions, beside averages of items and users.
+
 Prints a table and writes the metrics to <workdir>/evaluation_<split>.json (or --out). Flags override the evaluation
 settings of the run's config.
 """
@@ -14,6 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxrec.cli import ranking_runs
 from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data.local_path import check_local
@@ -34,6 +37,9 @@ def main(argv: list[str]) -> None:
   out = FLAGS.out or f"{FLAGS.workdir}/evaluation_{FLAGS.split}.json"
   try:
     check_local("--out", out)
+    if ranking_runs.is_ranking_run(FLAGS.workdir):
+      print(_evaluate_actions(out))
+      return
     loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase, task=SEQUENTIAL)
     task = loaded.task
     _apply_flags(task.config)
@@ -51,6 +57,15 @@ def main(argv: list[str]) -> None:
     print(table(scores, task.data.domain_names, task.config.eval.ks, SAMPLED))
   candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
   print(f"{FLAGS.split} events, parameters of step {loaded.step}, {candidates}; written to {out}")
+
+
+def _evaluate_actions(out: str) -> str:
+  """Writes the metrics of a run of generative ranking, and returns them as text."""
+  loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  scores = ranking_runs.scores_of(loaded, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
+  write_json(out, {"split": FLAGS.split, "step": loaded.step, **scores})
+  found = ranking_runs.score_table(scores, [head.name for head in loaded.task.model.heads])
+  return f"{found}\n{FLAGS.split} events, parameters of step {loaded.step}; written to {out}"
 
 
 def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -> dict[str, dict[str, float | int]]:

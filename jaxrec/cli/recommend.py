@@ -5,6 +5,10 @@
     python -m experiments.recommend --workdir=runs/shop --all --k=50 --out=recommendations.parquet
     python -m experiments.recommend --workdir=runs/shop --histories=new_users.csv --out=new_users.jsonl
 
+    python -m experiments.recommend --workdir=runs/ml1m_ranking --user=17 --weights=liked=1,rating=0.1
+
+Of a run of generative ranking, items are ranked by the weighted sum of the actions that are predicted for them.
+
 Users are named by their ids in the raw data. A file of histories has the columns of the file from which the data was
 prepared (`--source=table`), with a row for each event; users need not be in the data. A table has the columns user,
 rank, item, title, domain, score and ranked_by. A killed program that writes a table continues where it was when it is
@@ -21,14 +25,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import app, flags
 
-from jaxrec.cli import process
+from jaxrec.cli import process, ranking_runs
 from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
+from jaxrec.data.prepared import PreparedData
 from jaxrec.recommenders import load
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
 from jaxrec.serving.recommender import Recommender
 from jaxrec.train.progress import progress_bar
+from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
 
@@ -47,14 +53,26 @@ def _as_text() -> str:
   """Returns the recommendations for the users given by the flags, as text."""
   if FLAGS.all or FLAGS.users_file:
     raise ValueError("--all and --users_file write a table: give --out=recommendations.parquet (or .csv, .jsonl)")
+  if ranking_runs.is_ranking_run(FLAGS.workdir):
+    return _ranked_by_actions()
   recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   options = _options() | {"hold_out": FLAGS.hold_out}
   if FLAGS.histories:
     given = read_histories(FLAGS.histories, recommender.data)
     found = recommender.recommend(histories=given, **options)
   else:
-    found = recommender.recommend(users=_named_users(recommender), **options)
+    found = recommender.recommend(users=_named_users(recommender.data), **options)
   return "\n\n".join(describe(recommender.data, one, FLAGS.history) for one in found)
+
+
+def _ranked_by_actions() -> str:
+  """Returns the items that users of the data would like best, by a run of generative ranking, as text."""
+  if FLAGS.histories or FLAGS.domain or FLAGS.hold_out or FLAGS.at is not None:
+    raise ValueError("a ranking run takes --user, --random, --weights, --k and --exclude_seen only")
+  ranker = ranking_runs.ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
+  options = {"weights": ranking_runs.parse_weights(FLAGS.weights), "k": FLAGS.k, "exclude_seen": FLAGS.exclude_seen}
+  users = _named_users(ranker.data)
+  return "\n\n".join(ranking_runs.ranking_text(user, ranker.rank(user, **options)) for user in users)
 
 
 def _write_table() -> str:
@@ -91,12 +109,12 @@ def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int]
   if FLAGS.all:
     users = np.flatnonzero(np.diff(data.offsets))
   else:
-    users = np.array([data.user_index(user) for user in _named_users(recommender)], np.int64)
+    users = np.array([data.user_index(user) for user in _named_users(data)], np.int64)
   return data.users["raw_id"].gather(users).to_list(), lambda start, end: histories_of_users(data, users[start:end])
 
 
-def _named_users(recommender: Recommender) -> list[str]:
-  data, named = recommender.data, list(FLAGS.user)
+def _named_users(data: PreparedData) -> list[str]:
+  named = list(FLAGS.user)
   if FLAGS.users_file:
     lines = pathlib.Path(FLAGS.users_file).read_text(encoding="utf-8").splitlines()
     named += [line.strip() for line in lines if line.strip()]
@@ -139,6 +157,12 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   number("k", 10, "Number of items to recommend.", lower_bound=1, flag_values=values)
   number("at", None, "Time of the request in seconds since 1970; default: each user's last event.", flag_values=values)
   number("history", 10, "Number of latest events to show.", lower_bound=0, flag_values=values)
+  flags.DEFINE_list(
+    "weights",
+    [],
+    "Of a ranking run: action=weight of the sum that ranks, such as like=1,seconds=0.01.",
+    flag_values=values,
+  )
   text("domain", None, "Recommend from this domain only.", flag_values=values)
   flags.DEFINE_bool("hold_out", False, "End histories before the test event and show its rank.", flag_values=values)
   flags.DEFINE_bool("exclude_seen", True, "Recommend no item of the user's history.", flag_values=values)

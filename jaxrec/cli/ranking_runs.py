@@ -1,0 +1,86 @@
+"""What `evaluate` and `recommend` print of runs of generative ranking."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from jaxrec import parallel
+from jaxrec.cli.text_table import text_table
+from jaxrec.evaluation.action_baselines import evaluate_averages
+from jaxrec.serving.action_ranker import ActionRanker, RankedItem
+from jaxrec.train.config import RANKING
+from jaxrec.train.runs import LoadedRun, load_config
+
+_COLUMNS = ("AUC", "GAUC", "accuracy", "log_loss", "NE", "calibration", "RMSE", "MAE", "RIG")
+
+
+def is_ranking_run(workdir: str) -> bool:
+  """Whether a folder holds a run of generative ranking."""
+  return os.path.exists(os.path.join(workdir, "config.json")) and load_config(workdir).task == RANKING
+
+
+def scores_of(loaded: LoadedRun, split: int, baselines: bool) -> dict[str, dict[str, float | int]]:
+  """Returns the metrics of the model and, with `baselines`, of averages: predictor -> metric -> value.
+
+  Args:
+    loaded: run of generative ranking.
+    split: 1 validation, 2 test.
+    baselines: whether averages of items and users are evaluated too.
+  """
+  task = loaded.task
+  mesh = parallel.make_mesh(task.config.parallel.to_dict())
+  scores = {"model": task.evaluate(loaded.state, split, mesh)}
+  return scores | (evaluate_averages(task.data, task.model.heads, split) if baselines else {})
+
+
+def score_table(scores: dict[str, dict[str, float | int]], heads: Sequence[str]) -> str:
+  """Returns metrics as text, a row for each action and predictor.
+
+  >>> print(score_table({"model": {"AUC/like": 0.75, "RIG/like": 0.2}}, ["like"]))
+  action  predictor     AUC     RIG
+  like    model      0.7500  0.2000
+  """
+  used = [name for name in _COLUMNS if any(f"{name}/{head}" in values for values in scores.values() for head in heads)]
+  rows = [["action", "predictor", *used]]
+  for head in heads:
+    for predictor, values in scores.items():
+      cells = [f"{values[f'{name}/{head}']:.4f}" if f"{name}/{head}" in values else "-" for name in used]
+      rows.append([head, predictor, *cells])
+  return text_table(rows, "llr")
+
+
+def ranker_of(loaded: LoadedRun) -> ActionRanker:
+  """Returns the ranker of a run."""
+  task = loaded.task
+  settings = task.config.data
+  return ActionRanker(task.model, loaded.params, task.data, task.columns, settings.layout, settings.max_length)
+
+
+def parse_weights(given: Sequence[str]) -> dict[str, float] | None:
+  """Returns action -> weight of entries such as "like=1"; None without entries.
+
+  Raises:
+    ValueError: an entry of another form.
+
+  >>> parse_weights(["like=1", "seconds=0.5"])
+  {'like': 1.0, 'seconds': 0.5}
+  """
+  try:
+    return {name: float(value) for name, value in (entry.rsplit("=", 1) for entry in given)} or None
+  except ValueError as error:
+    raise ValueError(f"weights={list(given)} must be like like=1,seconds=0.5") from error
+
+
+def ranking_text(user: str, items: Sequence[RankedItem]) -> str:
+  """Returns the ranking of a user as text.
+
+  >>> print(ranking_text("7", [RankedItem(1, "f6", "Heat", 0.5, {"like": 0.5})]))
+  User 7
+    1. 0.500  Heat  (like 0.500)
+  """
+  lines = [
+    f"  {item.rank}. {item.score:.3f}  {item.title}  ({', '.join(f'{n} {v:.3f}' for n, v in item.actions.items())})"
+    for item in items
+  ]
+  return "\n".join([f"User {user}", *lines])

@@ -1,0 +1,130 @@
+"""Ranks items for users by what they would do with them: a weighted sum of predicted actions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxrec.batches import BINARY, REGRESSION, ActionType
+from jaxrec.data.batches.ranking_batches import history_batch
+from jaxrec.data.batches.ranking_rows import RankingColumns, num_tokens
+from jaxrec.data.prepared import PreparedData
+from jaxrec.models.ranking import RankingModel
+from jaxrec.serving.mfalcon import MFalcon, plan_microbatch
+
+
+class RankedItem(NamedTuple):
+  """An item of the raw data, its rank from 1, its score, and the predicted value of each action."""
+
+  rank: int
+  item: str
+  title: str
+  score: float
+  actions: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionRanker:
+  """Ranks the items of a catalogue, or given candidates, for users of prepared data.
+
+  model, params: of a ranking run.
+  data, columns: of the same run.
+  layout, max_length: `config.data` of the run.
+  """
+
+  model: RankingModel
+  params: Any
+  data: PreparedData
+  columns: RankingColumns
+  layout: str
+  max_length: int
+
+  def rank(
+    self,
+    user: str | int,
+    *,
+    candidates: Int[np.ndarray, " K"] | None = None,
+    weights: Mapping[str, float] | None = None,
+    k: int = 10,
+    exclude_seen: bool = True,
+  ) -> list[RankedItem]:
+    """Returns the k items with the highest weighted sum of actions, after the whole history of a user.
+
+    Args:
+      user: id in the raw data.
+      candidates: item ids to rank; None: all items.
+      weights: action -> weight of its value: the probability of a binary action, or a number; "reaction:2" is the
+        probability of class 2 of a multi_class action. None: 1 for each binary action, or else for each number.
+      k: length of the list.
+      exclude_seen: whether items of the history are left out.
+
+    Raises:
+      ValueError: an unknown user or action, or no candidate.
+    """
+    index = self.data.user_index(user)
+    events = self.data.user_slice(index)
+    items = np.arange(1, self.data.num_items + 1) if candidates is None else np.asarray(candidates)
+    if exclude_seen:
+      items = items[~np.isin(items, self.data.item_id[events])]
+    if not len(items):
+      raise ValueError(f"there is no candidate for user {user!r}; pass candidates, or exclude_seen=False")
+    values = self.values(np.array([index]), items[None])
+    weights = self._default_weights(values) if weights is None else weights
+    if unknown := sorted(set(weights) - set(values)):
+      raise ValueError(f"weights name {unknown}; the model predicts {sorted(values)}")
+    score = sum(weight * values[name][0] for name, weight in weights.items())
+    best = np.argsort(-score, kind="stable")[:k]
+    titles = self.data.item_titles()
+    return [
+      RankedItem(
+        rank, self.data.item_raw_id(int(items[i])), titles[items[i]], float(score[i]),
+        {name: float(value[0, i]) for name, value in values.items()},
+      )
+      for rank, i in enumerate(best, 1)
+    ]  # fmt: skip
+
+  def values(self, users: Int[np.ndarray, " B"], items: Int[np.ndarray, "B K"]) -> dict[str, Float[np.ndarray, "B K"]]:
+    """Returns the predicted value of each action for K items of each user, at the time of the user's last event.
+
+    Probabilities of binary actions and of each class ("reaction:2") of multi_class ones; numbers of regression actions.
+
+    Args:
+      users: 0-based, each with an event.
+      items: item ids.
+    """
+    end = self.data.offsets[1:][users]
+    first = np.maximum(self.data.offsets[:-1][users], end - (self.max_length - 1))
+    most = np.full(1, self.max_length - 1)
+    capacity = int(num_tokens(self.layout, self.columns.num_context, most, 0 * most)[0])
+    microbatch = plan_microbatch(self.model, capacity, items.shape[1], len(users))
+    scorer = MFalcon(self.model, self.params, capacity, microbatch)
+    histories = scorer.encode(history_batch(self.columns, self.layout, first, end, capacity))
+    features = {name: self.columns.feature(name)[items] for name, _ in self.model.features}
+    found = scorer.score(histories, items, self.columns.events.seconds(end - 1), features)
+    return {name: value for head in self.model.heads for name, value in action_values(head, found[head.name]).items()}
+
+  def _default_weights(self, values) -> dict[str, float]:
+    kinds = {head.kind for head in self.model.heads}
+    kind = BINARY if BINARY in kinds else REGRESSION if REGRESSION in kinds else None
+    if kind is None:
+      raise ValueError(f"weights must name classes of an action, such as {sorted(values)[0]!r}")
+    return {head.name: 1.0 for head in self.model.heads if head.kind == kind}
+
+
+def action_values(head: ActionType, prediction: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns predictions of a head as probabilities or numbers, by name.
+
+  >>> action_values(ActionType("seconds", "regression", mean=30.0, scale=10.0), np.array([0.5]))["seconds"].tolist()
+  [35.0]
+  """
+  if head.kind == BINARY:
+    return {head.name: 1 / (1 + np.exp(-prediction))}
+  if head.kind == REGRESSION:
+    return {head.name: prediction * head.scale + head.mean}
+  probabilities = np.asarray(jax.nn.softmax(prediction, axis=-1))
+  return {f"{head.name}:{i}": probabilities[..., i] for i in range(head.classes)}
