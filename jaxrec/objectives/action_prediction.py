@@ -120,8 +120,9 @@ def action_losses(
 def token_losses(prediction: Array, label: Array, head: ActionType) -> Float[Array, "B N"]:
   """Returns the loss of one head at every token.
 
-  >>> token_losses(jnp.zeros((1, 1, 4)), jnp.array([[2]]), ActionType("kind", "multi_class", 4)).round(4).tolist()
-  [[1.3863]]
+  >>> losses = token_losses(jnp.zeros((1, 1, 4)), jnp.array([[2]]), ActionType("kind", "multi_class", 4))
+  >>> round(losses.item(), 4)
+  1.3863
   """
   if head.kind == BINARY:
     return optax.sigmoid_binary_cross_entropy(prediction, label.astype(prediction.dtype))
