@@ -51,17 +51,23 @@ def fit(
     **settings: further settings by their path, such as `**{"train.batch_size": 256}`.
 
   Raises:
-    ValueError: an unknown config or setting, or a workdir with a run of other data.
+    ValueError: an unknown config or setting, one of another task than sequential recommendation, or a workdir with a
+      run of other data.
 
   >>> import jaxrec
   >>> data = jaxrec.synthetic_data(num_users=40, num_items=24)
   >>> recommender = fit(data, "sasrec", epochs=1)  # doctest: +SKIP
   >>> recommender.recommend(users=["3"], k=2)  # doctest: +SKIP
   """
+  config = named_config(config, data) if isinstance(config, str) else config.copy_and_resolve_references()
+  if config.task != SEQUENTIAL:
+    raise ValueError(
+      f"config {config.name!r} is of task {config.task!r}, and a recommender needs one of task {SEQUENTIAL!r}; train it"
+      " with jaxrec.train.loop.run"
+    )
   workdir = os.fspath(workdir) if workdir is not None else tempfile.mkdtemp(prefix="jaxrec-")
   if data.path is None:
     data = _saved(data, os.path.join(workdir, "data"))
-  config = named_config(config, data) if isinstance(config, str) else config.copy_and_resolve_references()
   config.data.prepared = str(data.path)
   changes = settings | ({} if epochs is None else {"train.num_epochs": epochs})
   for name, value in changes.items():

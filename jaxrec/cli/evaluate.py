@@ -61,6 +61,11 @@ def main(argv: list[str]) -> None:
 
 def _evaluate_actions(out: str) -> str:
   """Writes the metrics of a run of generative ranking, and returns them as text."""
+  ignored = [name for name in ("ks", "protocol", "sampled_negatives", "exclude_seen") if FLAGS[name].value is not None]
+  if ignored:
+    raise ValueError(
+      f"a ranking run predicts actions and ranks no catalogue; it does not take --{', --'.join(ignored)}"
+    )
   loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   scores = ranking_runs.scores_of(loaded, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
   write_json(out, {"split": FLAGS.split, "step": loaded.step, **scores})

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
 
 from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
+from jaxrec.data.printable import printable
 from jaxrec.evaluation.action_baselines import evaluate_averages
 from jaxrec.serving.action_ranker import ActionRanker, RankedItem
 from jaxrec.train.config import RANKING
@@ -73,14 +80,42 @@ def parse_weights(given: Sequence[str]) -> dict[str, float] | None:
 
 
 def ranking_text(user: str, items: Sequence[RankedItem]) -> str:
-  """Returns the ranking of a user as text.
+  """Returns the ranking of a user as text; characters of ids and titles that do not print are escaped.
 
-  >>> print(ranking_text("7", [RankedItem(1, "f6", "Heat", 0.5, {"like": 0.5})]))
+  >>> print(ranking_text("7", [RankedItem(1, "f6", "Heat\\x07", "films", 0.5, {"like": 0.5})]))
   User 7
-    1. 0.500  Heat  (like 0.500)
+    1. 0.500  Heat\\x07  (like 0.500)
   """
   lines = [
-    f"  {item.rank}. {item.score:.3f}  {item.title}  ({', '.join(f'{n} {v:.3f}' for n, v in item.actions.items())})"
+    f"  {item.rank}. {item.score:.3f}  {item.title or item.item}  "
+    f"({', '.join(f'{n} {v:.3f}' for n, v in item.actions.items())})"
     for item in items
   ]
-  return "\n".join([f"User {user}", *lines])
+  return "\n".join(map(printable, [f"User {user}", *(lines or ["  no item is left"])]))
+
+
+def ranking_table(rankings: Sequence[tuple[str, Sequence[RankedItem]]], actions: Sequence[str]) -> pl.DataFrame:
+  """Returns rankings as a table: user, rank, item, title, domain, score and a column for each predicted value.
+
+  Args:
+    rankings: user and items.
+    actions: names of the predicted values.
+
+  >>> ranking_table([("7", [RankedItem(1, "f6", "Heat", "films", 0.5, {"like": 0.25})])], ["like"]).row(0)
+  ('7', 1, 'f6', 'Heat', 'films', 0.5, 0.25)
+  """
+  rows = [(user, *item[:-1], *(item.actions[name] for name in actions)) for user, items in rankings for item in items]
+  kinds = {"user": pl.String, "rank": pl.Int32, "item": pl.String, "title": pl.String, "domain": pl.String}
+  return pl.DataFrame(rows, kinds | dict.fromkeys(("score", *actions), pl.Float32), orient="row")
+
+
+def checksum(params: Any) -> int:
+  """Returns a checksum of parameters.
+
+  >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(2)}), checksum({"a": np.ones(2)}) == checksum({})
+  (True, False)
+  """
+  found = 0
+  for leaf in jax.tree.leaves(params):
+    found = zlib.crc32(np.ascontiguousarray(leaf).data, found)
+  return found

@@ -11,8 +11,8 @@ Of a run of generative ranking, items are ranked by the weighted sum of the acti
 
 Users are named by their ids in the raw data. A file of histories has the columns of the file from which the data was
 prepared (`--source=table`), with a row for each event; users need not be in the data. A table has the columns user,
-rank, item, title, domain, score and ranked_by. A killed program that writes a table continues where it was when it is
-started again.
+rank, item, title, domain, score and ranked_by; of a ranking run, the predicted actions instead of ranked_by. A killed
+program that writes a table continues where it was when it is started again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from __future__ import annotations
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 from absl import app, flags
 
 from jaxrec.cli import process, ranking_runs
@@ -30,6 +31,7 @@ from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
 from jaxrec.data.prepared import PreparedData
 from jaxrec.recommenders import load
+from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.recommendation import describe, table
 from jaxrec.serving.recommender import Recommender
@@ -55,7 +57,7 @@ def _as_text() -> str:
     raise ValueError("--all and --users_file write a table: give --out=recommendations.parquet (or .csv, .jsonl)")
   if ranking_runs.is_ranking_run(FLAGS.workdir):
     return _ranked_by_actions()
-  recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+  recommender = _recommender()
   options = _options() | {"hold_out": FLAGS.hold_out}
   if FLAGS.histories:
     given = read_histories(FLAGS.histories, recommender.data)
@@ -67,36 +69,74 @@ def _as_text() -> str:
 
 def _ranked_by_actions() -> str:
   """Returns the items that users of the data would like best, by a run of generative ranking, as text."""
-  if FLAGS.histories or FLAGS.domain or FLAGS.hold_out or FLAGS.at is not None:
-    raise ValueError("a ranking run takes --user, --random, --weights, --k and --exclude_seen only")
-  ranker = ranking_runs.ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
-  options = {"weights": ranking_runs.parse_weights(FLAGS.weights), "k": FLAGS.k, "exclude_seen": FLAGS.exclude_seen}
+  ranker, options = _ranker()
   users = _named_users(ranker.data)
   return "\n\n".join(ranking_runs.ranking_text(user, ranker.rank(user, **options)) for user in users)
 
 
+def _recommender() -> Recommender:
+  if FLAGS.weights:
+    raise ValueError("--weights ranks by predicted actions, which only a ranking run has")
+  return load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
+
+
+def _ranker() -> tuple[ActionRanker, dict]:
+  """Returns the ranker of a ranking run and the options of its `rank`."""
+  if FLAGS.histories or FLAGS.domain or FLAGS.hold_out or FLAGS.at is not None:
+    raise ValueError("a ranking run does not take --histories, --domain, --hold_out or --at")
+  weights = ranking_runs.parse_weights(FLAGS.weights)
+  ranker = ranking_runs.ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
+  weights = dict(ranker.check_weights(weights))
+  return ranker, {"weights": weights, "k": FLAGS.k, "exclude_seen": FLAGS.exclude_seen}
+
+
 def _write_table() -> str:
   """Writes the table, part by part, and returns what to tell the user."""
-  recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   if FLAGS.hold_out:
     raise ValueError("--hold_out prints ranks as text; do not give --out")
-  names, histories_of = _requested(recommender)
+  is_ranking = ranking_runs.is_ranking_run(FLAGS.workdir)
+  names, identity, table_of = _tables_of_actions() if is_ranking else _tables_of_items()
   count = len(names)
-  parts = PartFiles(FLAGS.out, _options() | {"part_size": FLAGS.part_size} | _identity(recommender, names))
+  identity |= {"part_size": FLAGS.part_size, "users": zlib.crc32("\n".join(names).encode())}
+  parts = PartFiles(FLAGS.out, identity)
   starts = range(0, count, FLAGS.part_size)
   bar = progress_bar(total=count, unit="user", desc="recommend")
   for part, start in enumerate(starts):
     end = min(start + FLAGS.part_size, count)
     if not parts.has(part):
-      histories = histories_of(start, end)
-      best = recommender.best_items(histories, **_options())
-      parts.write(part, table(recommender.data, histories, best))
+      parts.write(part, table_of(start, end))
     bar.update(end - start)
   bar.close()
   rows, with_items = parts.finish(len(starts), "user")
   without = len(set(names)) - with_items
   left_out = f" ({without:,} without a row: no item is left for them)" if without else ""
   return f"{count:,} users, {rows:,} recommendations{left_out}: {FLAGS.out}"
+
+
+def _tables_of_items() -> tuple[list[str], dict, Callable[[int, int], pl.DataFrame]]:
+  """Returns the users, what the rows depend on besides them, and a function from a range of users to their rows."""
+  recommender = _recommender()
+  names, histories_of = _requested(recommender)
+
+  def table_of(start, end):
+    histories = histories_of(start, end)
+    return table(recommender.data, histories, recommender.best_items(histories, **_options()))
+
+  given = pathlib.Path(FLAGS.histories).read_bytes() if FLAGS.histories else b""
+  model = ranking_runs.checksum(recommender.item_vectors())  # Parts of another model are not joined.
+  return names, _options() | {"model": model, "histories": zlib.crc32(given)}, table_of
+
+
+def _tables_of_actions() -> tuple[list[str], dict, Callable[[int, int], pl.DataFrame]]:
+  """As `_tables_of_items`, of a run of generative ranking."""
+  ranker, options = _ranker()
+  names = _users_of(ranker.data)
+
+  def table_of(start, end):
+    found = [(user, ranker.rank(user, **options)) for user in names[start:end]]
+    return ranking_runs.ranking_table(found, ranker.value_names)
+
+  return names, options | {"model": ranking_runs.checksum(ranker.params)}, table_of
 
 
 def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int], Histories]]:
@@ -106,11 +146,18 @@ def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int]
     given = read_histories(FLAGS.histories, data)
     names = list(given)
     return names, lambda start, end: histories_of_events(data, {name: given[name] for name in names[start:end]})
+  names = _users_of(data)
+  users = np.array([data.user_index(user) for user in names], np.int64)
+  return names, lambda start, end: histories_of_users(data, users[start:end])
+
+
+def _users_of(data: PreparedData) -> list[str]:
+  """Returns the users of the data that the flags name, in the spelling of the data."""
   if FLAGS.all:
     users = np.flatnonzero(np.diff(data.offsets))
   else:
     users = np.array([data.user_index(user) for user in _named_users(data)], np.int64)
-  return data.users["raw_id"].gather(users).to_list(), lambda start, end: histories_of_users(data, users[start:end])
+  return data.users["raw_id"].gather(users).to_list()
 
 
 def _named_users(data: PreparedData) -> list[str]:
@@ -128,16 +175,6 @@ def _named_users(data: PreparedData) -> list[str]:
 
 def _options() -> dict:
   return {"k": FLAGS.k, "domain": FLAGS.domain, "exclude_seen": FLAGS.exclude_seen, "at": FLAGS.at}
-
-
-def _identity(recommender: Recommender, users: Sequence[str]) -> dict[str, int | str]:
-  """Returns checksums of what the rows of a table depend on; parts of another model or other users are not joined."""
-  given = pathlib.Path(FLAGS.histories).read_bytes() if FLAGS.histories else b""
-  return {
-    "model": zlib.crc32(np.ascontiguousarray(recommender.item_vectors()).data),
-    "users": zlib.crc32("\n".join(users).encode()),
-    "histories": zlib.crc32(given),
-  }
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

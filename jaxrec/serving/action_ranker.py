@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxrec.batches import BINARY, REGRESSION, ActionType
+from jaxrec.batches import BINARY, MULTI_CLASS, REGRESSION, ActionType
 from jaxrec.data.batches.ranking_batches import history_batch
 from jaxrec.data.batches.ranking_rows import RankingColumns, num_tokens
 from jaxrec.data.prepared import PreparedData
@@ -24,6 +24,7 @@ class RankedItem(NamedTuple):
   rank: int
   item: str
   title: str
+  domain: str
   score: float
   actions: dict[str, float]
 
@@ -44,6 +45,11 @@ class ActionRanker:
   layout: str
   max_length: int
 
+  @property
+  def value_names(self) -> tuple[str, ...]:
+    """The names of the predicted values: actions, and classes of actions such as "reaction:2"."""
+    return tuple(name for head in self.model.heads for name in value_names(head))
+
   def rank(
     self,
     user: str | int,
@@ -55,6 +61,8 @@ class ActionRanker:
   ) -> list[RankedItem]:
     """Returns the k items with the highest weighted sum of actions, after the whole history of a user.
 
+    Fewer where there are fewer candidates, as for a user who has seen every item.
+
     Args:
       user: id in the raw data.
       candidates: item ids to rank; None: all items.
@@ -64,29 +72,39 @@ class ActionRanker:
       exclude_seen: whether items of the history are left out.
 
     Raises:
-      ValueError: an unknown user or action, or no candidate.
+      ValueError: an unknown user or action, or a user without an event.
     """
     index = self.data.user_index(user)
     events = self.data.user_slice(index)
     items = np.arange(1, self.data.num_items + 1) if candidates is None else np.asarray(candidates)
     if exclude_seen:
       items = items[~np.isin(items, self.data.item_id[events])]
+    weights = self.check_weights(weights)
     if not len(items):
-      raise ValueError(f"there is no candidate for user {user!r}; pass candidates, or exclude_seen=False")
+      return []
     values = self.values(np.array([index]), items[None])
-    weights = self._default_weights(values) if weights is None else weights
-    if unknown := sorted(set(weights) - set(values)):
-      raise ValueError(f"weights name {unknown}; the model predicts {sorted(values)}")
     score = sum(weight * values[name][0] for name, weight in weights.items())
     best = np.argsort(-score, kind="stable")[:k]
-    titles = self.data.item_titles()
+    found = self.data.items[items[best] - 1].iter_rows(named=True)
     return [
       RankedItem(
-        rank, self.data.item_raw_id(int(items[i])), titles[items[i]], float(score[i]),
+        rank, item["raw_id"], item["title"], self.data.domain_names[item["domain_id"] - 1], float(score[i]),
         {name: float(value[0, i]) for name, value in values.items()},
       )
-      for rank, i in enumerate(best, 1)
+      for rank, (i, item) in enumerate(zip(best, found, strict=True), 1)
     ]  # fmt: skip
+
+  def check_weights(self, weights: Mapping[str, float] | None) -> Mapping[str, float]:
+    """Returns the weights of `rank`, those for None too.
+
+    Raises:
+      ValueError: an unknown action.
+    """
+    if weights is None:
+      return self._default_weights()
+    if unknown := sorted(set(weights) - set(self.value_names)):
+      raise ValueError(f"weights name {unknown}; the model predicts {sorted(self.value_names)}")
+    return weights
 
   def values(self, users: Int[np.ndarray, " B"], items: Int[np.ndarray, "B K"]) -> dict[str, Float[np.ndarray, "B K"]]:
     """Returns the predicted value of each action for K items of each user, at the time of the user's last event.
@@ -108,11 +126,11 @@ class ActionRanker:
     found = scorer.score(histories, items, self.columns.events.seconds(end - 1), features)
     return {name: value for head in self.model.heads for name, value in action_values(head, found[head.name]).items()}
 
-  def _default_weights(self, values) -> dict[str, float]:
+  def _default_weights(self) -> dict[str, float]:
     kinds = {head.kind for head in self.model.heads}
     kind = BINARY if BINARY in kinds else REGRESSION if REGRESSION in kinds else None
     if kind is None:
-      raise ValueError(f"weights must name classes of an action, such as {sorted(values)[0]!r}")
+      raise ValueError(f"weights must name classes of an action, such as {self.value_names[0]!r}")
     return {head.name: 1.0 for head in self.model.heads if head.kind == kind}
 
 
@@ -127,4 +145,15 @@ def action_values(head: ActionType, prediction: np.ndarray) -> dict[str, np.ndar
   if head.kind == REGRESSION:
     return {head.name: prediction * head.scale + head.mean}
   probabilities = np.asarray(jax.nn.softmax(prediction, axis=-1))
-  return {f"{head.name}:{i}": probabilities[..., i] for i in range(head.classes)}
+  return {name: probabilities[..., i] for i, name in enumerate(value_names(head))}
+
+
+def value_names(head: ActionType) -> tuple[str, ...]:
+  """Returns the names of a head's values: the action, or each class of it.
+
+  >>> value_names(ActionType("stars", "multi_class", classes=2))
+  ('stars:0', 'stars:1')
+  """
+  if head.kind == MULTI_CLASS:
+    return tuple(f"{head.name}:{i}" for i in range(head.classes))
+  return (head.name,)

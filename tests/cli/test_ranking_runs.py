@@ -4,12 +4,15 @@ import json
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 
 from jaxrec.batches import ActionType
 from jaxrec.cli import evaluate, recommend
+from jaxrec.cli.ranking_runs import ranking_text
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation.action_baselines import evaluate_averages
+from jaxrec.serving.action_ranker import RankedItem
 from jaxrec.train import loop
 from jaxrec.train.ranking_task import default_config
 
@@ -45,9 +48,46 @@ def test_recommend_ranks_by_weights(trained, call):
     assert score == pytest.approx(like + 0.01 * seconds, abs=2e-3)
 
 
+def test_tables_hold_what_is_printed(trained, call, tmp_path):
+  users, out = tmp_path / "users.txt", tmp_path / "ranked.parquet"
+  users.write_text("3\n5\n")
+  options = (f"--workdir={trained[0]}", "--k=2", "--weights=like=1")
+  assert "2 users, 4 recommendations: " in call(
+    recommend, *options, f"--users_file={users}", "--noexclude_seen", f"--out={out}"
+  )
+  rows = pl.read_parquet(out)
+  assert rows.columns[:6] == ["user", "rank", "item", "title", "domain", "score"]
+  assert rows["user"].to_list() == ["3", "3", "5", "5"] and rows["score"].to_list() == rows["like"].to_list()
+  text = call(recommend, *options, "--user=5", "--noexclude_seen")
+  assert re.findall(r"[12]\. \d\.\d{3}  (\d+)", text) == rows["item"].to_list()[2:]
+
+
+def test_users_who_have_seen_everything_have_no_row(trained, call, tmp_path):
+  text = call(recommend, f"--workdir={trained[0]}", "--all", "--part_size=3", f"--out={tmp_path / 'all.csv'}")
+  found = re.search(r"20 users, (\d+) recommendations(?: \((\d+) without a row)?", text)
+  assert pl.read_csv(tmp_path / "all.csv")["user"].n_unique() == 20 - int(found[2] or 0)
+
+
+def test_weights_need_a_ranking_run(call, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"task": "sequential"}))
+  with pytest.raises(SystemExit, match="--weights ranks by predicted actions"):
+    call(recommend, f"--workdir={tmp_path}", "--user=3", "--weights=like=1")
+
+
+def test_characters_that_do_not_print_are_escaped():
+  item = RankedItem(1, "f6", "He\x1b[2Jat", "films", 0.5, {"like": 0.5})
+  assert ranking_text("a\nb", [item]) == "User a\\nb\n  1. 0.500  He\\x1b[2Jat  (like 0.500)"
+
+
 def test_flags_that_make_no_sense_for_a_ranking_run_are_refused(trained, call):
-  with pytest.raises(SystemExit, match="a ranking run takes"):
+  with pytest.raises(SystemExit, match="a ranking run does not take --histories, --domain"):
     call(recommend, f"--workdir={trained[0]}", "--user=3", "--domain=mystery")
+  with pytest.raises(SystemExit, match="a ranking run does not take --histories"):
+    call(recommend, f"--workdir={trained[0]}", "--histories=new.csv", "--out=new.jsonl")
+  with pytest.raises(SystemExit, match="does not take --ks, --exclude_seen"):
+    call(evaluate, f"--workdir={trained[0]}", "--ks=5", "--exclude_seen")
+  with pytest.raises(SystemExit, match=r"weights name \['love'\]"):
+    call(recommend, f"--workdir={trained[0]}", "--all", "--weights=love=1", "--out=a.csv")
   with pytest.raises(SystemExit, match="must be like like=1"):
     call(recommend, f"--workdir={trained[0]}", "--user=3", "--weights=like")
 

@@ -67,5 +67,7 @@ def test_wrong_arguments_are_errors(ranker):
     ranker.rank("0", weights={"love": 1.0})
   with pytest.raises(ValueError, match="user '77' is not in the prepared data"):
     ranker.rank("77")
-  with pytest.raises(ValueError, match="no candidate for user '0'"):
-    ranker.rank("0", candidates=DATA.item_id[DATA.user_slice(0)])
+
+
+def test_a_user_who_has_seen_every_candidate_gets_no_item(ranker):
+  assert ranker.rank("0", candidates=DATA.item_id[DATA.user_slice(0)]) == []
