@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from pallas_kernels.integers import AnyArray as AnyArray  # What public functions accept: JAX or NumPy arrays.
-from pallas_kernels.integers import as_integers
+from pallas_kernels.integers import as_arrays, as_integers
 
 
 @flax.struct.dataclass
@@ -206,3 +206,20 @@ class RankingBatch:
   end: Int[Array, "B N"]
   weight: Float[Array, "B N"]
   user_id: Int[Array, "B N"]
+
+
+def as_ranking_batch(batch: RankingBatch) -> RankingBatch:
+  """Returns the batch with JAX arrays, where data pipelines make NumPy arrays.
+
+  Raises:
+    ValueError: integers that JAX would cut to 32 bits.
+  """
+
+  def convert(name, values):
+    return as_integers(name, values) if jnp.issubdtype(values.dtype, jnp.integer) else jnp.asarray(values)
+
+  groups = {
+    group: {name: convert(f"batch.{group}[{name!r}]", x) for name, x in getattr(batch, group).items()}
+    for group in ("features", "actions")
+  }
+  return as_arrays("batch", batch.replace(**groups))

@@ -10,16 +10,22 @@ import pytest
 from sequences import NUM_ITEMS, batch_of
 
 from jaxrec import models, multi_objective
-from jaxrec.batches import CandidateBatch, next_item_batch
+from jaxrec.batches import ActionType, CandidateBatch, next_item_batch
+from jaxrec.data.batches.ranking_batches import RankingBatches, RankingOptions, history_batch, training_examples
+from jaxrec.data.batches.ranking_rows import RankingColumns
+from jaxrec.data.generators.planted_actions import planted_actions
 from jaxrec.embedding import RowAdagrad, RowAdamW, RowSGD, Table, Tables, fold_id, two_rows
 from jaxrec.evaluation import catalogue, metrics
 from jaxrec.evaluation.protocols import evaluation_negatives
 from jaxrec.layers import stu
+from jaxrec.layers.cache import CachedRows, Prefill
 from jaxrec.models import ctr
+from jaxrec.models.ranking import RankingModel
+from jaxrec.objectives.action_prediction import ActionObjective
 from jaxrec.objectives.autocdsr import CrossDomainObjective
 from jaxrec.objectives.click import ClickObjective
 from jaxrec.objectives.item import ItemObjective
-from jaxrec.serving import history_search
+from jaxrec.serving import history_search, mfalcon
 from jaxrec.serving.incremental import IncrementalModel
 from pallas_kernels import IntervalMask, RelativeBias, segment_attention
 
@@ -180,6 +186,64 @@ def stack():
   return trace(model.init_with_output, KEY, x, lengths, targets)
 
 
+def stack_with_cache():
+  model = stu.STU(num_layers=1, num_heads=2, head_width=4, value_width=4, normalizer=6.0)
+  x, lengths, targets = np.ones((1, 6, 8), np.float32), np.array([6]), np.array([2], np.uint8)
+
+  def read(key, x):
+    params = model.init(key, x, lengths, targets)
+    cache = model.apply(params, x, lengths, targets, slot=Prefill(6), mutable=["cache"])[1]
+    return model.apply(params | cache, x[:, :2], lengths, targets, slot=CachedRows(np.array([[4, 5]]), 6))
+
+  return trace(read, KEY, x)
+
+
+RANKING = {
+  "hstu": {},
+  "stu": {"layer": "stu"},
+  "hstu with a window": {"window": 3, "global_tokens": 1},
+  "hstu bfloat16": {"dtype": jnp.bfloat16},
+}  # fmt: skip
+
+
+def ranking(name):
+  """Model, columns, and the training batch of an interleaved history with context."""
+  data = planted_actions(num_users=3, num_genres=2, items_per_genre=4, mean_events=6.0)
+  columns = RankingColumns(data, ("domain",), ("user",))
+  kinds = {"like": "binary", "reaction": "multi_class", "seconds": "regression"}
+  actions = tuple(ActionType(name, kind, 3 if kind == "multi_class" else 2) for name, kind in kinds.items())
+  model = RankingModel(
+    data.num_items, actions, actions, 8, 12, features=(("domain", 2),), num_context_ids=3, num_heads=1,
+    **{"input_dropout": 0.1, "dropout": 0.1} | RANKING[name],
+  )  # fmt: skip
+  return model, columns, data
+
+
+def ranking_gradients(name, layout, gradients_at):
+  model, columns, data = ranking(name)
+  options = RankingOptions(max_length=12, layout=layout)
+  batch = RankingBatches(columns, training_examples(data, 0, options), options, 3)[0]
+  objective = ActionObjective(model.heads, gradients_at)
+
+  def gradients(params, key):
+    losses, weights, grads, to_params_gradient, *_ = objective.gradients(model, params, batch, key)
+    return losses, weights, to_params_gradient(grads[1])
+
+  return trace(gradients, parameters(model, batch)["params"], KEY)
+
+
+def candidates(name):
+  model, columns, data = ranking(name)
+  batch = history_batch(columns, "one_token", data.offsets[:-1], data.offsets[1:], 12)
+  items = np.array([[1, 2]] * 3, np.int32)
+
+  def score(params):
+    histories = mfalcon._encode(model, 14, params, batch)
+    return mfalcon._score(model, params, histories, items, {"domain": items % 2 + 1}, np.array([9] * 3, np.int32))
+
+  return trace(score, parameters(model, batch)["params"])
+
+
 KEY = jax.random.key(0)
 SHARDED = {"placement": "sharded"}
 TABLES = {
@@ -213,6 +277,10 @@ SURFACE = {
   "incremental": (incremental,),
   "history search": (history,),
   "STU": (stack,),
+  "STU with a cache": (stack_with_cache,),
+  **{f"ranking by {name}": (ranking_gradients, name, "one_token", "shared") for name in RANKING},
+  "ranking, interleaved": (ranking_gradients, "hstu", "interleaved", "full"),
+  **{f"M-FALCON by {name}": (candidates, name) for name in ("hstu", "stu")},
   "batches": (lambda: next_item_batch(np.array([[5, 3, 8, 0]])),),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.batches import REGRESSION, ActionType
+from pallas_kernels.dtypes import at_least_float32
 
 
 class ActionEmbedding(nn.Module):
@@ -36,7 +37,7 @@ class ActionEmbedding(nn.Module):
   def _embed(self, action: ActionType, value: Array) -> Array:
     if action.kind != REGRESSION:
       init = nn.initializers.truncated_normal(0.02)
-      table = self.param(f"{action.name}_table", init, (action.classes, self.width))
+      table = self.param(f"{action.name}_table", init, (action.classes, self.width), jnp.float32)
       return jnp.take(table, value, axis=0, mode="clip").astype(self.dtype)
     x = standardized(action, value)[..., None].astype(self.dtype)
     hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"{action.name}_hidden")(x))
@@ -50,7 +51,7 @@ def standardized(action: ActionType, value: Array) -> Float[Array, "..."]:
   >>> standardized(ActionType("seconds", "regression", mean=10.0, scale=2.0), jnp.array([13.0])).tolist()
   [1.5]
   """
-  return (value - action.mean) / action.scale
+  return (value.astype(at_least_float32(value.dtype)) - action.mean) / action.scale
 
 
 class ActionHeads(nn.Module):
@@ -75,9 +76,8 @@ class ActionHeads(nn.Module):
 
     All in float32.
     """
-    return {
-      action.name: self._predict(action, x.astype(jnp.promote_types(x.dtype, jnp.float32))) for action in self.actions
-    }
+    x = x.astype(at_least_float32(x.dtype))
+    return {action.name: self._predict(action, x) for action in self.actions}
 
   def _predict(self, action: ActionType, x: Array) -> Array:
     if self.hidden:

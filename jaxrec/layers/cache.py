@@ -6,7 +6,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
+
+from pallas_kernels.integers import AnyArray, as_integers
 
 CACHE = "cache"
 
@@ -74,7 +76,7 @@ class CachedRows:
   [[7.0, 8.0, 9.0]]
   """
 
-  index: Int[Array, "B Q"]
+  index: Integer[AnyArray, "B Q"]
   capacity: int = flax.struct.field(pytree_node=False)
 
   def append(self, module: nn.Module, name: str, x: Array) -> Array:
@@ -90,7 +92,8 @@ class CachedRows:
   def insert(self, cached: Array, x: Array) -> Array:
     """Returns `cached [B, L, ...]` with `x [B, Q, ...]` at `index`."""
     row = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
-    return cached.at[row, self.index].set(x.astype(cached.dtype), mode="drop", unique_indices=True)
+    index = as_integers("index", self.index)
+    return cached.at[row, index].set(x.astype(cached.dtype), mode="drop", unique_indices=True)
 
 
 def append_to_cache(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:

@@ -101,7 +101,7 @@ class STU(nn.Module):
       min_full_attention_length=self.min_full_attention_length,
     )
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    index = slot.index if is_some else jnp.broadcast_to(positions, x.shape[:2])  # [B, N]
+    index = as_integers("slot.index", slot.index) if is_some else jnp.broadcast_to(positions, x.shape[:2])  # [B, N]
     mask = mask.take(index) if is_some else mask
     is_real = index < as_integers("lengths", lengths)[:, None]  # [B, N]
     context = mask if slot is None else token_context(mask, index, jnp.zeros_like(index), is_real, slot=slot)

@@ -10,11 +10,10 @@ import math
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import ACTION, CANDIDATE, EVENT, ActionType, RankingBatch
+from jaxrec.batches import ACTION, CANDIDATE, EVENT, ActionType, RankingBatch, as_ranking_batch
 from jaxrec.layers.action_tokens import ActionEmbedding, ActionHeads
 from jaxrec.layers.cache import CachedRows, Prefill
 from jaxrec.layers.context import token_context
@@ -23,6 +22,7 @@ from jaxrec.layers.item_embedding import ItemEmbedding, dropout
 from jaxrec.layers.norm import layer_norm
 from jaxrec.layers.stu import STULayer
 from pallas_kernels import IntervalMask
+from pallas_kernels.integers import as_integers
 
 LAYERS = ("hstu", "stu")
 _NUM_KINDS = 5
@@ -117,9 +117,9 @@ class RankingModel(nn.Module):
         `batch.end` count the keys of the cache.
       key_position, key_time: positions and times of the keys of the cache, with those of the batch in it.
     """
-    batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+    batch = as_ranking_batch(batch)
     is_real = batch.kind != 0
-    own_key = slot.index if isinstance(slot, CachedRows) else None
+    own_key = as_integers("slot.index", slot.index) if isinstance(slot, CachedRows) else None
     mask = interval_mask(batch.start, batch.end, is_real, self.window, self.global_tokens, own_key)
     context = token_context(mask, batch.position, batch.timestamp, is_real, key_position, key_time, slot)
     x = dropout(self, self.embed(batch), self.input_dropout, deterministic)

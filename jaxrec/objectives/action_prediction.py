@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxrec.batches import BINARY, MULTI_CLASS, ActionType, RankingBatch
+from jaxrec.batches import BINARY, MULTI_CLASS, ActionType, RankingBatch, as_ranking_batch
 from jaxrec.layers.action_tokens import standardized
 from jaxrec.objectives.item_losses import weighted_mean
 from jaxrec.objectives.objective import Gradients
@@ -75,7 +75,7 @@ class ActionObjective:
       items: not used.
       model_state: not used.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = as_ranking_batch(batch)
     encoder = {name: value for name, value in params.items() if name != HEADS}
 
     def encode(encoder):
@@ -112,7 +112,7 @@ def action_losses(
   predictions: dict[str, Array], batch: RankingBatch, heads: tuple[ActionType, ...]
 ) -> Float[Array, " K"]:
   """Returns the mean loss of each head over the CANDIDATE tokens: nats, or squared deviations / 2."""
-  batch = jax.tree.map(jnp.asarray, batch)  # Data pipelines make NumPy arrays.
+  batch = as_ranking_batch(batch)
   found = [token_losses(predictions[head.name], batch.actions[head.name], head) for head in heads]
   return jnp.stack([weighted_mean(losses, batch.weight) for losses in found])
 

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxrec.batches import CANDIDATE, CONTEXT, AnyArray, RankingBatch
+from jaxrec.batches import CANDIDATE, CONTEXT, AnyArray, RankingBatch, as_ranking_batch
 from jaxrec.layers.cache import CACHE, CachedRows, Prefill
 from jaxrec.models.ranking import RankingModel
+from pallas_kernels.integers import as_integers
 
 SMALLEST, LARGEST = 32, 1024
 
@@ -84,7 +85,7 @@ class MFalcon:
       raise ValueError("a row holds several histories; encode one history a row")
     if kind.shape[1] > self.capacity:
       raise ValueError(f"the histories have {kind.shape[1]} tokens, more than {self.capacity=}")
-    return _encode(self.model, self.capacity + self.microbatch, self.params, jax.tree.map(jnp.asarray, batch))
+    return _encode(self.model, self.capacity + self.microbatch, self.params, as_ranking_batch(batch))
 
   def score(
     self,
@@ -102,9 +103,10 @@ class MFalcon:
       features: name -> categories of the candidates.
 
     Raises:
-      ValueError: features that the model does not have, or lacks.
+      ValueError: features that the model does not have, or lacks, or integers that JAX would cut to 32 bits.
     """
-    item, features = np.asarray(item, np.int32), {name: np.asarray(x, np.int32) for name, x in (features or {}).items()}
+    item, time = (np.asarray(as_integers(name, x)) for name, x in (("item", item), ("time", time)))
+    features = {name: np.asarray(as_integers(name, x)) for name, x in (features or {}).items()}
     if set(features) != {name for name, _ in self.model.features}:
       raise ValueError(f"features {sorted(features)} must be those of the model, {[n for n, _ in self.model.features]}")
     count, size = item.shape[1], self.microbatch
@@ -113,7 +115,7 @@ class MFalcon:
     for start in range(0, count, size):
       here = [x[:, start : start + size] for x in padded]
       named = dict(zip(features, here[1:], strict=True))
-      parts.append(_score(self.model, self.params, histories, here[0], named, np.asarray(time, np.int32)))
+      parts.append(_score(self.model, self.params, histories, here[0], named, time))
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *map(jax.device_get, parts))
 
 
@@ -155,7 +157,7 @@ def _candidates(model, histories, item, features, time) -> tuple[RankingBatch, C
     weight=jnp.ones(shape, jnp.float32), user_id=spread(histories.user_id),
   )  # fmt: skip
   capacity = histories.position.shape[1]
-  index = jnp.broadcast_to(capacity - shape[1] + jnp.arange(shape[1]), shape)
+  index = jnp.broadcast_to(capacity - shape[1] + jnp.arange(shape[1], dtype=jnp.int32), shape)
   return batch, CachedRows(index, capacity)
 
 
