@@ -5,6 +5,7 @@ import pytest
 
 import jaxrec
 from jaxrec.cli import export
+from jaxrec.data.generators.planted_actions import planted_actions
 from jaxrec.serving import load_artifact
 
 SETTINGS = {"train.batch_size": 8, "model.width": 8, "model.head_width": 4, "model.value_width": 4}
@@ -79,3 +80,11 @@ def test_other_data_in_the_workdir_of_a_fit_are_refused(fitted, events):
 def test_an_unknown_setting_is_refused(events):
   with pytest.raises(ValueError, match="train.batchsize is unknown"):
     jaxrec.fit(jaxrec.from_events(events), **{"train.batchsize": 8})
+
+
+@pytest.mark.parametrize(("name", "task"), [("ranking", "ranking"), ("dare", "click_through")])
+def test_a_config_of_another_task_is_refused_before_training(events, tmp_path, name, task):
+  data = planted_actions(num_users=3, mean_events=6.0) if name == "ranking" else jaxrec.from_events(events)
+  with pytest.raises(ValueError, match=f"config '{name}' is of task '{task}', and a recommender needs"):
+    jaxrec.fit(data, name, workdir=tmp_path / "run")
+  assert not (tmp_path / "run").exists()

@@ -7,7 +7,8 @@ Sequences: `HSTULayer`, `STU`, `STULayer`, `STUPositionalEncoder`, `SASRecLayer`
 `FeedForward`, `ItemEmbedding`, `SequenceEmbedding`, under a context from `causal_context`, `bidirectional_context`,
 `intra_domain_context` or `with_bottlenecks`. Domains: `TransitionAwarePositionalEmbedding`, `TargetDomainEmbedding`,
 `DomainStateAttention`, `Combination`, `BottleneckTokens`. Click-through: `DecoupledEmbedding`, `FieldEmbedding`,
-`FieldProjection`, `AttentionUnit`, `BatchNorm`. Names are loaded when they are first used.
+`FieldProjection`, `AttentionUnit`, `BatchNorm`. Actions: `ActionEmbedding`, `ActionHeads`. Names are loaded
+when they are first used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import importlib
 
 _HOMES = {
+  "ActionEmbedding": "action_tokens",
+  "ActionHeads": "action_tokens",
   "AttentionContext": "context",
   "AttentionUnit": "ctr.target_attention",
   "BERT4RecLayer": "transformer",

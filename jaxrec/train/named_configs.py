@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrec.data.prepared import TRAIN, PreparedData
-from jaxrec.train import click_task
-from jaxrec.train.config import default_config
+from jaxrec.train import click_task, ranking_task
+from jaxrec.train.config import CLICK_THROUGH, RANKING, default_config
 
 _SHORTEST, _LONGEST = 8, 200  # Events of a history; 200 as in the papers.
 _MOST_FOR_FULL_SOFTMAX = 2000  # Items.
@@ -63,7 +63,7 @@ def named_config(name: str, data: PreparedData) -> ConfigDict:
     data: prepared columns.
 
   Raises:
-    ValueError: an unknown name, or one that needs several domains for data of one.
+    ValueError: an unknown name, or one that needs several domains or typed actions, for data without them.
 
   >>> from jaxrec.data.generators.synthetic import synthetic_data
   >>> named_config("sasrec", synthetic_data(num_users=50)).model.name
@@ -73,6 +73,11 @@ def named_config(name: str, data: PreparedData) -> ConfigDict:
     raise ValueError(f"config {name!r} is neither a file nor a name; names: {', '.join(NAMES)}")
   if NAMES[name].several_domains and data.num_domains < 2:
     raise ValueError(f"config {name!r} needs data of several domains; this has one. Try 'hstu'")
+  if NAMES[name].typed_actions and not data.actions:
+    raise ValueError(
+      f"config {name!r} needs data with typed actions; this has none. Prepare it from a source that has them, such as"
+      " table with --actions=like=binary, or try 'hstu'"
+    )
   config = NAMES[name].make(data)
   config.name = name
   config.data.prepared = "" if data.path is None else str(data.path)
@@ -82,10 +87,13 @@ def named_config(name: str, data: PreparedData) -> ConfigDict:
 
 def sizes_text(config: ConfigDict, data: PreparedData) -> str:
   """Returns a line that says which sizes a named config derived from the data."""
-  if "max_length" not in config.data:
+  if config.task == CLICK_THROUGH:
     return f"{config.train.num_epochs} epochs of {config.train.batch_size} candidates a step"
-  negatives = config.objective.get("num_negatives", 0)
-  loss = f"{negatives} negatives" if negatives else f"a softmax over all {data.num_items:,} items"
+  if config.task == RANKING:
+    loss = f"predicts {', '.join(config.data.heads or data.actions)}"
+  else:
+    negatives = config.objective.get("num_negatives", 0)
+    loss = f"{negatives} negatives" if negatives else f"a softmax over all {data.num_items:,} items"
   users = int(np.count_nonzero(np.diff(data.offsets)))
   return (
     f"{config.train.num_epochs} epochs of {users:,} users, {config.train.batch_size} in a step; histories of up to"
@@ -183,13 +191,34 @@ def _dare(data: PreparedData) -> ConfigDict:
   return config
 
 
+def _ranking(data: PreparedData) -> ConfigDict:
+  config, sizes = ranking_task.default_config(), Sizes.of(data)
+  config.data.max_length = sizes.max_length
+  if data.num_domains > 1:
+    config.data.features = ("domain",)
+  config.model = {
+    "name": "ranking", "width": 64, "num_layers": 2, "num_heads": 2, "head_width": 32, "value_width": 32,
+    "input_dropout": 0.1, "dropout": 0.1, "time_bias": bool(data.has_timestamps),
+  }  # fmt: skip
+  config.train.batch_size = max(sizes.batch_size // 4, 8)  # Each of a user's events is a target.
+  config.train.num_epochs = max(sizes.num_epochs // 4, 5)
+  config.train.patience = 3
+  config.train.average = 0.99
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.schedule = "warmup_cosine"
+  users = int(np.count_nonzero(np.diff(data.offsets)))
+  config.optimizer.warmup_steps = min(50, users // config.train.batch_size // 2)
+  return config
+
+
 @dataclasses.dataclass(frozen=True)
 class NamedConfig:
-  """A line that says what it is, how to make it, and whether it needs several domains."""
+  """A line that says what it is, how to make it, and whether it needs several domains or typed actions."""
 
   text: str
   make: Callable[[PreparedData], ConfigDict]
   several_domains: bool = False
+  typed_actions: bool = False
 
 
 NAMES: Mapping[str, NamedConfig] = {
@@ -203,5 +232,8 @@ NAMES: Mapping[str, NamedConfig] = {
   "autocdsr": NamedConfig("HSTU with cross-domain attention as a second objective (AutoCDSR)", _autocdsr, True),
   "autocdsr_plus": NamedConfig("AutoCDSR with bottleneck tokens", _autocdsr_plus, True),
   "dare": NamedConfig("DARE: click-through prediction on long histories", _dare),
+  "ranking": NamedConfig(
+    "HSTU that predicts what a user will do with an item, from items and actions", _ranking, typed_actions=True
+  ),
 }
 """Name -> config; `jaxrec train --list` prints them."""

@@ -25,7 +25,10 @@ def columns_of(context):
 
 
 def model_of(context, **fields):
-  shape = {"width": 8, "num_layers": 2, "num_heads": 2, "head_width": 4, "value_width": 4, "attention_length": 16}
+  shape = {
+    "width": 8, "num_layers": 2, "num_heads": 2, "head_width": 4, "value_width": 4, "attention_length": 16,
+    "head_hidden": 0,
+  }  # fmt: skip
   return RankingModel(
     num_items=DATA.num_items, actions=ACTIONS, heads=ACTIONS, max_positions=16, features=(("domain", 2),),
     num_context_ids=DATA.num_users if context else 0, **{**shape, "implementation": "reference", **fields},

@@ -7,8 +7,9 @@ from absl import flags
 import jaxrec
 from jaxrec.cli import train
 from jaxrec.cli.config_argument import with_config_file
+from jaxrec.data.generators.planted_actions import planted_actions
 from jaxrec.data.prepared import PreparedData
-from jaxrec.train.named_configs import NAMES, Sizes, named_config
+from jaxrec.train.named_configs import NAMES, Sizes, named_config, sizes_text
 from jaxrec.train.task import build_task, task_class
 
 # ml_collections 1.1 loads config files by a deprecated function of Python.
@@ -37,9 +38,16 @@ def test_sizes_follow_the_data():
   assert (many.batch_size, many.num_epochs) == (128, 5)
 
 
+@pytest.fixture(scope="module")
+def with_actions(tmp_path_factory):
+  path = tmp_path_factory.mktemp("actions") / "data"
+  planted_actions(num_users=12, num_genres=2, items_per_genre=4, mean_events=6.0).save(path)
+  return path
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_is_an_accepted_config_that_builds(folder, name):
-  config = named_config(name, PreparedData.load(folder))
+def test_every_name_is_an_accepted_config_that_builds(folder, with_actions, name):
+  config = named_config(name, PreparedData.load(with_actions if NAMES[name].typed_actions else folder))
   if name == "dare":
     config.data.min_events, config.data.min_history = 5, 2
   task_class(config.task).check_config(config)
@@ -49,6 +57,18 @@ def test_every_name_is_an_accepted_config_that_builds(folder, name):
 def test_a_name_for_several_domains_is_refused_for_data_of_one():
   with pytest.raises(ValueError, match="config 'autocdsr' needs data of several domains; this has one. Try 'hstu'"):
     named_config("autocdsr", data_of([5, 5]))
+
+
+def test_a_name_for_typed_actions_is_refused_for_data_without_them():
+  with pytest.raises(ValueError, match="config 'ranking' needs data with typed actions; this has none. Prepare it"):
+    named_config("ranking", data_of([5, 5]))
+
+
+def test_the_sizes_of_a_ranking_are_told(with_actions):
+  data = PreparedData.load(with_actions)
+  config = named_config("ranking", data)
+  assert config.data.max_length == 16 and config.data.features == ("domain",)
+  assert sizes_text(config, data).endswith("histories of up to 16 events; predicts like, reaction, seconds")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
