@@ -67,8 +67,8 @@ def test_a_name_for_typed_actions_is_refused_for_data_without_them():
 def test_the_sizes_of_a_ranking_are_told(with_actions):
   data = PreparedData.load(with_actions)
   config = named_config("ranking", data)
-  assert config.data.max_length == 16 and config.data.features == ("domain",)
-  assert sizes_text(config, data).endswith("histories of up to 16 events; predicts like, reaction, seconds")
+  assert config.data.max_length == 8 and config.data.features == ("domain",)
+  assert sizes_text(config, data).endswith("histories of up to 8 events; predicts like, reaction, seconds")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
