@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/ml1m_hstu --split=test --ks=1,10,50
 
-Of a run of generative ranking it evaluates the predicted actions, beside averages of items and users.
+Of a run of generative ranking it evaluates the predicted actions, beside averages of items and users, a regression on
+their ids and, for generated data, the true distributions.
 
 Prints a table and writes the metrics to <workdir>/evaluation_<split>.json (or --out). Flags override the evaluation
 settings of the run's config.

@@ -14,7 +14,7 @@ import polars as pl
 from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.printable import printable
-from jaxrec.evaluation.action_baselines import evaluate_averages
+from jaxrec.evaluation.action_baselines import evaluate_baselines
 from jaxrec.serving.action_ranker import ActionRanker, RankedItem
 from jaxrec.train.config import RANKING
 from jaxrec.train.runs import LoadedRun, load_config
@@ -28,17 +28,17 @@ def is_ranking_run(workdir: str) -> bool:
 
 
 def scores_of(loaded: LoadedRun, split: int, baselines: bool) -> dict[str, dict[str, float | int]]:
-  """Returns the metrics of the model and, with `baselines`, of averages: predictor -> metric -> value.
+  """Returns the metrics of the model and, with `baselines`, of others: predictor -> metric -> value.
 
   Args:
     loaded: run of generative ranking.
     split: 1 validation, 2 test.
-    baselines: whether averages of items and users are evaluated too.
+    baselines: whether `evaluate_baselines` is asked too.
   """
   task = loaded.task
   mesh = parallel.make_mesh(task.config.parallel.to_dict())
   scores = {"model": task.evaluate(loaded.state, split, mesh)}
-  return scores | (evaluate_averages(task.data, task.model.heads, split) if baselines else {})
+  return scores | (evaluate_baselines(task.data, task.model.heads, split) if baselines else {})
 
 
 def score_table(scores: dict[str, dict[str, float | int]], heads: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def action_metrics(
 
   binary: "AUC" and "GAUC" (by user), where both classes occur (to a user); "log_loss" in nats; "NE", the log loss
     divided by that of the share of positives; "calibration", the mean probability divided by that share.
-  multi_class: "accuracy", "log_loss" and "NE" likewise.
+  multi_class: "accuracy", "log_loss" and "NE" likewise, and the "calibration" of the class where it is worst.
   regression: "RMSE", "MAE", and "calibration", the mean prediction divided by the mean label.
   "RIG", relative information gain: 1 - NE, or of a regression the share of the variance that is explained. 0 is a
     constant, 1 a perfect prediction.
@@ -85,7 +85,10 @@ def _multi_class(logits, label, user, head):
   share = np.bincount(label, minlength=head.classes) / len(label)
   entropy = float(-(share * np.log(np.maximum(share, _FLOOR))).sum())
   accuracy = float((logits.argmax(axis=-1) == label).mean())
-  return {"accuracy": accuracy, "log_loss": loss, "NE": _ratio(loss, entropy), OVERALL: 1 - _ratio(loss, entropy)}
+  calibration = np.exp(log_probability).mean(axis=0)[share > 0] / share[share > 0]
+  worst = float(calibration[np.abs(calibration - 1).argmax()])
+  gain = {"NE": _ratio(loss, entropy), OVERALL: 1 - _ratio(loss, entropy)}
+  return {"accuracy": accuracy, "log_loss": loss, "calibration": worst, **gain}
 
 
 def _regression(standard, label, user, head):

@@ -7,11 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxrec.batches import ActionType
 from jaxrec.cli import evaluate, recommend
 from jaxrec.cli.ranking_runs import ranking_text
-from jaxrec.data.prepared import PreparedData
-from jaxrec.evaluation.action_baselines import evaluate_averages
 from jaxrec.serving.action_ranker import RankedItem
 from jaxrec.train import loop
 from jaxrec.train.ranking_task import default_config
@@ -31,7 +28,7 @@ def trained(tmp_path_factory):
 def test_evaluate_compares_the_model_with_averages(trained, call):
   workdir, summary = trained
   text = call(evaluate, f"--workdir={workdir}")
-  for predictor in ("model", "item", "user", "item and user"):
+  for predictor in ("model", "item", "user", "item and user", "ids", "truth"):
     assert re.search(rf"like +{predictor} +0\.\d{{4}}", text)
   scores = json.loads((workdir / "evaluation_test.json").read_text())
   assert scores["model"]["RIG"] == pytest.approx(summary["select"]["test_of_selected"]["RIG"], abs=1e-6)
@@ -90,15 +87,3 @@ def test_flags_that_make_no_sense_for_a_ranking_run_are_refused(trained, call):
     call(recommend, f"--workdir={trained[0]}", "--all", "--weights=love=1", "--out=a.csv")
   with pytest.raises(SystemExit, match="must be like like=1"):
     call(recommend, f"--workdir={trained[0]}", "--user=3", "--weights=like")
-
-
-def test_averages_by_hand():
-  data = PreparedData.from_columns(
-    user=[0, 0, 0, 1, 1, 1], item_id=[1, 2, 1, 1, 2, 2], split=[0, 0, 2, 0, 0, 2],
-    actions={"stars": [5, 1, 4, 3, 3, 2]}, action_kinds={"stars": "regression"},
-  )  # fmt: skip
-  found = evaluate_averages(data, (ActionType("stars", "regression", mean=3.0, scale=2.0),), 2)
-  item = {1: (5 + 3 + 5 * 3) / 7, 2: (1 + 3 + 5 * 3) / 7}
-  assert found["item"]["MAE/stars"] == pytest.approx((abs(item[1] - 4) + abs(item[2] - 2)) / 2)
-  assert found["user"]["MAE/stars"] == pytest.approx(1)  # Both users have the overall average, 3.
-  assert found["item and user"] == pytest.approx(found["item"])
