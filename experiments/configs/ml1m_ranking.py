@@ -25,6 +25,8 @@ def get_config(split: str = "leave_one_out"):
   config.optimizer.learning_rate = 2e-3
   config.optimizer.schedule = "warmup_cosine"
   config.optimizer.warmup_steps = 100
-  config.train.batch_size = 64
-  config.train.num_epochs = 10
+  config.train.batch_size = 32
+  config.train.num_epochs = 8
+  config.train.patience = 2
+  config.train.average = 0.995
   return config

@@ -18,6 +18,7 @@ def get_config():
   config.optimizer.learning_rate = 3e-3
   config.optimizer.schedule = "warmup_cosine"
   config.optimizer.warmup_steps = 50
-  config.train.batch_size = 64
+  config.train.batch_size = 16
   config.train.num_epochs = 20
+  config.train.average = 0.995
   return config
