@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from test_house import LEVEL_IN_JAXREC
 
 from jaxrec.cli import sweep
-from jaxrec.data.generators.synthetic import synthetic_data
+from jaxrec.data.generators.planted_actions import planted_actions
 from jaxrec.data.preparation.prepare import PrepareOptions, reader_parameters
 from jaxrec.train.task import task_class
 
@@ -75,7 +75,7 @@ def parsed(module: str, arguments: list[str], monkeypatch) -> flags.FlagValues:
 def prepared(tmp_path_factory):
   """A folder of prepared data, from which configs by name derive their sizes."""
   path = tmp_path_factory.mktemp("readme") / "data"
-  synthetic_data(num_users=20, num_items=24).save(path)
+  planted_actions(num_users=20, num_genres=2, items_per_genre=12).save(path)
   return path
 
 

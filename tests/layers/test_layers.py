@@ -179,5 +179,5 @@ def test_every_public_layer_and_model_has_a_public_name_and_an_example(package):
 
 
 def test_an_unknown_layer_is_refused_with_the_known_ones():
-  with pytest.raises(AttributeError, match=r"has no attribute 'GRULayer'; it has \['AttentionContext'"):
+  with pytest.raises(AttributeError, match=r"has no attribute 'GRULayer'; it has \['ActionEmbedding'"):
     jaxrec.layers.GRULayer  # noqa: B018
