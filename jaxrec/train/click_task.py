@@ -16,7 +16,14 @@ from ml_collections import ConfigDict
 from jaxrec import parallel
 from jaxrec.batches import CandidateBatch
 from jaxrec.data import load
-from jaxrec.data.batches.candidates import CandidateData, CandidateOptions, TrainingCandidates, held_out_candidates
+from jaxrec.data.batches.candidates import (
+  CandidateData,
+  CandidateExamples,
+  CandidateOptions,
+  TrainingCandidates,
+  held_out_candidates,
+)  # fmt: skip
+from jaxrec.data.batches.labelled_events import LabelledEvents
 from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
 from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
 from jaxrec.layers.ctr.batch_norm import CURRENT_BATCH_STATS
@@ -37,6 +44,7 @@ from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
 
+_OF_DRAWN = ("min_events", "first_target", "target_stride", "targets_per_user", "negatives")
 METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
 
 
@@ -52,6 +60,9 @@ class ClickDataSettings(SourceSettings):
   targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)
   negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=1)
   category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
+  label: str = setting(
+    "", "A binary action: each event is a candidate with this label, in the splits of the data, and none is drawn."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +122,9 @@ def check_config(config: ConfigDict) -> None:
   check_groups(config, default_config(), GROUPS)
   if config.eval.metric not in METRICS[:-1]:
     raise ValueError(f"{config.eval.metric=} must be one of {METRICS[:-1]}")
+  changed = [name for name in _OF_DRAWN if config.data[name] != getattr(CandidateOptions, name)]
+  if config.data.label and changed:
+    raise ValueError(f"config.data.{changed[0]} is for candidates that are drawn; {config.data.label=} draws none")
 
 
 @dataclasses.dataclass
@@ -123,7 +137,7 @@ class ClickTask(BaseTask):
   """
 
   data: PreparedData = dataclasses.field(kw_only=True)
-  examples: CandidateData = dataclasses.field(kw_only=True)
+  examples: CandidateExamples = dataclasses.field(kw_only=True)
   model: nn.Module = dataclasses.field(kw_only=True)
 
   default_config = staticmethod(default_config)
@@ -141,9 +155,7 @@ class ClickTask(BaseTask):
     """
     check_config(config)
     data = load.load_data(config.data)
-    fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
-    options = CandidateOptions(**{name: config.data[name] for name in fields}, seed=config.seed)
-    examples = CandidateData(data, options)
+    examples = _examples(config, data)
     sizes = {"num_items": examples.num_items, "num_categories": examples.num_categories}
     return cls(config, data=data, examples=examples, model=ctr.build(model_settings(config), **sizes))
 
@@ -237,6 +249,15 @@ class ClickTask(BaseTask):
     if key not in self._compiled:
       self._compiled[key] = jax.jit(function, **options)
     return self._compiled[key]
+
+
+def _examples(config, data) -> CandidateExamples:
+  settings = config.data
+  if settings.label:
+    options = (settings.label, settings.history_length, settings.min_history, settings.category)
+    return LabelledEvents(data, *options)
+  fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
+  return CandidateData(data, CandidateOptions(**{name: settings[name] for name in fields}, seed=config.seed))
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import grain
 import jax
@@ -49,6 +50,23 @@ class CandidateOptions:
   negatives: int = 2
   category: str = AUTO
   seed: int = 0
+
+
+@runtime_checkable
+class CandidateExamples(Protocol):
+  """Candidates of all splits by index.
+
+  num_items, num_categories: the largest item id V and the largest category id; both start at 1.
+  """
+
+  num_items: int
+  num_categories: int
+
+  def num_examples(self, split: int) -> int:
+    """Returns the number of examples of a split: TRAIN, VALIDATION or TEST."""
+
+  def batch(self, split: int, examples: Int[np.ndarray, " B"]) -> CandidateBatch:
+    """Returns the examples of a split with the given indices, 0 .. num_examples - 1."""
 
 
 class CandidateData:
@@ -107,7 +125,7 @@ class CandidateData:
     target, candidate = np.divmod(np.asarray(examples, np.int64), 1 + self._options.negatives)
     event = self._targets[split][target]
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
-    history, age = self._history(event, user)
+    history, age = latest_events(self._data, event, user, self._options.history_length)
     item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
     negative = np.flatnonzero(candidate)
     item[negative] = self._negatives(event[negative], user[negative], candidate[negative])
@@ -128,13 +146,6 @@ class CandidateData:
     events = ends[:, None] - ages  # [U, targets]
     return events[events >= self._data.offsets[:-1][users, None] + options.min_history]
 
-  def _history(self, event, user):
-    age = np.arange(self._options.history_length, 0, -1)  # [N]
-    earlier = event[:, None] - age  # [B, N]
-    is_real = earlier >= self._data.offsets[user][:, None]
-    item = np.where(is_real, self._data.item_id[np.maximum(earlier, 0)], 0).astype(np.int32)
-    return item, np.where(is_real, age, 0).astype(np.int32)
-
   def _negatives(self, event, user, candidate):
     """Draws an item for each candidate, again for those clicked by the user; a draw depends on the example alone."""
     item, left = np.zeros(len(event), np.int32), np.arange(len(event))
@@ -150,6 +161,28 @@ class CandidateData:
     )
 
 
+def latest_events(
+  data: PreparedData, event: Int[np.ndarray, " B"], user: Int[np.ndarray, " B"], count: int
+) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, "B N"]]:
+  """Returns items and ages of the N latest events before each event, padded on the left: 1 is the age of the latest.
+
+  Args:
+    data: prepared columns.
+    event: index of each event.
+    user: 0-based, of each event.
+    count: N.
+
+  >>> data = PreparedData.from_columns(user=[0] * 3, item_id=[5, 3, 8])
+  >>> [x.tolist() for x in latest_events(data, np.array([1, 2]), np.array([0, 0]), 2)]
+  [[[0, 5], [5, 3]], [[0, 1], [2, 1]]]
+  """
+  age = np.arange(count, 0, -1)  # [N]
+  earlier = event[:, None] - age  # [B, N]
+  is_real = earlier >= data.offsets[user][:, None]
+  item = np.where(is_real, data.item_id[np.maximum(earlier, 0)], 0).astype(np.int32)
+  return item, np.where(is_real, age, 0).astype(np.int32)
+
+
 class TrainingCandidates:
   """Random access to the training batches of a run: `self[i]` is this host's shard of batch i, in shuffled order.
 
@@ -159,7 +192,7 @@ class TrainingCandidates:
 
   def __init__(
     self,
-    examples: CandidateData,
+    examples: CandidateExamples,
     batch_size: int,
     num_epochs: int,
     seed: int,
@@ -238,7 +271,7 @@ def training_candidates(batches: TrainingCandidates, prefetch: int = 4) -> grain
   return grain.MapDataset.source(batches).to_iter_dataset(options)
 
 
-def held_out_candidates(examples: CandidateData, split: int, batch_size: int) -> Iterator[CandidateBatch]:
+def held_out_candidates(examples: CandidateExamples, split: int, batch_size: int) -> Iterator[CandidateBatch]:
   """Yields all examples of VALIDATION or TEST in order; the last batch may be smaller.
 
   Choice: all examples are scored; the scripts of arXiv 2410.02604 drop the last batch unless it is full.
