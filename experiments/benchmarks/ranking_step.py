@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   lengths, alphas = [int(text) for text in FLAGS.lengths], [float(text) for text in FLAGS.alphas]
-  sizes = (lengths, FLAGS.units, alphas, FLAGS.users, FLAGS.width, FLAGS.repetitions)
+  sizes = (lengths, FLAGS.units, alphas, FLAGS.users, FLAGS.width, FLAGS.layers, FLAGS.repetitions)
   if FLAGS.smoke:
-    sizes = ([12], ["user", "impression"], [0.0, 1.5], 4, 8, 1)
+    sizes = ([12], ["user", "impression"], [0.0, 1.5], 4, 8, 1, 1)
   records = []
   for record in measure(*sizes):
     records.append(record)
@@ -43,12 +43,12 @@ def main(argv: list[str]) -> None:
 
 
 def measure(
-  lengths: list[int], units: list[str], alphas: list[float], users: int, width: int, repetitions: int
+  lengths: list[int], units: list[str], alphas: list[float], users: int, width: int, layers: int, repetitions: int
 ) -> Iterator[dict[str, Any]]:
   """Yields a record for each number of events a user, unit and alpha; alpha 0 is no Stochastic Length."""
   for length in lengths:
     data = planted_actions(num_users=users, mean_events=float(length))
-    cases = {(unit, alpha): _Case(data, unit, alpha, length, width) for unit in units for alpha in alphas}
+    cases = {(unit, alpha): _Case(data, unit, alpha, length, width, layers) for unit in units for alpha in alphas}
     seconds = {name: [] for name in cases}
     for repetition in range(repetitions + 1):  # The first compiles.
       for name, case in cases.items():
@@ -64,6 +64,7 @@ def measure(
         "unit": unit,
         "alpha": alpha,
         "width": width,
+        "layers": layers,
       }
       record |= {"events_kept": round(case.batches.events_kept, 4), "steps": case.batches.batches_per_epoch}
       shape = [case.batches.rows_per_batch, case.batches.row_length]
@@ -74,12 +75,12 @@ def measure(
 class _Case:
   """A training step and its batches."""
 
-  def __init__(self, data, unit, alpha, length, width):
+  def __init__(self, data, unit, alpha, length, width, layers):
     config = default_config()
     config.data.source, config.data.unit, config.data.stochastic_length = "planted_actions", unit, alpha
     config.data.max_length = 3 * length // 2
     config.model = dict(
-      name="ranking", width=width, num_layers=2, num_heads=2, head_width=width // 2, value_width=width // 2
+      name="ranking", width=width, num_layers=layers, num_heads=2, head_width=width // 2, value_width=width // 2
     )
     config.train.batch_size = 4 if unit == "user" else 16
     task = RankingTask.from_data(config, data)
@@ -117,6 +118,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_list("alphas", ["0"], "Of Stochastic Length; 0: none.", flag_values=values)
   number("users", 8, "Users of the data.", lower_bound=1, flag_values=values)
   number("width", 32, "Width of the model.", lower_bound=2, flag_values=values)
+  number("layers", 2, "Layers of the model.", lower_bound=0, flag_values=values)
   number("repetitions", 3, "Timed steps.", lower_bound=1, flag_values=values)
   flags.DEFINE_bool("smoke", False, "Small sizes, to check that everything runs.", flag_values=values)
   flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
