@@ -6,7 +6,9 @@ import sys
 
 from jaxrec.cli.process import start
 
-PROGRAMS = ("prepare", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep", "check", "demo")
+PROGRAMS = (
+  "prepare", "audit", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep", "check", "demo",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ def _all_options() -> dict[str, list[str]]:
   return sources
 
 
+def option_names() -> list[str]:
+  """Returns the names of all options of filters, split and readers; each is a flag."""
+  return [*_all_options()]
+
+
 def main(_) -> None:
   """Prepares the data as the flags say and prints a summary."""
   started = time.monotonic()
@@ -63,7 +68,7 @@ def main(_) -> None:
   try:
     if FLAGS.raw:
       check_local("--raw", FLAGS.raw)
-    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **_given_options())
+    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **given_options(FLAGS))
   except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
   except OSError as error:
@@ -113,15 +118,20 @@ def _notes(data: PreparedData) -> list[str]:
   return [*map(printable, notes), printable(f"written to {data.path}")]
 
 
-def _given_options() -> dict[str, Any]:
-  known = reader_parameters(FLAGS.source) | inspect.signature(PrepareOptions).parameters
+def given_options(values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the options of filters, split and reader that the flags of `define_source_flags` give.
+
+  Raises:
+    ValueError: a value that is not of the type of its option.
+  """
+  known = reader_parameters(values.source) | inspect.signature(PrepareOptions).parameters
   options = {}
-  for name in _all_options():
-    text = FLAGS[name].value
+  for name in option_names():
+    text = values[name].value
     if text is not None:
       options[name] = parse_value(name, text, known[name].annotation) if name in known else text
-  if FLAGS.sources:
-    options["sources"] = [parse_source(text) for text in FLAGS.sources]
+  if values.sources:
+    options["sources"] = [parse_source(text) for text in values.sources]
   return options
 
 
@@ -163,12 +173,18 @@ def parse_value(name: str, text: str, annotation: Any) -> Any:
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  flags.DEFINE_enum("source", None, source_names(), "Data source.", required=True, flag_values=values)
+  define_source_flags(values)
+  flags.mark_flag_as_required("source", flag_values=values)
+  flags.DEFINE_string("out", None, "Folder of the prepared data.", required=True, flag_values=values)
+  flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
+
+
+def define_source_flags(values: flags.FlagValues) -> None:
+  """Defines --source, --raw, --sources, and every option of a reader, of the filters and of the split."""
+  flags.DEFINE_enum("source", None, source_names(), "Data source.", flag_values=values)
   flags.DEFINE_string(
     "raw", None, "File or folder with the raw data; default: that in $JAXREC_DATA, or a download.", flag_values=values
   )
-  flags.DEFINE_string("out", None, "Folder of the prepared data.", required=True, flag_values=values)
-  flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
   merge_help = "With --source=merge: name=source:raw or name=source:raw?option=value&…; repeatable."
   flags.DEFINE_multi_string("sources", [], merge_help, flag_values=values)
   chosen = _named_source(sys.argv)
