@@ -21,6 +21,7 @@ from jaxrec.cli import ranking_runs
 from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data.local_path import check_local
+from jaxrec.evaluation.beyond_accuracy import COLD, METRICS, WARM
 from jaxrec.evaluation.model import evaluate
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.train.config import SEQUENTIAL
@@ -56,6 +57,11 @@ def main(argv: list[str]) -> None:
   if settings["sampled_negatives"]:
     print(f"\nAmong {settings['sampled_negatives']} sampled negatives; not comparable with full ranking:")
     print(table(scores, task.data.domain_names, task.config.eval.ks, SAMPLED))
+  if settings["beyond_accuracy"]:
+    print(f"\nThe lists of the first {settings['beyond_accuracy']}:")
+    print(lists_table(scores, task.data.domain_names, settings["beyond_accuracy"]))
+    print("\nTargets with an event before the split (warm), and without (cold):")
+    print(ages_table(scores, task.config.eval.ks))
   candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
   print(f"{FLAGS.split} events, parameters of step {loaded.step}, {candidates}; written to {out}")
 
@@ -114,9 +120,47 @@ def table(
   groups += [(name, f"{prefix}domain/{name}/") for name in domain_names if domain_names[1:]]
   for domain, start in groups:
     for ranker, values in scores.items():
-      cells = [f"{values[start + name]:.4f}" if start + name in values else "-" for name in metrics]
+      cells = [_cell(values, start + name) for name in metrics]
       rows.append([domain, ranker, str(values[f"{start}count"]), *cells])
   return text_table(rows, "llr")
+
+
+def lists_table(scores: dict[str, dict[str, float | int]], domain_names: Sequence[str], k: int) -> str:
+  """Formats what lists of k items are like, one row per ranker for all users, then one per domain and ranker.
+
+  >>> values = {"Coverage@5": 0.5, "Gini@5": 0.25, "Popularity@5": 12.0, "count": 4}
+  >>> print(lists_table({"hstu": values}, ("films",), 5))
+  domain  ranker  Coverage@5  Gini@5  Novelty@5  Popularity@5  Diversity@5  Serendipity@5
+  all     hstu        0.5000  0.2500          -       12.0000            -              -
+  """
+  names = [f"{name}@{k}" for name in METRICS]
+  rows = [["domain", "ranker", *names]]
+  groups = [(label_of_all(domain_names), "")]
+  groups += [(name, f"domain/{name}/") for name in domain_names if domain_names[1:]]
+  for domain, start in groups:
+    for ranker, values in scores.items():
+      rows.append([domain, ranker, *(_cell(values, start + name) for name in names)])
+  return text_table(rows, "llr")
+
+
+def ages_table(scores: dict[str, dict[str, float | int]], ks: Sequence[int]) -> str:
+  """Formats the metrics of warm and of cold targets, one row per kind and ranker.
+
+  >>> print(ages_table({"hstu": {"warm/HR@1": 0.5, "warm/NDCG@1": 0.5, "warm/count": 4, "cold/count": 0}}, (1,)))
+  targets  ranker  count    HR@1  NDCG@1
+  warm     hstu        4  0.5000  0.5000
+  cold     hstu        0       -       -
+  """
+  names = [f"{name}@{k}" for name in ("HR", "NDCG") for k in ks]
+  rows = [["targets", "ranker", "count", *names]]
+  for age in (WARM, COLD):
+    for ranker, values in scores.items():
+      rows.append([age.strip("/"), ranker, str(values[f"{age}count"]), *(_cell(values, age + name) for name in names)])
+  return text_table(rows, "llr")
+
+
+def _cell(values, name):
+  return f"{values[name]:.4f}" if name in values else "-"
 
 
 def _apply_flags(config):
@@ -127,6 +171,8 @@ def _apply_flags(config):
       config.eval.protocol = FLAGS.protocol
     if FLAGS.sampled_negatives is not None:
       config.eval.sampled_negatives = FLAGS.sampled_negatives
+    if FLAGS.beyond_accuracy is not None:
+      config.eval.beyond_accuracy = FLAGS.beyond_accuracy
     if FLAGS.exclude_seen is not None:
       config.eval.exclude_seen = FLAGS.exclude_seen
 
@@ -145,6 +191,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_integer(
     "sampled_negatives", None, "Also rank among that many random items; default: as in the config.", lower_bound=0,
     flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "beyond_accuracy", None, "Length of the lists whose coverage, novelty, popularity, diversity and serendipity are"
+    " reported; 0: none; default: as in the config.", lower_bound=0, flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool("baselines", True, "Also evaluate popularity and random order.", flag_values=values)
   flags.DEFINE_string("out", None, "JSON file; default: <workdir>/evaluation_<split>.json.", flag_values=values)

@@ -18,6 +18,7 @@ from jaxrec.batches import AnyArray, SequenceBatch
 from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.batches.evaluation import evaluation_batches as batches_of_split
 from jaxrec.data.prepared import PreparedData
+from jaxrec.evaluation.beyond_accuracy import ListReport
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.protocols import UserRanks, ranking_metrics, ranks_of_users
 
@@ -58,7 +59,8 @@ def evaluate(
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
 
-  With `config.eval.sampled_negatives` also "sampled/HR@10" and so on; see `protocols.ranking_metrics`.
+  With `config.eval.sampled_negatives` also "sampled/HR@10" and so on; see `protocols.ranking_metrics`. With
+  `config.eval.beyond_accuracy` also "Coverage@k", "cold/HR@10" and so on; see `beyond_accuracy`.
 
   Args:
     model: Linen module; see `jaxrec.models`.
@@ -85,7 +87,14 @@ def evaluate_ranker(
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
     sampled_negatives=config.eval.sampled_negatives,
+    report=list_report(data, config, split),
   )
+
+
+def list_report(data: PreparedData, config: ConfigDict, split: int) -> ListReport | None:
+  """Returns the empty report of lists that `config.eval.beyond_accuracy` asks for; None where it is 0."""
+  k = config.eval.beyond_accuracy
+  return ListReport.zero(data, split, k, config.eval.ks) if k else None
 
 
 def user_ranks(

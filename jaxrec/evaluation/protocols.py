@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxrec.data.batches.evaluation import EvaluationBatch
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.seeds import check_seed
+from jaxrec.evaluation.beyond_accuracy import ListReport
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.metrics import RankingMetrics
 from jaxrec.objectives.negatives import sample_items
@@ -34,6 +35,7 @@ def ranking_metrics(
   exclude_seen: bool = True,
   protocol: str = "full",
   sampled_negatives: int = 0,
+  report: ListReport | None = None,
 ) -> dict[str, float | int]:
   """Returns "HR@10", "NDCG@10", ..., "MRR", "count" and, with several domains, the same for each.
 
@@ -51,6 +53,7 @@ def ranking_metrics(
     protocol: candidates are all items ("full") or those of the target's domain ("full_per_domain"); "both": the
       former, and the latter under "within_domain/HR@10", "within_domain/domain/<name>/HR@10" and so on.
     sampled_negatives: R of `evaluation_negatives`; 0 = no sampled metrics.
+    report: what else to say of the lists of the first k candidates, from `ListReport.zero`.
 
   Raises:
     ValueError: an unknown protocol, a negative number of negatives, no user to evaluate, or queries that are NaN or
@@ -69,12 +72,16 @@ def ranking_metrics(
     queries = queries_of(batch)  # [B, M]
     _check_finite(queries, batch)
     for prefix, ranks_of in rankings.items():
-      metrics[prefix] = metrics[prefix].update(ranks_of(queries, batch), batch.target_domain)
+      ranks = ranks_of(queries, batch)
+      metrics[prefix] = metrics[prefix].update(ranks, batch.target_domain)
+      if report is not None and prefix == "":
+        items = _best_items(catalogue, data, exclude_seen, wanted[prefix], report.lists.k, queries, batch)
+        report = report.update(items, ranks, batch)
     if sampled_negatives:
       negatives = evaluation_negatives(batch.user, batch.target_item, sampled_negatives, data.num_items)
       ranks = catalogue.sampled_target_ranks(queries, batch.target_item, negatives)
       sampled = sampled.update(np.asarray(ranks), batch.target_domain)
-  parts = [*metrics.values(), *([sampled] if sampled_negatives else [])]
+  parts = [*metrics.values(), *([sampled] if sampled_negatives else []), *([report] if report is not None else [])]
   return {name: value for part in parts for name, value in part.result().items()}
 
 
@@ -145,6 +152,19 @@ def _full_ranks(catalogue, data, exclude_seen, protocol):
     return np.asarray(ranks)
 
   return full_ranks
+
+
+def _best_items(catalogue, data, exclude_seen, protocol, k, queries, batch):
+  """Returns the k best of the candidates that `_full_ranks` ranks, one list a row."""
+  within = protocol == "full_per_domain"
+  _, items = catalogue.top_k(
+    queries,
+    k,
+    seen_items=batch.seen_items if exclude_seen else None,
+    item_domain=data.item_domain() if within else None,
+    domain=batch.target_domain if within else None,
+  )
+  return np.asarray(items)
 
 
 def evaluation_negatives(

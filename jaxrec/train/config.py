@@ -155,6 +155,10 @@ class RankingEvalSettings:
     "full", "Candidates: all items, or full_per_domain: those of the target's domain; or both.", choices=REPORTED
   )
   sampled_negatives: int = setting(0, "Adds sampled/...: ranks among so many random items; 0: none.", at_least=0)
+  beyond_accuracy: int = setting(
+    0, "Length of the lists whose coverage, novelty, popularity, diversity and serendipity are reported, and warm and"
+    " cold targets apart; 0: none.", at_least=0,
+  )  # fmt: skip
 
 
 GROUPS = {

@@ -23,7 +23,7 @@ from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation import baselines
-from jaxrec.evaluation.model import evaluate_ranker
+from jaxrec.evaluation.model import evaluate_ranker, list_report
 from jaxrec.models.batch_check import check_batch
 from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
@@ -230,6 +230,7 @@ def evaluate_baselines(
   """
   batches = evaluation_batches(data, split, 1024, config.data.max_length)
   options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
+  options["report"] = list_report(data, config, split)
   makers = {
     "popularity": lambda: baselines.popularity(data, split - 1, train_users(config, data, split - 1)),
     "random": lambda: baselines.random_order(data),

@@ -51,6 +51,16 @@ def test_protocol_overrides_the_candidates_of_the_config(trained, call):
   assert each["random"]["MRR"] > pooled["random"]["MRR"]  # Half as many candidates.
 
 
+def test_lists_and_cold_targets_are_in_tables_of_their_own(trained, call):
+  workdir = trained[0]
+  text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/lists.json", "--beyond_accuracy=5", "--ks=1")
+  scores = json.loads((workdir / "lists.json").read_text())
+  assert "The lists of the first 5:\ndomain  ranker" in text and "\ncold     random" in text
+  assert scores["random"]["Coverage@5"] > scores["popularity"]["Coverage@5"]
+  assert scores["popularity"]["Novelty@5"] < scores["random"]["Novelty@5"] and scores["popularity"]["Gini@5"] > 0.5
+  assert scores["hstu"]["warm/count"] + scores["hstu"]["cold/count"] == scores["hstu"]["count"]
+
+
 def test_sampled_metrics_are_in_a_separate_table(trained, call):
   workdir = trained[0]
   text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/sampled.json", "--sampled_negatives=20", "--ks=1")
