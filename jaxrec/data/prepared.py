@@ -271,8 +271,14 @@ class PreparedData:
     return [""] + [title or raw for title, raw in zip(self.items["title"], self.items["raw_id"], strict=True)]
 
   def item_domain(self) -> np.ndarray:
-    """Returns the domain of every item, int32 [V + 1]; 0 for padding."""
-    return np.concatenate([[0], self.items["domain_id"].to_numpy()]).astype(np.int32)
+    """Returns the domain of every item, int32 [V + 1], read-only; 0 for padding."""
+    return self._item_domain
+
+  @functools.cached_property
+  def _item_domain(self) -> np.ndarray:
+    domain = np.concatenate([[0], self.items["domain_id"].to_numpy()]).astype(np.int32)
+    domain.flags.writeable = False  # Is shared by all callers.
+    return domain
 
   def user_index(self, raw_id: str | int) -> int:
     """Returns the 0-based index of the user with this id in the raw data.

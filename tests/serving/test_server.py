@@ -12,11 +12,13 @@ import pytest
 from http_client import client_of
 from known_scores import DAY, FirstOfTargetDomain, HoursSinceLastEvent, NextItem, known_data, recommender
 from random_models import random_model
+from test_readme import code_blocks
 
 from jaxrec.cli import serve
 from jaxrec.serving.incremental_recommender import with_states
 from jaxrec.serving.server.app import make_app, warm
 from jaxrec.serving.server.batcher import Batcher
+from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
 from jaxrec.serving.server.model_source import ModelSource
 from jaxrec.serving.server.refusals import RefusedRequest
 from jaxrec.serving.server.server_settings import ServerSettings
@@ -119,8 +121,6 @@ def test_malformed_and_oversized_bodies_are_refused(client):
 def test_one_wrong_request_of_a_batch_leaves_the_others_alone():
   made = recommender(model=HoursSinceLastEvent)
   service = make_app(made, "v1", ServerSettings()).state.service
-  from jaxrec.serving.server.forms import RecommendForm, ScoreForm
-
   forms = [
     ScoreForm(history=[["b1", 0]], items=["b2"], at=3600), ScoreForm(history=[["b1", 7200]], items=["b2"], at=3600),
     ScoreForm(history=[["b1", 7200]], items=["b2", "x9"]), ScoreForm(history=[["b1", 0]], items=["b1", "b2"], at=7200),
@@ -286,6 +286,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
   monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else object())
   with pytest.raises(ImportError, match=r"uvicorn not installed; .*pip install 'jaxrec\[serving\]'"):
     serve.check_packages()
+
+
+def test_the_requests_of_the_readme_are_accepted():
+  page = "\n".join(block for _, block in code_blocks("jaxrec/serving/README.md", "bash"))
+  found = re.findall(r"^curl -s localhost:8000/(\w+) .*-d '(.*)'$", page, flags=re.MULTILINE)
+  forms = {"recommend": RecommendForm, "score": ScoreForm, "events": EventsForm}
+  assert {path for path, _ in found} == set(forms)
+  for path, body in found:
+    forms[path].model_validate_json(body)
 
 
 def test_the_command_needs_one_model(call):

@@ -19,7 +19,7 @@ class ServerSettings:
   max_connections: int = _setting(1024, "Most open connections; further ones get 503.", 1)
   timeout_seconds: float = _setting(10.0, "A request gets 408 or 504 after this time.", 0.001)
   max_body_bytes: int = _setting(1 << 20, "Largest body of a request; larger ones get 413.", 1)
-  max_users: int = _setting(100_000, "Most users whose posted events are kept; least recently used are dropped.", 1)
+  max_users: int = _setting(10_000, "Most users whose posted events are kept; least recently used are dropped.", 1)
   state_bytes: int = _setting(0, "Bytes for the states of returning users (IncrementalRecommender); 0: none.", 0)
   reload_seconds: float = _setting(10.0, "How often to look for a newer checkpoint or artifact; 0: never.", 0)
   warm: bool = _setting(True, "Compile the programs of all batch sizes before a model is used.", False)
