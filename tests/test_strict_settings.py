@@ -235,11 +235,11 @@ def ranking_gradients(name, layout, gradients_at):
 def candidates(name):
   model, columns, data = ranking(name)
   batch = history_batch(columns, "one_token", data.offsets[:-1], data.offsets[1:], 12)
-  items = np.array([[1, 2]] * 3, np.int32)
+  items, time = np.array([[1, 2]] * 3, np.int32), np.array([9] * 3, np.int32)
 
   def score(params):
-    histories = mfalcon._encode(model, 14, params, batch)
-    return mfalcon._score(model, params, histories, items, {"domain": items % 2 + 1}, np.array([9] * 3, np.int32))
+    histories = mfalcon.encode_histories(model, 14, params, batch)
+    return mfalcon.score_microbatch(model, params, histories, items, {"domain": items % 2 + 1}, time)
 
   return trace(score, parameters(model, batch)["params"])
 

@@ -1,16 +1,21 @@
 """Times M-FALCON: many candidates of one user against cached keys and values of a long history.
 
     python -m experiments.benchmarks.mfalcon --history=2048 --candidates=4096 --microbatches=32,64,128,256,512,1024
+    python -m experiments.benchmarks.mfalcon --targets=v5e:2x2,v5p:2x2x1,v6e:2x2,h100 --microbatches=1024
     python -m experiments.benchmarks.mfalcon --smoke
 
 Prints one JSON line per variant and microbatch, and a table. Variants: "one by one" runs history and one candidate
 anew for each; "history again" runs the history with each microbatch; "cached" encodes the history once, which its time
 includes. The variants take turns within a repetition, and predictions are compared with those of one by one. One by
 one and history again are timed on a few candidates and microbatches, and scaled to all.
+
+With --targets nothing runs: the two programs of M-FALCON are compiled for devices that need not be there, in bfloat16,
+and a line says what one device holds; for what that needs see `pallas_kernels.aot`.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import time
@@ -26,7 +31,8 @@ from experiments.benchmarks.records import machine, publish
 from jaxrec.batches import CANDIDATE, EVENT, ActionType, RankingBatch
 from jaxrec.cli.text_table import text_table
 from jaxrec.models.ranking import RankingModel
-from jaxrec.serving.mfalcon import MFalcon
+from jaxrec.serving.mfalcon import MFalcon, encode_histories, score_microbatch
+from pallas_kernels import aot
 
 FLAGS = flags.FLAGS
 TOLERANCE = 1e-4
@@ -42,6 +48,9 @@ def main(argv: list[str]) -> None:
   repetitions = FLAGS.repetitions
   if FLAGS.smoke:
     sizes, repetitions = (40, 24, [4, 16], 8, 1), 1
+  if FLAGS.targets:
+    compile_for_targets(*sizes)
+    return
   records = []
   for record in measure(*sizes, repetitions):
     records.append(record)
@@ -49,6 +58,32 @@ def main(argv: list[str]) -> None:
   print(table(records))
   if any(record["largest_difference"] > TOLERANCE for record in records):
     sys.exit(1)
+
+
+def compile_for_targets(history: int, candidates: int, microbatches: list[int], width: int, layers: int) -> None:
+  """Prints a record for each target, program and microbatch: seconds of compilation, bytes on the device."""
+  for target in FLAGS.targets:
+    if reason := aot.why_not(target):
+      raise SystemExit(f"mfalcon: {reason}")
+  for target in FLAGS.targets:
+    for size in microbatches:
+      for program, (function, arguments) in _programs(history, size, width, layers).items():
+        compiled, seconds = aot.compile_for(function, aot.target_devices(target)[:1], *arguments)
+        about = {"benchmark": "mfalcon", "program": program, "target": target, "history": history, "microbatch": size}
+        found = {"bytes": aot.memory_of(compiled), "compile_seconds": round(seconds, 1)}
+        publish(about | {"width": width, "layers": layers} | found | {"jax": jax.__version__}, FLAGS.out)
+
+
+def _programs(history, size, width, layers) -> dict[str, tuple[Callable, tuple]]:
+  """Returns the two programs of M-FALCON in bfloat16 with their arguments as shapes."""
+  model = _build(history, width, layers, jnp.bfloat16)
+  past = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _tokens(np.ones(history, int), np.ones(history, int))))
+  params = jax.eval_shape(model.init, jax.random.key(0), past)["params"]
+  encode = functools.partial(encode_histories, model, history + size)
+  integers = jax.ShapeDtypeStruct((1, size), jnp.int32), {}, jax.ShapeDtypeStruct((1,), jnp.int32)
+  cached = jax.eval_shape(encode, params, past)
+  score = functools.partial(score_microbatch, model)
+  return {"encode": (encode, (params, past)), "score": (score, (params, cached, *integers))}
 
 
 def measure(
@@ -80,12 +115,16 @@ def measure(
     )
 
 
-def _model(history, width, layers):
+def _build(history, width, layers, dtype=jnp.float32) -> RankingModel:
   like = ActionType("like", "binary")
-  model = RankingModel(
+  return RankingModel(
     num_items=_ITEMS, actions=(like,), heads=(like,), width=width, max_positions=history + 1, num_layers=layers,
-    num_heads=2, head_width=width // 2, value_width=width // 2, attention_length=history + 1,
+    num_heads=2, head_width=width // 2, value_width=width // 2, attention_length=history + 1, dtype=dtype,
   )  # fmt: skip
+
+
+def _model(history, width, layers):
+  model = _build(history, width, layers)
   params = jax.jit(model.init)(jax.random.key(0), _tokens(np.ones(2, int), np.ones(2, int)))["params"]
   return model, jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), params)
 
@@ -154,6 +193,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   number("width", 64, "Width of the model.", lower_bound=2, flag_values=values)
   number("layers", 2, "Layers of the model.", lower_bound=1, flag_values=values)
   number("repetitions", 3, "Timed repetitions.", lower_bound=1, flag_values=values)
+  flags.DEFINE_list("targets", [], "Compile for these instead, such as v6e:2x2 and h100.", flag_values=values)
   flags.DEFINE_bool("smoke", False, "Small sizes, to check that everything runs.", flag_values=values)
   flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)
 

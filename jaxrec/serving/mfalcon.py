@@ -85,7 +85,7 @@ class MFalcon:
       raise ValueError("a row holds several histories; encode one history a row")
     if kind.shape[1] > self.capacity:
       raise ValueError(f"the histories have {kind.shape[1]} tokens, more than {self.capacity=}")
-    return _encode(self.model, self.capacity + self.microbatch, self.params, as_ranking_batch(batch))
+    return encode_histories(self.model, self.capacity + self.microbatch, self.params, as_ranking_batch(batch))
 
   def score(
     self,
@@ -115,12 +115,20 @@ class MFalcon:
     for start in range(0, count, size):
       here = [x[:, start : start + size] for x in padded]
       named = dict(zip(features, here[1:], strict=True))
-      parts.append(_score(self.model, self.params, histories, here[0], named, time))
+      parts.append(score_microbatch(self.model, self.params, histories, here[0], named, time))
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *map(jax.device_get, parts))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(model, length, params, batch) -> CachedHistories:
+def encode_histories(model: RankingModel, length: int, params: Any, batch: RankingBatch) -> CachedHistories:
+  """Returns the encoded histories of `MFalcon.encode`, compiled once for each shape.
+
+  Args:
+    model: a ranking model.
+    length: tokens of the cache: those of the longest history and of a microbatch.
+    params: its parameters.
+    batch: one history a row.
+  """
   _, variables = model.apply({"params": params}, batch, method="encode", slot=Prefill(length), mutable=[CACHE])
   room = ((0, 0), (0, length - batch.kind.shape[1]))
   is_event = batch.kind > CONTEXT
@@ -135,7 +143,24 @@ def _encode(model, length, params, batch) -> CachedHistories:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(model, params, histories: CachedHistories, item, features, time) -> dict[str, Array]:
+def score_microbatch(
+  model: RankingModel,
+  params: Any,
+  histories: CachedHistories,
+  item: Int[AnyArray, "B Q"],
+  features: Mapping[str, Int[AnyArray, "B Q"]],
+  time: Int[AnyArray, " B"],
+) -> dict[str, Array]:
+  """Returns the predictions for one microbatch of `MFalcon.score`, compiled once for each shape.
+
+  Args:
+    model: a ranking model.
+    params: its parameters.
+    histories: of `encode_histories`.
+    item: candidates, 0 for none.
+    features: name -> categories of the candidates.
+    time: of the request.
+  """
   batch, slot = _candidates(model, histories, item, features, time)
   keys = {
     "key_position": slot.insert(histories.position, batch.position),

@@ -99,10 +99,10 @@ def test_other_candidates_change_nothing(scorer):
 
 def test_one_program_serves_every_number_of_candidates(scorer):
   score(*scorer, CANDIDATES)
-  compiled = mfalcon._score._cache_size()
+  compiled = mfalcon.score_microbatch._cache_size()
   for count in (1, 2, 5, 9):
     np.testing.assert_allclose(score(*scorer, CANDIDATES[:, :count]), score(*scorer, CANDIDATES)[:, :count], atol=1e-6)
-  assert mfalcon._score._cache_size() == compiled
+  assert mfalcon.score_microbatch._cache_size() == compiled
 
 
 def test_wrong_arguments_are_errors(scorer):
