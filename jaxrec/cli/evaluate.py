@@ -20,6 +20,7 @@ from absl import app, flags
 from jaxrec.cli import ranking_runs
 from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
+from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.local_path import check_local
 from jaxrec.evaluation.beyond_accuracy import COLD, METRICS, WARM
 from jaxrec.evaluation.model import evaluate
@@ -62,7 +63,14 @@ def main(argv: list[str]) -> None:
     print(lists_table(scores, task.data.domain_names, settings["beyond_accuracy"]))
     print("\nTargets with an event before the split (warm), and without (cold):")
     print(ages_table(scores, task.config.eval.ks))
-  candidates = f"protocol={settings['protocol']}, exclude_seen={settings['exclude_seen']}"
+  if settings["targets"] == "all":
+    values = scores[task.config.model.name]
+    new, without = (f"{values[name]:,}" for name in ("new_users", "without_history"))
+    print(f"\n{new} of these targets belong to users without an event before the split; {without} more, which no event")
+    print("of the user precedes, are left out")
+  candidates = (
+    f"protocol={settings['protocol']}, targets={settings['targets']}, exclude_seen={settings['exclude_seen']}"
+  )
   print(f"{FLAGS.split} events, parameters of step {loaded.step}, {candidates}; written to {out}")
 
 
@@ -81,13 +89,13 @@ def _evaluate_actions(out: str) -> str:
 
 
 def score(task: SequenceTask, params: Any, split: int, baselines: bool = True) -> dict[str, dict[str, float | int]]:
-  """Returns the metrics of the model under its name and, with `baselines`, those of "popularity" and "random".
+  """Returns the metrics of the model under its name and, with `baselines`, those of "popularity", "random" and so on.
 
   Args:
     task: data, model and config.
     params: parameters of the model.
     split: 1 validation, 2 test. Popularity counts the events available for training before it.
-    baselines: whether to evaluate the baselines too.
+    baselines: whether to evaluate the baselines too; where the split is by time also popularity in the last days.
 
   Raises:
     ValueError: no user has an event in this split.
@@ -173,6 +181,8 @@ def _apply_flags(config):
       config.eval.sampled_negatives = FLAGS.sampled_negatives
     if FLAGS.beyond_accuracy is not None:
       config.eval.beyond_accuracy = FLAGS.beyond_accuracy
+    if FLAGS.targets is not None:
+      config.eval.targets = FLAGS.targets
     if FLAGS.exclude_seen is not None:
       config.eval.exclude_seen = FLAGS.exclude_seen
 
@@ -185,6 +195,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_enum("phase", None, ["select", "final"], "Phase of the run; default: the last one.", flag_values=values)
   flags.DEFINE_list("ks", None, "List lengths of HR and NDCG; default: those of the config.", flag_values=values)
   flags.DEFINE_enum("protocol", None, REPORTED, "Candidates to rank; default: those of the config.", flag_values=values)
+  flags.DEFINE_enum(
+    "targets", None, TARGETS, "Events of the split to predict: the first of each user, or all; default: as in the"
+    " config.", flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool(
     "exclude_seen", None, "Exclude seen items from the candidates; default: as in the config.", flag_values=values
   )

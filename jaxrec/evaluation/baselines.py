@@ -29,16 +29,19 @@ class Baseline:
   queries: Callable[[Int[np.ndarray, " B"]], Float[np.ndarray, "B M"]]  # Users, -1 on padding rows, to vectors.
 
 
-def popularity(data: PreparedData, last_split: int = 0, users: Sequence[int] | None = None) -> Baseline:
-  """Returns the ranker that orders items by how often they occur in the data.
+def popularity(
+  data: PreparedData, last_split: int = 0, users: Sequence[int] | None = None, *, since: int | None = None
+) -> Baseline:
+  """Returns the ranker that orders items by how often they occur in the data, or in its most recent part.
 
   Args:
     data: prepared columns.
     last_split: which events count: 0 those of training, 1 also those of validation (when the test item is ranked).
     users: users whose events count, as in `TrainingOptions.only_users`; None: all.
+    since: events before this time do not count, in seconds; None: all count.
 
   Raises:
-    ValueError: last_split is neither 0 nor 1.
+    ValueError: last_split is neither 0 nor 1, or `since` for data without times.
 
   Choice: equally popular items are ties, which count against the ranker as they do against any model.
 
@@ -49,6 +52,10 @@ def popularity(data: PreparedData, last_split: int = 0, users: Sequence[int] | N
   if last_split not in (0, 1):
     raise ValueError(f"{last_split=} must be 0 (training events) or 1 (and validation events)")
   counts_here = np.asarray(data.split) <= last_split
+  if since is not None:
+    if not data.has_timestamps:
+      raise ValueError(f"{since=} needs times, but the data has none")
+    counts_here &= np.asarray(data.timestamp) >= since
   if users is not None:
     counts_here &= np.repeat(np.isin(np.arange(data.num_users), users), np.diff(data.offsets))
   counted = data.item_id[counts_here]

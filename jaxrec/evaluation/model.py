@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.batches import AnyArray, SequenceBatch
-from jaxrec.data.batches.evaluation import EvaluationBatch
+from jaxrec.data.batches.evaluation import EvaluationBatch, EvaluationBatches
 from jaxrec.data.batches.evaluation import evaluation_batches as batches_of_split
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation.beyond_accuracy import ListReport
@@ -78,17 +78,28 @@ def evaluate_ranker(
   ranker: ModelRanker, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh
 ) -> dict[str, float | int]:
   """Returns the metrics of `evaluate` for queries and a catalogue that may be sharded over the devices."""
-  return ranking_metrics(
+  batches = evaluation_batches(data, config, split, mesh)
+  metrics = ranking_metrics(
     ranker.queries,
     ranker.catalogue,
     data,
-    evaluation_batches(data, config, split, mesh),
+    batches,
     ks=config.eval.ks,
     exclude_seen=config.eval.exclude_seen,
     protocol=config.eval.protocol,
     sampled_negatives=config.eval.sampled_negatives,
     report=list_report(data, config, split),
   )
+  return metrics | unusual_requests(batches, config)
+
+
+def unusual_requests(batches: EvaluationBatches, config: ConfigDict) -> dict[str, int]:
+  """Returns how many targets are those of users without an event before the split ("new_users"), and how many are left
+  out because the user has no event before them at all ("without_history"); {} where only first targets are asked for.
+  """
+  if config.eval.targets == "first":
+    return {}
+  return {"new_users": batches.new_users, "without_history": batches.without_history}
 
 
 def list_report(data: PreparedData, config: ConfigDict, split: int) -> ListReport | None:
@@ -100,17 +111,24 @@ def list_report(data: PreparedData, config: ConfigDict, split: int) -> ListRepor
 def user_ranks(
   model: nn.Module, params: Params, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh | None = None
 ) -> UserRanks:
-  """Returns the rank of each user's target by full ranking; the arguments are those of `evaluate`."""
+  """Returns the rank of each user's target by full ranking; the arguments are those of `evaluate`.
+
+  Raises:
+    ValueError: `config.eval.targets` asks for more than one target a user.
+  """
+  if config.eval.targets != "first":
+    raise ValueError(f"{config.eval.targets=} must be 'first' here: there is one rank a user")
   mesh = mesh or parallel.make_mesh()
   ranker, batches = model_ranker(model, params, data.num_items, mesh), evaluation_batches(data, config, split, mesh)
   options = {"exclude_seen": config.eval.exclude_seen, "protocol": config.eval.protocol}
   return ranks_of_users(ranker.queries, ranker.catalogue, data, batches, **options)
 
 
-def evaluation_batches(data: PreparedData, config: ConfigDict, split: int, mesh: Mesh) -> Iterable[EvaluationBatch]:
+def evaluation_batches(data: PreparedData, config: ConfigDict, split: int, mesh: Mesh) -> EvaluationBatches:
   """Returns the evaluation users in batches that the devices divide; every host gets all of them."""
   size = -(-config.eval.batch_size // mesh.size) * mesh.size
   options = {"request_time": config.data.request_time, "reveal_domain": config.data.reveal_domain}
+  options["targets"] = config.eval.targets
   return batches_of_split(data, split, size, config.data.max_length, config.data.task, **options)
 
 

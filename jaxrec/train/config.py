@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
 from jaxrec.data.seeds import check_seed
 from jaxrec.embedding.rounding import ROUNDINGS
@@ -155,6 +156,13 @@ class RankingEvalSettings:
     "full", "Candidates: all items, or full_per_domain: those of the target's domain; or both.", choices=REPORTED
   )
   sampled_negatives: int = setting(0, "Adds sampled/...: ranks among so many random items; 0: none.", at_least=0)
+  targets: str = setting(
+    "first", "Events of a split to predict: the first of each user, or all, each with everything before it as history.",
+    choices=TARGETS,
+  )  # fmt: skip
+  recent_days: tuple = setting(
+    (1, 7, 30), "Under split=by_time, popularity in so many days before the split is a baseline too."
+  )
   beyond_accuracy: int = setting(
     0, "Length of the lists whose coverage, novelty, popularity, diversity and serendipity are reported, and warm and"
     " cold targets apart; 0: none.", at_least=0,
@@ -202,6 +210,9 @@ def check_config(config: ConfigDict) -> None:
   _check_objectives(config)
   if not config.eval.ks or min(config.eval.ks) < 1:
     raise ValueError(f"{config.eval.ks=} must be list lengths of at least 1")
+  days = config.eval.recent_days
+  if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in days) or len(set(days)) < len(days):
+    raise ValueError(f"config.eval.recent_days={days} must be different whole numbers of days, each at least 1")
   if config.eval.metric not in _metric_names(config.eval):
     raise ValueError(
       f"{config.eval.metric=} is not computed; use one of {_metric_names(config.eval)} or extend {config.eval.ks=}"

@@ -23,7 +23,7 @@ from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation import baselines
-from jaxrec.evaluation.model import evaluate_ranker, list_report
+from jaxrec.evaluation.model import evaluate_ranker, list_report, unusual_requests
 from jaxrec.models.batch_check import check_batch
 from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
@@ -34,8 +34,6 @@ from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
-
-BASELINES = ("popularity", "random")
 
 
 @dataclasses.dataclass
@@ -215,7 +213,7 @@ def action_weights(config: ConfigDict) -> tuple[tuple[int, float], ...] | None:
 
 
 def evaluate_baselines(
-  config: ConfigDict, data: PreparedData, split: int, names: Sequence[str] = BASELINES
+  config: ConfigDict, data: PreparedData, split: int, names: Sequence[str] | None = None
 ) -> dict[str, dict[str, float | int]]:
   """Returns the metrics of baselines by name, from the code and with the settings that rank models.
 
@@ -223,19 +221,34 @@ def evaluate_baselines(
     config: `config.eval` says what is computed, `config.data` how histories are cropped and who is trained on.
     data: prepared columns.
     split: 1 validation, 2 test. Popularity counts the events available for training before it.
-    names: some of `BASELINES`.
+    names: "popularity", "random", "popularity_7d" and so on; None: all there are.
 
   Raises:
     ValueError: no user has an event in this split.
   """
-  batches = evaluation_batches(data, split, 1024, config.data.max_length)
+  batches = evaluation_batches(data, split, 1024, config.data.max_length, targets=config.eval.targets)
   options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
   options["report"] = list_report(data, config, split)
+  users = train_users(config, data, split - 1)
   makers = {
-    "popularity": lambda: baselines.popularity(data, split - 1, train_users(config, data, split - 1)),
+    "popularity": lambda: baselines.popularity(data, split - 1, users),
     "random": lambda: baselines.random_order(data),
   }
-  return {name: baselines.evaluate_baseline(makers[name](), data, batches, **options) for name in names}
+  for days in recent_days(config, data):
+    since = split_time(data, split) - days * 86_400
+    makers[f"popularity_{days}d"] = functools.partial(baselines.popularity, data, split - 1, users, since=since)
+  scores = {name: baselines.evaluate_baseline(makers[name](), data, batches, **options) for name in names or makers}
+  return {name: values | unusual_requests(batches, config) for name, values in scores.items()}
+
+
+def recent_days(config: ConfigDict, data: PreparedData) -> tuple[int, ...]:
+  """Returns the days of `config.eval.recent_days` where all users are split at the same time, else none."""
+  return tuple(config.eval.recent_days) if data.meta["split"]["kind"] == "by_time" else ()
+
+
+def split_time(data: PreparedData, split: int) -> int:
+  """Returns when the validation events (1) or the test events (2) begin, in seconds."""
+  return data.meta["split"]["validation_time" if split == 1 else "test_time"]
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:

@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from jaxrec.cli import evaluate, recommend, sweep
+from jaxrec.data.preparation.from_events import from_events
 from jaxrec.train import loop
+from jaxrec.train.sequence_task import evaluate_baselines
 from tests import tiny_run
 
 # ml_collections 1.1 loads config files by a deprecated function of Python.
@@ -59,6 +61,34 @@ def test_lists_and_cold_targets_are_in_tables_of_their_own(trained, call):
   assert scores["random"]["Coverage@5"] > scores["popularity"]["Coverage@5"]
   assert scores["popularity"]["Novelty@5"] < scores["random"]["Novelty@5"] and scores["popularity"]["Gini@5"] > 0.5
   assert scores["hstu"]["warm/count"] + scores["hstu"]["cold/count"] == scores["hstu"]["count"]
+
+
+def test_all_events_after_a_cut_are_ranked_beside_the_popularity_of_the_last_days():
+  config = tiny_run.get_config()
+  config.eval.update(targets="all", recent_days=(1, 2), ks=(1,))
+  day, events = 86_400, []
+  for user in range(6):  # Item 0 every day until the third, item 1 from then on; each user has an item of its own.
+    events += [(user, f"own{user}", 0), *((user, "01"[time >= 3], time * day) for time in range(1, 7))]
+  events.append((6, "1", 6 * day))
+  columns = dict(zip(("user", "item", "timestamp"), map(list, zip(*events, strict=True)), strict=True))
+  data = from_events(columns, split="by_time", validation_time=4 * day, test_time=5 * day)
+  scores = evaluate_baselines(config, data, 2)
+  assert [*scores] == ["popularity", "random", "popularity_1d", "popularity_2d"]
+  assert scores["popularity_2d"]["count"] == 12 and scores["popularity_2d"]["without_history"] == 1
+  # Item 1 has been seen, but a target stays a candidate. Item 0 has as many events in all: a tie, if not seen.
+  assert scores["popularity_1d"]["HR@1"] == 1.0 and scores["popularity_2d"]["new_users"] == 0
+  config.eval.exclude_seen = False
+  scores = evaluate_baselines(config, data, 2)
+  assert (scores["popularity"]["HR@1"], scores["popularity_1d"]["HR@1"]) == (0.0, 1.0)
+
+
+def test_all_targets_of_leave_one_out_data_are_the_first_ones(trained, call):
+  workdir = trained[0]
+  text = call(evaluate, f"--workdir={workdir}", f"--out={workdir}/every.json", "--targets=all", "--ks=1")
+  assert "0 of these targets belong to users without an event before the split" in text
+  call(evaluate, f"--workdir={workdir}", f"--out={workdir}/first.json", "--ks=1")
+  every, first = (json.loads((workdir / f"{name}.json").read_text())["hstu"] for name in ("every", "first"))
+  assert {name: every[name] for name in first} == first and every["without_history"] == 0
 
 
 def test_sampled_metrics_are_in_a_separate_table(trained, call):

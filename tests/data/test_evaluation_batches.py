@@ -51,6 +51,30 @@ def test_the_validation_item_is_predicted_from_the_training_events_only():
   }
 
 
+def test_all_events_of_a_split_are_targets_with_everything_before_them_as_history():
+  split = [0, 0, 1, 2, 2, 2, 2, 2, 0, 0, 0, 2]  # User 1 has nothing before the test events.
+  data = three_users(split=split)
+  batches = evaluation_batches(data, 2, 2, max_length=10, targets="all")
+  found = [
+    (int(user), int(target), batch.seen_items[row][batch.seen_items[row] > 0].tolist())
+    for batch in batches
+    for row, (user, target) in enumerate(zip(batch.user, batch.target_item, strict=True))
+    if user >= 0
+  ]
+  assert sorted(found) == [
+    (0, 4, [1, 2, 3]), (0, 5, [1, 2, 3, 4]), (1, 7, [6]), (1, 8, [6, 7]), (2, 8, [2, 4, 6])
+  ]  # fmt: skip
+  assert (batches.new_users, batches.without_history) == (2, 1)
+  assert [len(row[row > 0]) for batch in batches for row in batch.batch.item_id if row.any()] == [1, 2, 3, 3, 4]
+  first = evaluation_batches(data, 2, 2, max_length=10)
+  assert sorted(first.users.tolist()) == [0, 2] and first.without_history == 1
+
+
+def test_one_event_a_user_makes_all_targets_the_first_ones():
+  every, first = (evaluation_batches(three_users(), 2, 2, max_length=10, targets=name) for name in ("all", "first"))
+  jax.tree.map(np.testing.assert_array_equal, [*every], [*first])
+
+
 def test_cropping_keeps_the_most_recent_events_and_seen_items_are_not_cropped():
   assert by_user(evaluation_batches(three_users(), 2, 4, max_length=2))[0] == ([3, 4], (1, 40), 5, [1, 2, 3, 4])
 

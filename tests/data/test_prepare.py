@@ -73,6 +73,12 @@ def test_by_time_takes_the_last_tenth_by_default():
   assert np.bincount(data.split).tolist() == [90, 5, 6]
 
 
+def test_by_time_takes_other_quantiles():
+  options = {"split": "by_time", "validation_quantile": 0.5, "test_quantile": 0.75}
+  data = prepared(",".join(f"a x {t}" for t in range(101)), **options)
+  assert data.meta["split"] == {"kind": "by_time", "validation_time": 50, "test_time": 75}
+
+
 @pytest.mark.parametrize("times", [(5, 5), (0, 3), (3, 100), (8, 3)])
 def test_by_time_refuses_an_empty_split(times):
   with pytest.raises(ValueError, match="leaves a split empty; the times of the events are 1 to 9"):
@@ -161,6 +167,9 @@ def test_an_item_outside_the_catalogue_is_refused():
     ({"split": "given"}, "split='given' needs a source that says"),
     ({"split": "random"}, "split='random' is not known; give one of leave_one_out, by_time, given"),
     ({"test_time": 3}, "need split='by_time'"),
+    ({"test_quantile": 0.5}, "need split='by_time'"),
+    ({"split": "by_time", "test_quantile": 95}, "test_quantile=95 must be between 0 and 1"),
+    ({"split": "by_time", "test_quantile": 0.9, "test_time": 3}, "give one of them"),
     ({"min_item_events": -1}, "must not be negative"),
   ],
 )

@@ -38,6 +38,14 @@ def test_popularity_counts_the_given_users_only():
   assert popularity(_data(), users=(0, 2)).item_vectors[:, 0].tolist() == [0, 2, 1, 0, 2, 1]
 
 
+def test_recent_popularity_counts_events_from_a_time_on():
+  data = PreparedData.from_columns(user=[0, 0, 0, 0, 0], item_id=[1, 1, 2, 3, 3], timestamp=[1, 5, 6, 7, 8])
+  assert popularity(data, since=5).item_vectors[:, 0].tolist() == [0, 1, 1, 0]
+  assert popularity(data, last_split=1, since=6).item_vectors[:, 0].tolist() == [0, 0, 1, 1]
+  with pytest.raises(ValueError, match="needs times"):
+    popularity(_data(), since=5)
+
+
 def test_popularity_ranks_are_those_worked_out_by_hand():
   # Targets 5, 4, 3. Unseen rivals: user 0 has 3 (0 < 1): rank 1. User 1 has 3, 5: rank 1. User 2 has met all: rank 1.
   data = _data()

@@ -13,12 +13,13 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 
+TARGETS = ("first", "all")
 _SHORTEST = 64  # Row lengths are this number times a power of four.
 
 
 @flax.struct.dataclass
 class EvaluationBatch:
-  """B users to recommend to, and the item that each of them chose.
+  """B requests of users for recommendations, and the item that the user of each chose.
 
   batch: most recent events; target_weight is 1 at the last real position of each row and 0 elsewhere.
   user: 0-based indices of the users; -1 on padding rows.
@@ -44,13 +45,14 @@ def evaluation_batches(
   users: Sequence[int] | None = None,
   request_time: str = "target",
   reveal_domain: bool = False,
+  targets: str = "first",
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> EvaluationBatches:
   """Returns the validation or test users, as a sequence of `EvaluationBatch`es sorted by length of the history.
 
-  The target is the user's *first* event of the split, the input all events before it. Users without such an event, or
-  without an event before it, are left out (counted in the log).
+  The target is the user's *first* event of the split, or each of them, the input all events before it. Targets without
+  an event before them are left out, and so are users without a target (counted in the log).
 
   Args:
     data: prepared columns.
@@ -62,31 +64,34 @@ def evaluation_batches(
     request_time: whether the model knows the time of the target event ("target", the published HSTU) or only that of
       the last event ("last_event").
     reveal_domain: masked_item only: whether the mask token has the domain of the target.
+    targets: "first": the first event of each user in the split; "all": every event of the split, with the user's
+      earlier events of the split in its history. In leave-one-out data there is one anyway.
     shard_index, shard_count: this host's shard of each batch.
 
   Raises:
     ValueError: an unknown option, or no user to evaluate.
   """
-  return EvaluationBatches(
-    data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count
-  )
+  _check(split, batch_size, max_length, task, request_time, targets, shard_index, shard_count)
+  how = task, request_time, reveal_domain, targets
+  return EvaluationBatches(data, split, batch_size, max_length, how, users, (shard_index, shard_count))
 
 
 class EvaluationBatches(Sequence):
-  """The batches that `evaluation_batches` returns. `users` lists their users, in order."""
+  """The batches that `evaluation_batches` returns.
 
-  def __init__(
-    self, data, split, batch_size, max_length, task, users, request_time, reveal_domain, shard_index, shard_count
-  ):
-    _check(split, batch_size, max_length, task, request_time, shard_index, shard_count)
+  users: the user of each request, in order.
+  new_users: requests of users without an event before the split.
+  without_history: targets that are left out because nothing precedes them.
+  """
+
+  def __init__(self, data, split, batch_size, max_length, how, users, shard):
     self._data, self._columns = data, rows.EventColumns(data)
-    self._task, self._request_time, self._reveal_domain = task, request_time, reveal_domain
-    self._batch_size, self._shard = batch_size, (shard_index, shard_count)
-    self._history = rows.prefix_lengths(data, split - 1)
-    self.users = self._sorted_users(rows.prefix_lengths(data, split), users)
+    self._task, self._request_time, self._reveal_domain, targets = how
+    self._batch_size, self._shard = batch_size, shard
+    self._list_requests(split, targets, users)
     if not len(self.users):
       raise ValueError(f"no user has an event with {split=} and one before it; check the split of the data")
-    self._inputs = np.minimum(self._history, max_length - (task == "masked_item"))
+    self._inputs = np.minimum(self._history, max_length - (self._task == "masked_item"))
     self._batches = self._plan(max_length)
 
   def __len__(self) -> int:
@@ -96,40 +101,49 @@ class EvaluationBatches(Sequence):
     return (self[i] for i in range(len(self)))
 
   def __getitem__(self, index: int) -> EvaluationBatch:
-    users, row_length = self._batches[index]
-    widest = padded_length(int(self._history[users].max()))
+    chosen, row_length = self._batches[index]
+    widest = padded_length(int(self._history[chosen].max()))
     num_rows = self._batch_size // self._shard[1]
-    users = users[self._shard[0] * num_rows : (self._shard[0] + 1) * num_rows]
-    target = self._data.offsets[:-1][users] + self._history[users]
+    chosen = chosen[self._shard[0] * num_rows : (self._shard[0] + 1) * num_rows]
+    target = self._data.offsets[:-1][self.users[chosen]] + self._history[chosen]
     return EvaluationBatch(
-      batch=self._rows(users, (num_rows, row_length)),
-      user=_padded(users, num_rows, -1),
+      batch=self._rows(chosen, (num_rows, row_length)),
+      user=_padded(self.users[chosen], num_rows, -1),
       target_item=_padded(self._data.item_id[target], num_rows, 0),
       target_domain=_padded(self._data.domain_id[target], num_rows, 0),
-      seen_items=self._seen(users, (num_rows, widest)),
+      seen_items=self._seen(chosen, (num_rows, widest)),
     )
 
-  def _sorted_users(self, with_target, users):
-    eligible = (with_target > self._history) & (self._history > 0)
-    requested = np.ones_like(eligible) if users is None else np.isin(np.arange(len(eligible)), users)
-    left_out = int((requested & ~eligible).sum())
-    if left_out:
-      logging.info("%d users without a target or without an event before it are left out", left_out)
-    chosen = np.flatnonzero(eligible & requested)
-    return chosen[np.argsort(self._history[chosen], kind="stable")]
+  def _list_requests(self, split, targets, users):
+    """Sets user and length of the history of each request, sorted by the latter, and what is left out."""
+    before, number = rows.prefix_lengths(self._data, split - 1), rows.prefix_lengths(self._data, split)
+    number = number - before
+    requested = np.ones(len(number), bool) if users is None else np.isin(np.arange(len(number)), users)
+    number = np.where(requested, number if targets == "all" else np.minimum(number, 1), 0)
+    user = np.repeat(np.arange(len(number)), number)
+    history = before[user] + np.arange(len(user)) - np.repeat(np.cumsum(number) - number, number)
+    chosen = np.flatnonzero(history > 0)
+    chosen = chosen[np.argsort(history[chosen], kind="stable")]
+    self.users, self._history = user[chosen], history[chosen]
+    self.new_users = int((before[self.users] == 0).sum())
+    self.without_history = len(user) - len(chosen)
+    without_target = int((requested & (number == 0)).sum())
+    if self.without_history or without_target:
+      text = "left out: %d users without a target, and %d targets without an event before them"
+      logging.info(text, without_target, self.without_history)
 
   def _plan(self, max_length):
-    """Returns users and row length of each batch; all users of a batch need the same row length."""
-    needed = self._inputs[self.users] + (self._task == "masked_item")
+    """Returns the requests and the row length of each batch; all requests of a batch need the same row length."""
+    needed = self._inputs + (self._task == "masked_item")
     lengths = np.array([min(padded_length(int(n)), max_length) for n in needed])
     batches = []
     for row_length in np.unique(lengths):
-      users = self.users[lengths == row_length]
-      batches += [(users[i : i + self._batch_size], int(row_length)) for i in range(0, len(users), self._batch_size)]
+      chosen = np.flatnonzero(lengths == row_length)
+      batches += [(chosen[i : i + self._batch_size], int(row_length)) for i in range(0, len(chosen), self._batch_size)]
     return batches
 
-  def _rows(self, users, shape):
-    spans = self._spans(users, self._inputs[users] + (self._task == "masked_item"))
+  def _rows(self, chosen, shape):
+    spans = self._spans(chosen, self._inputs[chosen] + (self._task == "masked_item"))
     is_last = np.arange(int(spans.length.sum())) + 1 == np.repeat(np.cumsum(spans.length), spans.length)
     if self._task == "next_item":
       batch = rows.next_item_rows(self._columns, spans, shape, self._request_time)
@@ -142,13 +156,13 @@ class EvaluationBatches(Sequence):
         times[spans.row, spans.length - 1] = times[spans.row, spans.length - 2]
     return batch
 
-  def _spans(self, users, length):
+  def _spans(self, chosen, length):
     """Returns the spans of the most recent inputs; in masked_item the target event follows them and is masked."""
-    first = self._data.offsets[:-1][users] + self._history[users] - self._inputs[users]
+    first = self._data.offsets[:-1][self.users[chosen]] + self._history[chosen] - self._inputs[chosen]
     return rows.spans_in_separate_rows(first, length)
 
-  def _seen(self, users, shape):
-    spans = rows.spans_in_separate_rows(self._data.offsets[:-1][users], self._history[users])
+  def _seen(self, chosen, shape):
+    spans = rows.spans_in_separate_rows(self._data.offsets[:-1][self.users[chosen]], self._history[chosen])
     return rows.item_grid(self._columns, spans, shape)
 
 
@@ -164,9 +178,10 @@ def padded_length(length: int) -> int:
   return padded
 
 
-def _check(split, batch_size, max_length, task, request_time, shard_index, shard_count):
+def _check(split, batch_size, max_length, task, request_time, targets, shard_index, shard_count):
   for name, value, allowed in (
-    ("split", split, (1, 2)), ("task", task, rows.TASKS), ("request_time", request_time, rows.REQUEST_TIMES)
+    ("split", split, (1, 2)), ("task", task, rows.TASKS), ("request_time", request_time, rows.REQUEST_TIMES),
+    ("targets", targets, TARGETS),
   ):  # fmt: skip
     if value not in allowed:
       raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}")

@@ -34,7 +34,9 @@ class PrepareOptions:
   split: "leave_one_out": a user's last event is for test, the second-to-last for validation (users with fewer than 3
     events are for training only); "by_time": events from `test_time` on are for test, those from `validation_time` on
     for validation; "given": the source defines the split.
-  validation_time, test_time: for "by_time"; None takes the 90% and 95% quantile of the times.
+  validation_time, test_time: for "by_time", in seconds; None takes a quantile of the times.
+  validation_quantile, test_quantile: for "by_time": the quantiles that `validation_time` and `test_time` are, unless
+    they are given; None: 0.90 and 0.95.
   """
 
   min_user_events: int = 0
@@ -46,6 +48,8 @@ class PrepareOptions:
   split: str = "leave_one_out"
   validation_time: int | None = None
   test_time: int | None = None
+  validation_quantile: float | None = None
+  test_quantile: float | None = None
 
   def __post_init__(self):
     for name, allowed in _CHOICES.items():
@@ -56,8 +60,19 @@ class PrepareOptions:
         raise ValueError(f"{name}={getattr(self, name)} must be an integer and must not be negative")
     if self.min_rating is not None and not math.isfinite(self.min_rating):
       raise ValueError(f"min_rating={self.min_rating} must be a finite number")
-    if self.split != "by_time" and (self.validation_time is not None or self.test_time is not None):
-      raise ValueError(f"validation_time and test_time need split='by_time', not split={self.split!r}")
+    self._check_times()
+
+  def _check_times(self):
+    given = [name for split in ("validation", "test") for name in (f"{split}_time", f"{split}_quantile")]
+    given = [name for name in given if getattr(self, name) is not None]
+    if self.split != "by_time" and given:
+      raise ValueError(f"{' and '.join(given)} need split='by_time', not split={self.split!r}")
+    for split in ("validation", "test"):
+      quantile = getattr(self, f"{split}_quantile")
+      if quantile is not None and not 0 < quantile < 1:
+        raise ValueError(f"{split}_quantile={quantile} must be between 0 and 1")
+      if {f"{split}_time", f"{split}_quantile"} <= {*given}:
+        raise ValueError(f"{split}_time and {split}_quantile are two ways to say the same; give one of them")
 
 
 def drop_events(events: pl.DataFrame, in_order: bool, options: PrepareOptions, counts: dict[str, Any]) -> pl.DataFrame:
@@ -182,9 +197,8 @@ def split_events(
 
 
 def _split_by_time(times: np.ndarray, options: PrepareOptions) -> tuple[np.ndarray, dict[str, Any]]:
-  validation, test = options.validation_time, options.test_time
-  validation = int(np.quantile(times, 0.90, method="higher")) if validation is None else validation
-  test = int(np.quantile(times, 0.95, method="higher")) if test is None else test
+  validation = _cut(times, options.validation_time, options.validation_quantile or 0.90)
+  test = _cut(times, options.test_time, options.test_quantile or 0.95)
   split = (times >= validation).astype(np.uint8) + (times >= test).astype(np.uint8)
   if validation >= test or len(np.unique(split)) < 3:
     raise ValueError(
@@ -192,3 +206,7 @@ def _split_by_time(times: np.ndarray, options: PrepareOptions) -> tuple[np.ndarr
       f" events are {times.min()} to {times.max()}, and validation_time must be before test_time"
     )
   return split, {"kind": "by_time", "validation_time": validation, "test_time": test}
+
+
+def _cut(times, time, quantile):
+  return int(np.quantile(times, quantile, method="higher")) if time is None else time
