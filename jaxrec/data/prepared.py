@@ -234,8 +234,7 @@ class PreparedData:
   @functools.cached_property
   def fingerprint(self) -> fingerprints.Fingerprint:
     """Returns the fingerprint of the content: that of meta.json for a folder; see `jaxrec.data.fingerprint`."""
-    of_folder = self.meta.get("fingerprint") if self.path is not None else None
-    return of_folder or fingerprints.fingerprint(self)
+    return (self.path is not None and self.meta.get("fingerprint")) or fingerprints.fingerprint(self)
 
   def check_content(self) -> None:
     """Reads all files of the folder and compares them with the fingerprint that was taken when it was written.
@@ -277,8 +276,7 @@ class PreparedData:
   @functools.cached_property
   def _item_domain(self) -> np.ndarray:
     domain = np.concatenate([[0], self.items["domain_id"].to_numpy()]).astype(np.int32)
-    domain.flags.writeable = False  # Is shared by all callers.
-    return domain
+    return np.broadcast_to(domain, domain.shape)  # Read-only, because all callers share it.
 
   def user_index(self, raw_id: str | int) -> int:
     """Returns the 0-based index of the user with this id in the raw data.
