@@ -1,7 +1,7 @@
 """Actions of events, typed: what a user did with an item, such as a like, a kind of behaviour or seconds of watching.
 
-Beside the fixed columns, prepared data may have any number of them: a file `action.<name>.npy` each, and their kinds in
-`meta["actions"]`. Tables of events name such a column `action.<name>`.
+Prepared data may have any number of them. Each is a file `action.<name>.npy`; `meta["actions"]` holds their kinds.
+Tables of events name such a column `action.<name>`.
 
 | kind | values | dtype |
 |---|---|---|

@@ -36,7 +36,7 @@ class RankingModel(nn.Module):
   num_items: V.
   actions: the actions that are read.
   heads: the actions that are predicted.
-  features: name -> number of categories, of the item features beside the id, as pairs.
+  features: item features that the model reads in addition to the id, as pairs of a name and a number of categories.
   num_context_ids: rows of the table of context features, besides padding.
   width: M.
   max_positions: rows of the position table; later positions share the last row.

@@ -112,12 +112,7 @@ class IncrementalModel:
       ValueError: an item outside 0..V, a domain outside 1..C or a time that does not fit int32 in a row with an event,
         or that event has no room; names the row. The other rows can be observed with item 0 there.
     """
-    is_event = np.asarray(item) != 0
-    self._check("item", item, is_event, 1, self.model.num_items)
-    self._check("domain", domain, is_event, 1, self.model.num_domains)
-    self._check("time", time, is_event, *_INT32)
-    _check_room(state, np.asarray(domain), is_event)
-    event = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
+    event = self._checked(state, item, domain, time)
     return _observe(self.model, self.request_time == "target", self.params, state, *event)
 
   def observe_all(
@@ -132,12 +127,7 @@ class IncrementalModel:
     Raises:
       ValueError: as `observe`; before anything is appended.
     """
-    is_event = np.asarray(item) != 0
-    self._check("item", item, is_event, 1, self.model.num_items)
-    self._check("domain", domain, is_event, 1, self.model.num_domains)
-    self._check("time", time, is_event, *_INT32)
-    _check_room(state, np.asarray(domain), is_event)
-    events = (jnp.asarray(x, jnp.int32) for x in (item, domain, time))
+    events = self._checked(state, item, domain, time)
     return _observe_all(self.model, self.request_time == "target", self.params, state, *events)
 
   def grow(self, state: ServingState, capacity: int) -> ServingState:
@@ -169,6 +159,14 @@ class IncrementalModel:
       self._check("time", time, has_events, *_INT32)
     target = (jnp.asarray(x, jnp.int32) for x in (domain, time))
     return _query(self.model, self.request_time == "target", self.params, state, *target)
+
+  def _checked(self, state, item, domain, time):
+    is_event = np.asarray(item) != 0
+    self._check("item", item, is_event, 1, self.model.num_items)
+    self._check("domain", domain, is_event, 1, self.model.num_domains)
+    self._check("time", time, is_event, *_INT32)
+    _check_room(state, np.asarray(domain), is_event)
+    return [jnp.asarray(x, jnp.int32) for x in (item, domain, time)]
 
   def _check(self, name, values, is_read, low, high):
     values = np.asarray(values)

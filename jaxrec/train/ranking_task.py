@@ -51,7 +51,7 @@ class RankingDataSettings(SourceSettings):
 
   actions: tuple = setting((), "Typed actions that the model reads; (): all.")
   heads: tuple = setting((), "Typed actions that it predicts; (): all.")
-  features: tuple = setting((), "Columns of the items that are read beside the id, such as category.")
+  features: tuple = setting((), "Columns of the items, such as category, that the model reads in addition to the id.")
   context: tuple = setting((), "Columns of the users that begin a history; 'user': the user itself.")
   max_length: int = setting(RankingOptions.max_length, "Events of a history; older ones are cropped.", at_least=2)
   layout: str = setting(RankingOptions.layout, "Tokens of an event: its item and its actions, or one.", choices=LAYOUTS)

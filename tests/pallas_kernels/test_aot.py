@@ -30,6 +30,7 @@ def attention(target, **options):
   return {"target": target} | defaults | options
 
 
+@pytest.mark.filterwarnings("error")
 @WITHOUT_TPU_COMPILER
 def test_a_program_of_absent_devices_is_not_kept_in_the_compile_cache():
   (device, *_) = aot.target_devices("v6e:2x2")

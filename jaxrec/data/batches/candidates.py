@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Int, Shaped, UInt64
 
 from jaxrec.batches import CandidateBatch
 from jaxrec.data.batches.splitmix import GOLDEN_GAMMA, mix_bits
@@ -125,19 +125,11 @@ class CandidateData:
     target, candidate = np.divmod(np.asarray(examples, np.int64), 1 + self._options.negatives)
     event = self._targets[split][target]
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
-    history, age = latest_events(self._data, event, user, self._options.history_length)
     item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
     negative = np.flatnonzero(candidate)
     item[negative] = self._negatives(event[negative], user[negative], candidate[negative])
-    return CandidateBatch(
-      history_item=history,
-      history_category=self.item_category[history],
-      history_age=age,
-      item=item,
-      category=self.item_category[item],
-      label=(candidate == 0).astype(np.float32),
-      user_id=user.astype(np.int32),
-    )
+    length, label = self._options.history_length, candidate == 0
+    return candidate_batch(self._data, self.item_category, length, event, user, item, label)
 
   def _find_targets(self, users, split):
     options, ends = self._options, self._data.offsets[1:][users]
@@ -159,6 +151,28 @@ class CandidateData:
       f"{_MAX_ATTEMPTS} draws found no item that user {user[left[0]]} never clicked; leave out users who clicked nearly"
       " everything"
     )
+
+
+def candidate_batch(
+  data: PreparedData,
+  item_category: Int[np.ndarray, " V1"],
+  history_length: int,
+  event: Int[np.ndarray, " B"],
+  user: Int[np.ndarray, " B"],
+  item: Int[np.ndarray, " B"],
+  label: Shaped[np.ndarray, " B"],
+) -> CandidateBatch:
+  """Returns examples whose histories are the latest events before `event`; label: whether the item was clicked."""
+  history, age = latest_events(data, event, user, history_length)
+  return CandidateBatch(
+    history_item=history,
+    history_category=item_category[history],
+    history_age=age,
+    item=item,
+    category=item_category[item],
+    label=label.astype(np.float32),
+    user_id=user.astype(np.int32),
+  )
 
 
 def latest_events(

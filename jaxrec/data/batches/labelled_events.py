@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxrec.batches import BINARY, CandidateBatch
-from jaxrec.data.batches.candidates import AUTO, item_categories, latest_events
+from jaxrec.data.batches.candidates import AUTO, candidate_batch, item_categories
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 
 
@@ -61,14 +61,5 @@ class LabelledEvents:
     """Returns the events of a split with the given indices, 0 .. num_examples - 1."""
     event = self._events[split][np.asarray(examples, np.int64)]
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
-    history, age = latest_events(self._data, event, user, self._history_length)
-    item = self._data.item_id[event].astype(np.int32)
-    return CandidateBatch(
-      history_item=history,
-      history_category=self.item_category[history],
-      history_age=age,
-      item=item,
-      category=self.item_category[item],
-      label=self._label[event].astype(np.float32),
-      user_id=user.astype(np.int32),
-    )
+    item, label = self._data.item_id[event].astype(np.int32), self._label[event]
+    return candidate_batch(self._data, self.item_category, self._history_length, event, user, item, label)
