@@ -22,7 +22,7 @@ class AttentionContext:
   query_time: the time of the event that the query predicts, in seconds.
   key_time: the time of the token's own event, in seconds.
   is_real: False on padding, and on events whose item is unknown.
-  is_token: False on padding.
+  is_token: False on padding; None where layers need not zero padding, because the model has done so.
   group: group of the token as a key: its domain 1..C, C + 1 for a bottleneck token, 0 if the domain is hidden.
   num_groups: C + 1, or C + 2 with bottleneck tokens.
   target_domain: the domain of the event that the token predicts; 0 = unknown.
@@ -39,7 +39,7 @@ class AttentionContext:
   query_time: Int[Array, "B Q"]
   key_time: Int[Array, "B S"]
   is_real: Bool[Array, "B S"]
-  is_token: Bool[Array, "B S"]
+  is_token: Bool[Array, "B S"] | None
   group: Int[Array, "B S"]
   num_groups: int = flax.struct.field(pytree_node=False)
   target_domain: Int[Array, "B S"]
@@ -96,7 +96,7 @@ class AttentionContext:
 
     A layer starts with it: what stands on padding, NaN too, would reach the gradients of its kernels otherwise.
     """
-    return jnp.where(self.is_token[..., None], x, 0)
+    return x if self.is_token is None else jnp.where(self.is_token[..., None], x, 0)
 
 
 def check_context(context: AttentionContext) -> None:

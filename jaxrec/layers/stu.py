@@ -157,11 +157,12 @@ class STULayer(nn.Module):
       deterministic: True: no dropout.
     """
     is_mask = isinstance(context, IntervalMask)
+    x = x.astype(self.dtype)
     return stu_layer(
-      x.astype(self.dtype),
+      x if is_mask else context.without_padding(x),
       self._weights(x.shape[-1]),
       context if is_mask else context.mask,
-      is_token=None if is_mask else context.is_token,
+      is_token=None if is_mask else jnp.ones((1, 1), bool),
       num_heads=self.num_heads,
       head_width=self.head_width,
       normalizer=self.normalizer,
@@ -210,7 +211,7 @@ def stu_layer(
   weights: STUWeights,
   mask: IntervalMask,
   *,
-  is_token: Bool[Array, "B N"] | None = None,
+  is_token: Bool[Array, "#B #N"] | None = None,
   num_heads: int,
   head_width: int,
   normalizer: float | Float[Array, "B N"],

@@ -92,7 +92,7 @@ class SequentialModel(nn.Module):
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic, self.domain_embedding(batch))
     x, context = self.build_context(x, batch)
-    x = self.encode(x, self.add_attention_input(context, batch, deterministic), deterministic)
+    x = self.encode(x, self.layer_context(context, batch, deterministic), deterministic)
     return self.normalize_queries(x[:, : item.shape[1]], batch)  # Drops bottleneck tokens.
 
   def next_event(
@@ -116,12 +116,14 @@ class SequentialModel(nn.Module):
       self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
     )  # [B, 1, M]
     context = cached_context(batch, slot, key_position, key_time, is_seen)
-    return self.normalize_queries(self.encode(x, self.add_attention_input(context, batch, True), True), batch)
+    return self.normalize_queries(self.encode(x, self.layer_context(context, batch, True), True), batch)
 
-  def add_attention_input(
-    self, context: AttentionContext, batch: SequenceBatch, deterministic: bool
-  ) -> AttentionContext:
-    """Returns the context with the input of queries and keys, if these have an item table of their own."""
+  def layer_context(self, context: AttentionContext, batch: SequenceBatch, deterministic: bool) -> AttentionContext:
+    """Returns the context that layers read, with the input of queries and keys if these have their own item table.
+
+    The embeddings are zero on padding, so that no layer has to zero it again.
+    """
+    context = context.replace(is_token=None)
     if not self.attention_width:
       return context
     item = self.attention_items(batch.item_id)
