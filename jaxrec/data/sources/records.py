@@ -117,6 +117,8 @@ class Rows:
 
   def stray_carriage_return(self) -> int | None:
     """Returns the offset of the first carriage return outside of quoted fields that no line feed follows, or None."""
+    if b"\r" not in self.data:  # Much faster than counting.
+      return None
     found = self.data.count(b"\r") > self.data.count(b"\r\n") and re.search(rb"\r(?!\n|\Z)", self.unquoted)
     return found.start() if found else None
 
