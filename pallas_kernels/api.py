@@ -38,6 +38,7 @@ def segment_attention(
   block_sizes: Any = None,
   key_group: Integer[AnyArray, "B S"] | None = None,
   num_groups: int = 0,
+  finite_padding: bool = False,
 ) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
   """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
 
@@ -60,6 +61,7 @@ def segment_attention(
       `gpu.BlockSizes`); they change speed, never results. "auto" with block sizes takes xla on CPUs and GPUs.
     key_group: 0..G - 1, a group for each key; with it, the sums of each query's weights by group are returned too.
     num_groups: G.
+    finite_padding: q, k, v and the normalizer are finite everywhere, which saves setting padding to zero; see `mask`.
 
   Returns:
     Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs). With
@@ -77,18 +79,17 @@ def segment_attention(
   q, k, v = (jnp.asarray(x) for x in (q, k, v))
   mask, bias = as_arrays("mask", mask), None if bias is None else as_arrays("bias", bias)
   key_group = as_integers("key_group", key_group)
-  reads, is_read = (
-    mask.reads_any(k.shape[1])[..., None, None],
-    mask.is_read(k.shape[1])[..., None, None],
-  )  # [B, _, 1, 1]
-  q, k, v = jnp.where(reads, q, 0), jnp.where(is_read, k, 0), jnp.where(is_read, v, 0)
-  bias = _without_times_of_padding(bias, reads[..., 0, 0], is_read[..., 0, 0])
+  reads, is_read = mask.reads_any(k.shape[1]), mask.is_read(k.shape[1])
+  bias = _without_times_of_padding(bias, reads, is_read)
+  reads, is_read = reads[..., None, None], is_read[..., None, None]  # [B, _, 1, 1]
+  if not finite_padding:
+    q, k, v = jnp.where(reads, q, 0), jnp.where(is_read, k, 0), jnp.where(is_read, v, 0)
   out = _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes)
   if normalizer is not None:
     divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
-    divisor = jnp.where(reads, divisor, 1)
+    divisor = divisor if finite_padding else jnp.where(reads, divisor, 1)
     out = jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
-  return jax.tree.map(lambda x: jnp.where(reads, x, 0), out)
+  return out if finite_padding else jax.tree.map(lambda x: jnp.where(reads, x, 0), out)
 
 
 def _without_times_of_padding(bias, reads, is_read):

@@ -37,6 +37,7 @@ def attend(
     context: the mask, and the rules that turn tokens into queries and keys.
     **options: passed on to `segment_attention`.
   """
+  options["finite_padding"] = context.is_token is None
   wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))

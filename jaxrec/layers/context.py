@@ -22,7 +22,7 @@ class AttentionContext:
   query_time: the time of the event that the query predicts, in seconds.
   key_time: the time of the token's own event, in seconds.
   is_real: False on padding, and on events whose item is unknown.
-  is_token: False on padding; None where layers need not zero padding, because the model has done so.
+  is_token: False on padding; None where nothing has to zero padding, because the model has done so.
   group: group of the token as a key: its domain 1..C, C + 1 for a bottleneck token, 0 if the domain is hidden.
   num_groups: C + 1, or C + 2 with bottleneck tokens.
   target_domain: the domain of the event that the token predicts; 0 = unknown.

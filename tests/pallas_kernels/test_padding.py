@@ -24,7 +24,7 @@ TIME = np.cumsum(NUMBERS.integers(1, 10**6, (3, 7)), axis=1).astype(np.int32)
 
 
 @functools.cache
-def gradients(implementation, activation):
+def gradients(implementation, activation, finite_padding=False):
   """The compiled outputs and gradients of inputs, times and a cotangent."""
 
   def outputs(inputs, time, place):
@@ -33,6 +33,7 @@ def gradients(implementation, activation):
     return segment_attention(
       q, k, v, IntervalMask.causal(IDS), activation=activation, bias=bias, implementation=implementation,
       normalizer=normalizer if activation == "silu" else None, interpret=implementation == "tpu",
+      finite_padding=finite_padding,
     )  # fmt: skip
 
   def run(inputs, time, place, d_out):
@@ -53,6 +54,18 @@ PLACES = {
   "time": ("time", np.iinfo(np.int32).min),
   "position": ("place", np.iinfo(np.int32).max),
 }
+
+
+@pytest.mark.parametrize("activation", ["silu", "softmax"])
+@pytest.mark.parametrize("implementation", ["reference", "dense", "xla", "tpu"])
+def test_finite_padding_need_not_be_zeroed(implementation, activation):
+  place = np.broadcast_to(np.arange(7, dtype=np.int32), IDS.shape)
+  inputs = INPUTS | {name: spoiled(INPUTS[name], 1e6) for name in "qkv"}
+  finite, any_padding = (
+    gradients(implementation, activation, finite)(inputs, TIME, place, np.sin(INPUTS["v"])) for finite in (True, False)
+  )
+  for name, expected in any_padding.items():
+    np.testing.assert_allclose(finite[name], expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("activation", ["silu", "softmax"])
