@@ -12,7 +12,7 @@ PYTHON_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])  # O
 # Before the first import of jax, and inherited by the subprocesses that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # Programs of tests are many and small.
 os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time goes into compiling programs that run once or twice. Values differ by rounding only.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

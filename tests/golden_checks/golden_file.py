@@ -177,7 +177,7 @@ class GoldenFile:
     if dtype == np.float64:
       return float64, 1e-9 * scale
     smallest = UNMEASURED_FLOAT32 if value.ndim == 0 else 1e-6  # the measured error of one number may be small by luck
-    return float64, max(smallest * scale, 5 * self.meta["f32_vs_f64"][name]["max_abs_diff"])
+    return float64, max(smallest * scale, 5 * _largest(value.astype(np.float64) - float64, skipped))
 
 
 def _largest(value: np.ndarray, skipped: np.ndarray | None = None) -> float:

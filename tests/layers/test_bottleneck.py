@@ -110,11 +110,26 @@ def test_a_stride_outside_the_row_is_refused(stride):
     with_bottlenecks(jnp.zeros((3, LENGTH, 4)), jnp.ones((1, 4)), BATCH, NUM_DOMAINS, stride, True)
 
 
-def queries_of(config, batch, **overrides):
-  model = build({**config, "num_bottlenecks": NUM_TOKENS, **overrides}, num_items=NUM_ITEMS)
-  params = quick_jit(model.init)(jax.random.key(0), BATCH)["params"]
-  params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
-  return np.asarray(quick_jit(model.apply)({"params": params}, batch))
+def moved(params):
+  """Parameters away from the zeros and small numbers that they start from."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
+@functools.cache
+def model_and_params(name, **overrides):
+  model = build({**MODELS[name], **overrides}, num_items=NUM_ITEMS)
+  return model, moved(quick_jit(model.init)(jax.random.key(0), BATCH)["params"])
+
+
+@functools.cache
+def compiled(model):
+  return quick_jit(model.apply)
+
+
+def queries_of(name, batch, **overrides):
+  model, params = model_and_params(name, num_bottlenecks=NUM_TOKENS, **overrides)
+  return np.asarray(compiled(model)({"params": params}, batch))
 
 
 def changed_at(column, item):
@@ -124,33 +139,30 @@ def changed_at(column, item):
 
 @pytest.mark.parametrize("name", ["hstu", "stu", "sasrec"])
 def test_domains_exchange_information_only_through_bottlenecks(name):
-  before, after = queries_of(MODELS[name], BATCH)[0], queries_of(MODELS[name], changed_at(0, 6))[0]
+  before, after = queries_of(name, BATCH)[0], queries_of(name, changed_at(0, 6))[0]
   differs = (before != after).any(axis=-1)
   # Events 0 and 5 are of domain 1; the others receive event 0 through the first insertion point, after event 1.
   assert differs.tolist() == [True] * 7 + [False] * 5
   first_layer = (
-    queries_of(MODELS[name], BATCH, num_layers=1)[0],
-    queries_of(MODELS[name], changed_at(0, 6), num_layers=1)[0],
+    queries_of(name, BATCH, num_layers=1)[0],
+    queries_of(name, changed_at(0, 6), num_layers=1)[0],
   )
   assert (first_layer[0] != first_layer[1]).any(axis=-1).tolist() == [True] + [False] * 4 + [True] + [False] * 6
-  last = queries_of(MODELS[name], changed_at(6, 5))[0]
+  last = queries_of(name, changed_at(6, 5))[0]
   assert (before != last).any(axis=-1).tolist() == [False] * 6 + [True] + [False] * 5
 
 
-def mass_of(config, batch, **overrides):
-  model = build({**config, **overrides}, num_items=NUM_ITEMS)
-  params = quick_jit(model.init)(jax.random.key(0), batch)["params"]
-  params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
-  apply = quick_jit(lambda params: model.apply({"params": params}, batch, mutable=[MASS]))
-  query, state = apply(params)
-  np.testing.assert_allclose(query, quick_jit(model.apply)({"params": params}, batch), rtol=1e-5, atol=1e-6)
+def mass_of(name, **overrides):
+  model, params = model_and_params(name, **overrides)
+  query, state = quick_jit(lambda params: model.apply({"params": params}, BATCH, mutable=[MASS]))(params)
+  np.testing.assert_allclose(query, compiled(model)({"params": params}, BATCH), rtol=1e-5, atol=1e-6)
   return masses_by_layer(state[MASS])
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("bottlenecks", [0, NUM_TOKENS])
 def test_masses_come_layer_by_layer_and_asking_for_them_changes_nothing_else(name, bottlenecks):
-  masses = mass_of(MODELS[name], BATCH, num_bottlenecks=bottlenecks)
+  masses = mass_of(name, num_bottlenecks=bottlenecks)
   groups = NUM_DOMAINS + 1 + bool(bottlenecks)
   tokens = LENGTH + (LENGTH // STRIDE * NUM_TOKENS if bottlenecks else 0)
   assert [mass.shape for mass in masses] == [(3, tokens, 2, groups)] * 2
@@ -165,7 +177,7 @@ def test_masses_come_layer_by_layer_and_asking_for_them_changes_nothing_else(nam
 
 
 def test_softmax_masses_are_those_of_the_attention_matrix():
-  mass = mass_of(SASREC, BATCH, num_layers=1)[0]
+  mass = mass_of("sasrec", num_layers=1)[0]
   share = cross_domain_share(mass, BATCH.domain_id)
   assert float(share[0, 0].max()) == 0  # The first event reads itself only.
   np.testing.assert_allclose(

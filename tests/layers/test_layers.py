@@ -101,9 +101,9 @@ def test_the_gate_multiplies_the_normalized_attention():
 def test_an_hstu_layer_is_its_three_equations():
   layer = HSTULayer(num_heads=1, head_width=2, value_width=2, attention_length=4)
   x = jax.random.normal(jax.random.key(0), (2, 6, 3))
-  params = layer.init(jax.random.key(1), x, causal_context(BATCH))["params"]
-  params = jax.tree.map(lambda p: p + 0.2 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
-  out = layer.apply({"params": params}, x, causal_context(BATCH))
+  params = jax.jit(layer.init)(jax.random.key(1), x, causal_context(BATCH))["params"]
+  params = jax.tree.map(lambda p: p + 0.2 * np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape), params)
+  out = jax.jit(layer.apply)({"params": params}, x, causal_context(BATCH))
   w = jax.tree.map(np.asarray, params)
 
   def silu(a):
@@ -152,10 +152,10 @@ LAYERS = {
 def test_a_linen_layer_works_inside_flax_nnx(name):
   x, context = jax.random.normal(jax.random.key(0), (2, 6, 4)), causal_context(BATCH)
   bridged = nnx.bridge.ToNNX(LAYERS[name], rngs=nnx.Rngs(0)).lazy_init(x, context)
-  out = bridged(x, context)
+  out = nnx.jit(lambda module: module(x, context))(bridged)
   params = nnx.to_pure_dict(nnx.state(bridged, nnx.Param))
-  np.testing.assert_allclose(out, LAYERS[name].apply({"params": params}, x, context), atol=1e-6)
-  gradients = nnx.grad(lambda module: (module(x, context) ** 2).sum())(bridged)
+  np.testing.assert_allclose(out, jax.jit(LAYERS[name].apply)({"params": params}, x, context), atol=1e-6)
+  gradients = nnx.jit(nnx.grad(lambda module: (module(x, context) ** 2).sum()))(bridged)
   assert all(np.isfinite(value).all() for value in jax.tree.leaves(gradients))
 
 

@@ -45,10 +45,20 @@ def model_and_params(config, num_domains=3):
   return _model_and_params(tuple(sorted(config.items())), num_domains)
 
 
-def queries(config, batch, params=None, num_domains=3):
-  model, own = model_and_params(config, num_domains)
-  apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch), compiler_options=QUICK)
-  return np.asarray(apply(own if params is None else params, batch))
+@functools.cache
+def compiled(model):
+  return jax.jit(lambda params, batch: model.apply({"params": params}, batch), compiler_options=QUICK)
+
+
+def queries(config, batch, num_domains=3):
+  model, params = model_and_params(config, num_domains)
+  return np.asarray(compiled(model)(params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def states_of(layer, params, z, context):
+  """The states that tokens read, in the order of the batch."""
+  return context.order.undo(layer.apply({"params": params}, context.order(z), context))
 
 
 def random_rows(seed, num_domains, shape=(3, 17)):
@@ -97,7 +107,7 @@ def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_do
   context = intra_domain_context(batch, 3)
   z = jnp.asarray(np.random.default_rng(2).normal(size=(3, 17, 8)), jnp.float32)
   params = big(jax.eval_shape(layer.init, jax.random.key(0), z, context)["params"])
-  found = context.order.undo(layer.apply({"params": params}, context.order(z), context))
+  found = states_of(layer, params, z, context)
   p = jax.tree.map(np.asarray, params)
   normal = np.asarray(layer_norm(z))
   q = normal @ p["query"]["kernel"] + p["asked_table"][np.asarray(batch.target_domain)]
@@ -125,7 +135,7 @@ def test_read_target_returns_the_state_of_the_target_domain():
   layer = DomainStateAttention(num_domains=3, read="target")
   z = jnp.asarray(np.random.default_rng(2).normal(size=(1, 4, 8)), jnp.float32)
   params = big(jax.eval_shape(layer.init, jax.random.key(0), z, context)["params"])
-  found = context.order.undo(layer.apply({"params": params}, context.order(z), context))[0]
+  found = states_of(layer, params, z, context)[0]
   values = np.asarray(layer_norm(z) @ params["value"]["kernel"])[0]
   np.testing.assert_array_equal(found[0], 0)  # Domain 2 has no event yet.
   np.testing.assert_allclose(found[1], values[0], atol=1e-5)
@@ -170,9 +180,14 @@ def test_states_read_in_blocks_equal_the_dense_form_with_gradients(num_domains, 
   def dense(q, k, v):
     return attend_states(q, k, v, jnp.asarray(may_read))
 
-  (found, pull), (expected, pull_dense) = jax.vjp(in_blocks, q, k, v), jax.vjp(dense, q, k, v)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
-  for one, other in zip(pull(direction), pull_dense(direction), strict=True):
+  def with_gradients(read):
+    def run(*inputs):
+      out, pull = jax.vjp(read, *inputs)
+      return out, *pull(direction)
+
+    return jax.jit(run, compiler_options=QUICK)(q, k, v)
+
+  for one, other in zip(with_gradients(in_blocks), with_gradients(dense), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 

@@ -12,15 +12,15 @@ from jaxrec.models import build
 from jaxrec.serving.incremental import IncrementalModel
 
 NUM_ITEMS, NUM_DOMAINS, LENGTH = 12, 3, 9
-SIZES = {"width": 8, "num_layers": 2, "max_positions": LENGTH, "num_heads": 2}
+SIZES = {"width": 8, "num_layers": 1, "max_positions": LENGTH, "num_heads": 2}
 HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
 MODELS = {
-  "hstu": {"name": "hstu", **HSTU},
+  "hstu": {"name": "hstu", **HSTU, "num_layers": 2},
   "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
   "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
-  "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "attention_width": 6},
+  "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "num_layers": 2, "attention_width": 6},
   "states_of_the_target_domain": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
   "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
   "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},
@@ -62,11 +62,17 @@ def model_and_params(name):
   return model, jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype) for x in leaves])
 
 
+def queries_of_all(name, batch):
+  """The query vectors of the whole history at once."""
+  model, params = model_and_params(name)
+  return jax.jit(model.apply)({"params": params}, batch)
+
+
 @pytest.mark.parametrize("name, request_time", [*((name, "target") for name in MODELS), ("intra", "last_event")])
 def test_event_by_event_equals_the_whole_history_at_once(name, request_time):
   model, params = model_and_params(name)
   item, domain, time = events(2, [LENGTH, 4, 2])
-  expected = model.apply({"params": params}, batch_of_prefixes(item, domain, time, request_time))
+  expected = queries_of_all(name, batch_of_prefixes(item, domain, time, request_time))
   serving = IncrementalModel(model, params, request_time)
   state = serving.start(batch_size=3, capacity=LENGTH)
   for n in range(LENGTH - 1):
@@ -155,7 +161,7 @@ def test_the_latest_event_has_room_too(name):
   model, params = model_and_params(name)
   item, domain, time = events(2, [LENGTH])
   domain = np.ones_like(domain)
-  expected = model.apply({"params": params}, batch_of_prefixes(item, domain, time))
+  expected = queries_of_all(name, batch_of_prefixes(item, domain, time))
   serving = IncrementalModel(model, params)
   state = serving.start(1, capacity=3)
   for n in range(3):

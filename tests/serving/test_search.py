@@ -71,12 +71,12 @@ def test_a_search_finds_the_events_that_the_model_keeps():
   model = build({"name": "dare", "width": 3, "attention_width": 2, "max_age": 6, "top_k": 3},
                 num_items=NUM_ITEMS, num_categories=NUM_CATEGORIES)  # fmt: skip
   batch = candidate_batch([[2, 6, 5, 3, 8]] * 4, [5, 9, 3, 2])
-  variables = model.init(jax.random.key(0), batch)
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
   history = history_search.history_keys(
     model, variables, batch.history_item[0], batch.history_category[0], batch.history_age[0]
   )
   queries = model.apply(variables, batch.item, batch.category, method="search_queries")
-  output = model.apply(variables, batch)
+  output = jax.jit(model.apply)(variables, batch)
   scores, positions = history_search.search(queries, history, 3)
   np.testing.assert_array_equal(np.sort(positions, axis=1), np.argwhere(output.kept)[:, 1].reshape(4, 3))
   np.testing.assert_allclose(scores, np.take_along_axis(np.asarray(output.score), np.asarray(positions), 1), atol=1e-6)

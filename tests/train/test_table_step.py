@@ -63,8 +63,18 @@ def copied(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
-@pytest.mark.parametrize("loss", ["sampled_softmax", "full_softmax"])
-@pytest.mark.parametrize(("several", "accumulate"), [(False, 1), (False, 2), (True, 1), (True, 2)])
+PAIRS = [
+  (False, 1, "sampled_softmax"),
+  (False, 2, "full_softmax"),
+  (True, 1, "full_softmax"),
+  (True, 2, "sampled_softmax"),
+]
+REST = [(several, 3 - accumulate, loss) for several, accumulate, loss in PAIRS]
+
+
+@pytest.mark.parametrize(
+  ("several", "accumulate", "loss"), [*PAIRS, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in REST)]
+)
 def test_three_steps_give_the_same_parameters_rows_and_scalars(several, accumulate, loss):
   objective = some_objective(several, loss=loss)
   state, step = with_parameter(several, objective, accumulate=accumulate)

@@ -68,7 +68,10 @@ def prepare(
     prepare_options, reader_options = split_options(source, options)
     report(f"reading {source}" + (f" from {raw}" if raw is not None else ""))
     log = read_log(source, raw, reader_options, report)
-    data = prepare_log(log, prepare_options, source=source, reader_options=reader_options, report=report)
+    try:
+      data = prepare_log(log, prepare_options, source=source, reader_options=reader_options, report=report)
+    except ValueError as error:  # About all events, so that no reader has named a file.
+      raise ValueError(f"{raw}: {error}" if raw is not None else str(error)) from error
   if before is not None:
     data = dataclasses.replace(data, meta={**data.meta, "raw_files": before})
   if out is None:
