@@ -6,6 +6,7 @@
     python -m experiments.prepare --source=merge --out=prepared/two --min_domain_events=5 \\
         --sources='books=amazon-ratings:Books.csv?edition=2018' \\
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
+    python -m experiments.prepare --source=table --raw=tuesday.csv --extends=prepared/monday --out=prepared/tuesday
 
 Without --raw, the source's folder in $JAXREC_DATA is read, or the official files are downloaded if they may be
 downloaded freely. Every option of the source's reader (`jaxrec/data/sources/`) and of the filters
@@ -68,7 +69,8 @@ def main(_) -> None:
   try:
     if FLAGS.raw:
       check_local("--raw", FLAGS.raw)
-    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, overwrite=FLAGS.overwrite, report=report, **given_options(FLAGS))
+    how = {"overwrite": FLAGS.overwrite, "extends": FLAGS.extends, "report": report}
+    data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, **how, **given_options(FLAGS))
   except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
   except OSError as error:
@@ -113,6 +115,9 @@ def _notes(data: PreparedData) -> list[str]:
   events = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
   notes = [f"{data.num_domains} domain(s); events per user: {events}; {times}"]
   notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
+  if "extends" in data.meta:
+    added = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in data.meta["extends"].items())
+    notes.append(f"extends earlier data, whose ids stay: {added}")
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
   return [*map(printable, notes), printable(f"written to {data.path}")]
@@ -177,6 +182,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.mark_flag_as_required("source", flag_values=values)
   flags.DEFINE_string("out", None, "Folder of the prepared data.", required=True, flag_values=values)
   flags.DEFINE_bool("overwrite", False, "Replace prepared data in the folder.", flag_values=values)
+  flags.DEFINE_string(
+    "extends", None, "Prepared folder of a day before: its events come first, and its users and items keep their ids.",
+    flag_values=values,
+  )  # fmt: skip
 
 
 def define_source_flags(values: flags.FlagValues) -> None:

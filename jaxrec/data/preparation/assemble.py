@@ -12,7 +12,7 @@ import polars as pl
 from jaxrec.data import action_columns, prepared, prepared_files
 from jaxrec.data.preparation import filters
 from jaxrec.data.preparation.filters import PrepareOptions
-from jaxrec.data.preparation.number_ids import NumberedEvents
+from jaxrec.data.preparation.number_ids import NumberedEvents, raw_ids
 from jaxrec.data.prepared import PreparedData
 
 
@@ -27,19 +27,19 @@ def assemble(
 
   Args:
     numbered: events sorted by user and time; users without events, and with `min_item_events` items without events, are
-      removed from the tables.
+      removed from the tables, unless they are known.
     options: the split, and what `meta` records.
     counts: raw rows and dropped events; counts of users are added.
     source: name of the source, for `meta`.
     reader_options: options of the source's reader, for `meta`.
   """
   events, items, domain_names = numbered.events, numbered.items, numbered.domain_names
-  kept_users, user = np.unique(events["user"].to_numpy(), return_inverse=True)
+  kept_users, user = _kept(events["user"].to_numpy(), len(numbered.users), numbered.known_users)
   item = events["item"].to_numpy()
   if options.min_item_events:
-    kept_items, item = np.unique(item, return_inverse=True)
+    kept_items, item = _kept(item, len(items), numbered.known_items)
     items = items[kept_items]
-  offsets = np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
+  offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(kept_users)))]).astype(np.int64)
   events = events.with_columns(item_id=item + 1, domain_id="domain")
   columns = {name: _column(events, name) for name in ("item_id", "domain_id", "timestamp", "action")}
   columns["split"], split = filters.split_events(events, offsets, options)
@@ -63,6 +63,13 @@ def assemble(
   return PreparedData(**columns, offsets=offsets, meta=meta, actions=actions, **tables)
 
 
+def _kept(ids: np.ndarray, size: int, known: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the ids of `size` that are known or have an event, and for each event the index of its id among them."""
+  is_kept = np.arange(size) < known
+  is_kept[ids] = True
+  return np.flatnonzero(is_kept), (np.cumsum(is_kept) - 1)[ids]
+
+
 def _column(events: pl.DataFrame, name: str) -> np.ndarray:
   if name not in events.columns:
     return np.zeros(len(events), prepared.COLUMNS[name])
@@ -76,7 +83,8 @@ def _actions(events: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[dict[str, 
 
 def _count_users(counts: dict[str, Any], offsets, split, domain_id, domain_names: tuple[str, ...]) -> None:
   lengths = np.diff(offsets)
-  counts["users_train_only"] = int((np.add.reduceat(split > 0, offsets[:-1]) == 0).sum())
+  held_out = np.concatenate([[0], np.cumsum(split > 0)])[offsets]
+  counts["users_train_only"] = int((np.diff(held_out) == 0).sum())
   counts["events_per_user"] = {
     "least": int(lengths.min()),
     "median": float(np.median(lengths)),
@@ -104,13 +112,15 @@ def _item_table(items: pl.DataFrame, columns: Mapping[str, np.ndarray]) -> pl.Da
   if "domain" in items.columns:
     domain = items["domain"].to_numpy().astype(np.int32)
   title = pl.col("title").fill_null("") if "title" in items.columns else pl.lit("")
-  raw_id = pl.col("raw_id" if "raw_id" in items.columns else "item")
   extra = [name for name in items.columns if name not in ("item", "raw_id", "title", "domain")]
   return items.with_columns(
-    item_id=np.arange(1, len(items) + 1, dtype=np.int32), raw_id=raw_id.cast(pl.String), title=title, domain_id=domain
+    item_id=np.arange(1, len(items) + 1, dtype=np.int32), raw_id=raw_ids(items, "item"), title=title, domain_id=domain
   ).select("item_id", "raw_id", "title", "domain_id", *extra)
 
 
 def _user_table(users: pl.DataFrame) -> pl.DataFrame:
-  raw_id = pl.col("raw_id") if "raw_id" in users.columns else pl.col("user").cast(pl.String)
-  return users.select(raw_id=raw_id).with_columns(user=np.arange(len(users), dtype=np.int64)).select("user", "raw_id")
+  return (
+    users.select(raw_id=raw_ids(users, "user"))
+    .with_columns(user=np.arange(len(users), dtype=np.int64))
+    .select("user", "raw_id")
+  )

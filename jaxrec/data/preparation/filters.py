@@ -110,10 +110,12 @@ def k_core(
   options: PrepareOptions,
   counts: dict[str, Any],
   report: Callable[[str], None],
+  known: tuple[int, int] = (0, 0),
 ) -> pl.DataFrame:
   """Returns the events of users and items with enough events, removed in rounds until none has too few.
 
-  A round is a few `bincount`s over the integer ids.
+  A round is a few `bincount`s over the integer ids. The first `known` users and items stay, however few events they
+  have.
 
   Raises:
     ValueError: no event is left.
@@ -121,18 +123,21 @@ def k_core(
   user, item, domain = (events[name].to_numpy() for name in ("user", "item", "domain"))
   rows, rounds = np.arange(len(user)), 0
   limits = (
-    ("users with too few events", user, options.min_user_events),
-    ("items with too few events", item, options.min_item_events),
+    ("users with too few events", user, options.min_user_events, known[0]),
+    ("items with too few events", item, options.min_item_events, known[1]),
   )
   while True:
     before = len(rows)
-    for reason, ids, minimum in limits:
-      rows = _keep(rows, np.bincount(ids[rows])[ids[rows]] >= minimum, reason, counts)
+    for reason, ids, minimum, stay in limits:
+      enough = np.bincount(ids[rows]) >= minimum
+      enough[:stay] = True
+      rows = _keep(rows, enough[ids[rows]], reason, counts)
     if options.min_domain_events:
       per_domain = np.bincount(
         user[rows] * np.int64(num_domains) + domain[rows] - 1, minlength=(user.max() + 1) * num_domains
       )
       enough = (per_domain.reshape(-1, num_domains) >= options.min_domain_events).all(axis=1)
+      enough[: known[0]] = True
       rows = _keep(rows, enough[user[rows]], "users with too few events in a domain", counts)
     rounds += 1
     if len(rows) == before:

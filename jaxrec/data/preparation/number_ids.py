@@ -22,6 +22,7 @@ class NumberedEvents:
   users, items: one row per user and per item, in the order of their ids, with the source's ids and further columns.
   domain_names: the names of domains 1..C.
   action_kinds: the kinds of the columns `action.<name>` of the events.
+  known_users, known_items: so many users (items), the first ones, stay whatever filters do: they have ids already.
   """
 
   events: pl.DataFrame
@@ -29,6 +30,8 @@ class NumberedEvents:
   items: pl.DataFrame
   domain_names: tuple[str, ...]
   action_kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  known_users: int = 0
+  known_items: int = 0
 
 
 def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool) -> NumberedEvents:
@@ -59,6 +62,11 @@ def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool
   optional += [action_columns.PREFIX + name for name in log.action_kinds]
   kept = events.select("user", "item", "domain", *optional)
   return NumberedEvents(kept, users, items, domain_names, log.action_kinds)
+
+
+def raw_ids(table: pl.DataFrame, name: str) -> pl.Series:
+  """Returns the raw ids of a table of users or items as text: its column `raw_id`, else the one of this name."""
+  return table["raw_id" if "raw_id" in table.columns else name].cast(pl.String)
 
 
 def _number_domains(events: pl.DataFrame, log: InteractionLog) -> tuple[pl.DataFrame, tuple[str, ...]]:

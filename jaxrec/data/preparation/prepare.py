@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxrec.data import prepared_files
-from jaxrec.data.preparation import filters, log_checks
+from jaxrec.data.preparation import extend, filters, log_checks
 from jaxrec.data.preparation.assemble import assemble, json_values
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import number_ids
@@ -38,6 +38,7 @@ def prepare(
   out: str | os.PathLike | None = None,
   *,
   overwrite: bool = False,
+  extends: str | os.PathLike | None = None,
   report: Callable[[str], None] | None = None,
   **options: Any,
 ) -> PreparedData:
@@ -49,6 +50,9 @@ def prepare(
       ("merge" and generators need none).
     out: the folder to write; it appears complete or not at all.
     overwrite: whether to replace an existing prepared folder.
+    extends: a prepared folder, of a day before, whose events come first: its users, items and domains keep their ids,
+      new ones come after them. Options that are not given are those of that folder. Limits on events drop new users and
+      items only, counted over the events of both. The folder stays as it is, unless it is `out`.
     report: called with a line of text at each stage; None for no reports.
     **options: the fields of `PrepareOptions` and the keyword arguments of the source's reader.
 
@@ -62,14 +66,17 @@ def prepare(
     prepared_files.check_free(pathlib.Path(out), overwrite)
   raw = raw_folder(source) if raw is None else raw
   before = files_state(raw)  # Files that change while they are read count as changed.
+  base = None if extends is None else extend.load_base(extends, source)
   if source in GENERATED:
     data = generate(source, options)
   else:
+    options = options if base is None else extend.inherited_options(base, source, options)
     prepare_options, reader_options = split_options(source, options)
     report(f"reading {source}" + (f" from {raw}" if raw is not None else ""))
     log = read_log(source, raw, reader_options, report)
     try:
-      data = prepare_log(log, prepare_options, source=source, reader_options=reader_options, report=report)
+      how = {"source": source, "reader_options": reader_options, "report": report, "base": base}
+      data = prepare_log(log, prepare_options, **how)
     except ValueError as error:  # About all events, so that no reader has named a file.
       raise ValueError(f"{raw}: {error}" if raw is not None else str(error)) from error
   if before is not None:
@@ -222,6 +229,7 @@ def prepare_log(
   source: str,
   reader_options: Mapping[str, Any] | None = None,
   report: Callable[[str], None] = _ignore,
+  base: PreparedData | None = None,
 ) -> PreparedData:
   """Returns the prepared data of an interaction log, in memory.
 
@@ -231,6 +239,7 @@ def prepare_log(
     source: name of the source, for `meta`.
     reader_options: options of the source's reader, for `meta`.
     report: called with a line of text at each stage.
+    base: earlier data, whose events come first and whose ids stay; see `prepare`.
 
   Raises:
     ValueError: a log without events or with a value that is no id, time, action or split, options that do not fit it,
@@ -242,7 +251,14 @@ def prepare_log(
   events = filters.drop_events(log.events, log.in_order, options, counts)
   report("numbering users, items and domains")
   numbered = number_ids(events, log, items_per_domain=options.item_identity == "per_domain")
-  events = filters.k_core(numbered.events, len(numbered.domain_names), options, counts, report)
+  time_unit = log.time_unit
+  if base is not None:
+    numbered, time_unit = extend.extended(base, numbered, log, options, counts), "s"
+  known = numbered.known_users, numbered.known_items
+  events = filters.k_core(numbered.events, len(numbered.domain_names), options, counts, report, known)
   report(f"sorting {len(events):,} events")
-  events = filters.in_seconds(filters.sort_events(events, log.in_order, counts), log.time_unit)
-  return assemble(dataclasses.replace(numbered, events=events), options, counts, source, reader_options or {})
+  events = filters.in_seconds(filters.sort_events(events, log.in_order, counts), time_unit)
+  data = assemble(dataclasses.replace(numbered, events=events), options, counts, source, reader_options or {})
+  if base is None:
+    return data
+  return dataclasses.replace(data, meta={**data.meta, "extends": extend.description(base, data)})
