@@ -60,6 +60,21 @@ def differences(before: Fingerprint, now: Fingerprint) -> str:
   return "; ".join([*lines, *([f"other values in {', '.join(changed)}"] if changed else [])])
 
 
+def missing_from(data: PreparedData, before: Fingerprint) -> list[str]:
+  """Returns which of items, users and domains of earlier data are not, in their order, the first ones of `data`.
+
+  >>> from jaxrec.data.prepared import PreparedData
+  >>> one, other = (PreparedData.from_columns(user=[0, 0], item_id=[1, item]) for item in (2, 3))
+  >>> missing_from(other, fingerprint(one)), missing_from(one, fingerprint(other))
+  ([], ['items'])
+  """
+  now = {"items": data.items["raw_id"], "users": data.users["raw_id"], "domains": list(data.domain_names)}
+  counts, hashes = before["counts"], before["hashes"]
+  return [
+    name for name, values in now.items() if counts[name] > len(values) or _hash(values[: counts[name]]) != hashes[name]
+  ]
+
+
 def changed_parts(before: Fingerprint, now: Fingerprint) -> list[str]:
   """Returns the names of the parts that are not the same in two fingerprints."""
   old, new = before["hashes"], now["hashes"]

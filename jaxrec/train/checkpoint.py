@@ -22,6 +22,7 @@ from jaxrec import parallel
 from jaxrec.data.local_path import check_local
 from jaxrec.train import saved_step
 from jaxrec.train.identity import RunIdentity
+from jaxrec.train.item_growth import ItemGrowth
 from jaxrec.train.item_table import IN_PARAMS, ItemTable
 from jaxrec.train.saved_step import DamagedCheckpointError, Saved
 from jaxrec.train.state import TrainState
@@ -239,6 +240,7 @@ def load_state(
   which: str = "best",
   item_table: ItemTable = IN_PARAMS,
   identity: RunIdentity | None = None,
+  growth: ItemGrowth | None = None,
 ) -> tuple[TrainState, int]:
   """Returns the state of a checkpoint and its step.
 
@@ -249,6 +251,7 @@ def load_state(
       damaged, a warning says so, and the one before counts as the latest.
     item_table: where the item table lives.
     identity: of the run, to compare with; None compares nothing.
+    growth: the items that `like` has in addition to those of the run; None: the same items.
 
   Raises:
     FileNotFoundError: no checkpoint there.
@@ -266,28 +269,28 @@ def load_state(
     try:
       best = saved_step.read_saved(folder, step).position["best_step"] if which == "best" else None
       if not best:
-        return _read(folder, step, like, item_table, identity)[0], step
+        return _read(folder, step, like, item_table, identity, growth)[0], step
     except DamagedCheckpointError as error:
       logging.warning("%s; taking the one before", error)
       reasons.append(str(error))
       continue
-    return _read_best(folder, best, like, item_table, identity), best
+    return _read_best(folder, best, like, item_table, identity, growth), best
   if reasons:
     raise DamagedCheckpointError("no checkpoint is intact: " + "; ".join(reasons))
   raise FileNotFoundError(f"{folder} holds no complete checkpoint yet")
 
 
-def _read(folder, step, like, item_table, identity):
+def _read(folder, step, like, item_table, identity, growth=None):
   """Returns state and position of a step."""
   saved = saved_step.read_saved(folder, step)
   if identity is not None:
     identity.check(saved.identity, f"checkpoint {folder}/{step}")
-  return saved_step.read_state(folder, step, saved, like, item_table), saved.position
+  return saved_step.read_state(folder, step, saved, like, item_table, growth), saved.position
 
 
-def _read_best(folder, step, like, item_table, identity):
+def _read_best(folder, step, like, item_table, identity, growth):
   try:
-    return _read(folder, step, like, item_table, identity)[0]
+    return _read(folder, step, like, item_table, identity, growth)[0]
   except DamagedCheckpointError as error:
     raise DamagedCheckpointError(f"{error}; it is the best one: take the latest with --checkpoint=latest") from error
 

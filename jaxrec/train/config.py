@@ -102,6 +102,9 @@ class TrainSettings:
   patience: int = setting(0, "Validations without a new best before stopping; 0: never stop early.", at_least=0)
   checkpoint_every_steps: int = setting(0, "In addition to each validation; 0: none.", at_least=0)
   log_every_steps: int = setting(20, "Steps whose means make one record of metrics.jsonl.", at_least=1)
+  start_from: str = setting(
+    "", "Workdir of a run on earlier data: its parameters and optimizer state are what this one begins with."
+  )
   retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
 
 

@@ -7,7 +7,8 @@ evaluates the test events once. Its learning rate at each epoch is that of the f
 
 Files in the workdir: config.json, data.json (the fingerprint of the data), metrics.jsonl (the same, value for value,
 however often the run was killed), timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints,
-<phase>/result.json, tensorboard/<phase>, profile, and .lock: one process at a time trains in a workdir.
+<phase>/result.json, <phase>/started_from.json, tensorboard/<phase>, profile, and .lock: one process at a time trains in
+a workdir.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 from jaxrec import parallel
 from jaxrec.train import changes, curves, writers
 from jaxrec.train.checkpoint import Checkpoints, check_path
+from jaxrec.train.earlier_run import first_state, started_from
 from jaxrec.train.finite_state import FiniteCheck
 from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
 from jaxrec.train.lock import FolderLock
@@ -125,7 +127,7 @@ def run_phase(
   with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table, identity) as checkpoints, log:
     # Resume.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
-    state, position = checkpoints.restore(state) or (state, None)
+    state, position = checkpoints.restore(state) or (first_state(task, workdir, phase, state), None)
     first_step = int(state.step) + 1
     _set_position(position, plan, first_step - 1, batches, stopping)
     log.start(first_step, position and position["log"], accept_losses)
@@ -159,7 +161,7 @@ def run_phase(
     step = int(state.step)
     result = {"epochs": times.epoch(step), "steps": step}
     result |= _test(task, phase, state, stopping, checkpoints, log, mesh)
-    return result | {"records": log.saved_records()}
+    return result | started_from(workdir, phase) | {"records": log.saved_records()}
 
 
 def _test(task, phase, state, stopping, checkpoints, log, mesh):

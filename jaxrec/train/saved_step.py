@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from jaxrec.train.item_growth import ItemGrowth
 from jaxrec.train.item_table import InParams, ItemTable, Sharded
 from jaxrec.train.leaf_checksums import leaf_checksums, named_leaves
 from jaxrec.train.state import TrainState
@@ -105,7 +106,9 @@ def read_saved(folder: str, step: int) -> Saved:
     raise _damaged(path, "position/metadata", _one_line(error)) from error
 
 
-def read_state(folder: str, step: int, saved: Saved, like: TrainState, item_table: ItemTable) -> TrainState:
+def read_state(
+  folder: str, step: int, saved: Saved, like: TrainState, item_table: ItemTable, growth: ItemGrowth | None = None
+) -> TrainState:
   """Returns the state of a checkpoint, compared with the checksums that were saved with it.
 
   Args:
@@ -114,6 +117,7 @@ def read_state(folder: str, step: int, saved: Saved, like: TrainState, item_tabl
     saved: from `read_saved`.
     like: a state of the same model and optimizer, which gives shapes, dtypes and shardings.
     item_table: where the item table lives.
+    growth: the items that `like` has in addition; their rows are those of `like`. None: the same items.
 
   Raises:
     DamagedCheckpointError: an array cannot be read or is not what was saved; on every host, if it is so on one of them.
@@ -124,16 +128,20 @@ def read_state(folder: str, step: int, saved: Saved, like: TrainState, item_tabl
   wanted["tables"] = item_table.abstract_checkpoint()
   handler = ocp.StandardCheckpointHandler()
   found = _on_all_hosts(path, lambda: handler.metadata(path / "state"))
-  names, on_disk = _saved_shapes(saved, found), _shapes(found)
-  _check_same(names, _shapes(wanted), str(path))
+  names, on_disk, shapes = _saved_shapes(saved, found), _shapes(found), _shapes(wanted)
+  counted = _rows_that_count(item_table)
+  grown = {} if growth is None else growth.rows_before(found, wanted, counted)
+  _check_same({**names, **{name: shapes[name] for name in grown}}, shapes, str(path))
   if names != on_disk:
     raise _damaged(path, "state", "names or shapes of its arrays are not those that were saved")
   if not wanted["model_state"] and "model_state" not in found:
     del wanted["model_state"]  # Checkpoints of older versions.
   # Not strict: a sharded table has rows beyond its last id that pad the shards, and there may be more or fewer now.
-  args = ocp.args.StandardRestore(wanted, strict=isinstance(item_table, InParams))
+  args = ocp.args.StandardRestore(wanted, strict=isinstance(item_table, InParams) and not grown)
   arrays = _on_all_hosts(path, lambda: handler.restore(path / "state", args=args))
-  _compare_checksums(path, saved, arrays, item_table)
+  _compare_checksums(path, saved, arrays, {**counted, **grown})
+  if grown:
+    arrays = growth.filled(arrays, to_dict(like, item_table), grown)
   rows = item_table.from_checkpoint(arrays.pop("tables"))
   named = {"model_state": {}, **arrays, "tables": None}
   return flax.serialization.from_state_dict(like.replace(tables=None), named).replace(tables=rows)
@@ -182,11 +190,11 @@ def _saved_shapes(saved, found):
   return _shapes(found) if saved.leaves is None else {name: shape for name, (shape, _) in saved.leaves.items()}
 
 
-def _compare_checksums(path, saved, arrays, item_table):
+def _compare_checksums(path, saved, arrays, num_rows):
   if saved.leaves is None:
     logging.warning("%s has no checksums: an older version saved it", path)
     return
-  found = leaf_checksums(arrays, _rows_that_count(item_table))
+  found = leaf_checksums(arrays, num_rows)
   wrong = [name for name, (_, checksum) in saved.leaves.items() if found[name] != checksum]
   if wrong:
     raise _damaged(path, "state", f"other values than were saved in {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}")

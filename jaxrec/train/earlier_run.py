@@ -1,0 +1,122 @@
+"""Beginning a run with what an earlier one learned, on data that extend those of the earlier one.
+
+`config.train.start_from` names its workdir. Parameters and optimizer state are taken over, rows of new items are
+initialised as the model initialises them, with an optimizer state of zero; steps, epochs and the schedule of the
+learning rate begin anew.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from jaxrec.data.fingerprint import Fingerprint, missing_from
+from jaxrec.data.prepared import PreparedData
+from jaxrec.train import checkpoint, saved_step, writers
+from jaxrec.train.identity import DATA_FILE, RunIdentity, different_settings
+from jaxrec.train.item_growth import ItemGrowth
+from jaxrec.train.item_table import InParams
+from jaxrec.train.runs import load_config
+from jaxrec.train.state import TrainState
+from jaxrec.train.task import SELECT, Task
+
+STARTED_FILE = "started_from.json"
+
+
+def first_state(task: Task, workdir: str, phase: str, fresh: TrainState) -> TrainState:
+  """Returns the state that a phase begins with: `fresh`, or that of the run in `config.train.start_from`.
+
+  Phase "final" begins with the parameters of the earlier "final" where there is one, otherwise a phase begins with the
+  best ones of "select": parameters that were trained on validation events of before choose no epoch. What was taken is
+  written to <workdir>/<phase>/started_from.json.
+
+  Args:
+    task: what is trained.
+    workdir: of this run.
+    phase: "select" or "final".
+    fresh: before the first step.
+
+  Raises:
+    FileNotFoundError: there is no run, or it has no checkpoint.
+    DamagedCheckpointError: its checkpoint is damaged.
+    ValueError: it is of another task or model, or of data that these ones do not extend.
+  """
+  source = task.config.train.get("start_from", "")
+  if not source:
+    return fresh
+  checkpoint.check_path("config.train.start_from", source)
+  before, data = load_config(source), writers.read_json(os.path.join(source, DATA_FILE), dict)
+  _check_settings(before, task, source)
+  _check_data(data, task, source)
+  growth = ItemGrowth(_num_items(before, data), _num_items(task.config, task.fingerprint()))
+  if growth.now < growth.before:
+    raise ValueError(f"{source} has a model of {growth.before:,} items; this one has fewer, {growth.now:,}")
+  folder = _folder(source, phase)
+  identity = RunIdentity(source, before, data)
+  state, step = checkpoint.load_state(folder, fresh, "best", task.item_table, identity, growth)
+  added = growth.now - growth.before
+  logging.info("starting from step %d of %s: %d items are known, %d new", step, folder, growth.before, added)
+  started = {"checkpoint": f"{folder}/{step}", "known_items": growth.before, "new_items": added}
+  writers.write_json(os.path.join(workdir, phase, STARTED_FILE), started)
+  return _at_step_zero(state)
+
+
+def started_from(workdir: str, phase: str) -> dict[str, Any]:
+  """Returns {"started_from": what `first_state` wrote} for the result of a phase; {} where it began from nothing."""
+  path = os.path.join(workdir, phase, STARTED_FILE)
+  return {"started_from": writers.read_json(path, dict)} if os.path.exists(path) else {}
+
+
+def _check_settings(before: ConfigDict, task: Task, source: str) -> None:
+  config = task.config
+  lines = different_settings(before.to_dict(), config)
+  if lines := [line for line in lines if line.startswith(("config.task ", "config.model."))]:
+    raise ValueError(f"config.train.start_from={source!r} is a run of another model: {'; '.join(lines)}")
+  scheduled = config.optimizer.schedule != "constant" or config.optimizer.warmup_steps
+  if scheduled and not isinstance(task.item_table, InParams):
+    raise ValueError(
+      "config.train.start_from: the optimizer of a sharded item table counts the steps of both runs, so its schedule"
+      " cannot begin anew; set config.optimizer.schedule='constant' and config.optimizer.warmup_steps=0, or"
+      " config.tables.placement='parameter'"
+    )
+
+
+def _check_data(before: Fingerprint, task: Task, source: str) -> None:
+  data = getattr(task, "data", None)
+  if not isinstance(data, PreparedData):
+    raise ValueError("config.train.start_from needs a task with prepared data, whose items can be compared")
+  if missing := missing_from(data, before):
+    raise ValueError(
+      f"config.train.start_from={source!r} was trained on data that these ones do not extend: their first"
+      f" {' and '.join(missing)} are others. Prepare the new events with --extends=FOLDER_OF_THE_EARLIER_DATA"
+    )
+
+
+def _num_items(config: ConfigDict, data: Fingerprint) -> int:
+  """Returns the items of a model: those of the data, and those to come."""
+  return config.get("tables", {}).get("num_items", 0) or data["counts"]["items"]
+
+
+def _folder(source: str, phase: str) -> str:
+  folder = os.path.join(source, phase, "checkpoints")
+  if phase != SELECT and not (os.path.isdir(folder) and saved_step.steps_in(folder)):
+    folder = os.path.join(source, SELECT, "checkpoints")
+  return folder
+
+
+def _at_step_zero(state: TrainState) -> TrainState:
+  """Returns the state before the first step of a run, whose schedules begin; moments keep their count."""
+
+  def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  def anew(x):
+    return x._replace(count=x.count - x.count) if is_schedule(x) else x
+
+  opt_state = jax.tree.map(anew, state.opt_state, is_leaf=is_schedule)
+  return state.replace(step=state.step - state.step, opt_state=opt_state)
