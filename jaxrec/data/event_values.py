@@ -231,7 +231,8 @@ def at_rows(path: Any, name: str, first: int = 1, kind: str = "row") -> Place:
 
 def _plain(values: pl.Series, place: Place, needs: str) -> pl.Series:
   """Returns text or numbers; of a column of categories their text."""
-  if values.dtype in (pl.Categorical, pl.Enum, pl.Null) or values.dtype == pl.Boolean and needs == "text":
+  is_category = isinstance(values.dtype, pl.Categorical | pl.Enum | pl.Null)
+  if is_category or values.dtype == pl.Boolean and needs == "text":
     return values.cast(pl.String)
   if values.dtype != pl.String and not values.dtype.is_numeric():
     raise ValueError(f"{place(0)} is a column of {values.dtype}, needs {needs}")

@@ -40,18 +40,23 @@ def _column(values: pl.Series, place: event_values.Place) -> pl.Series:
 
 
 def _ids(values: pl.Series, place: event_values.Place) -> pl.Series:
-  """Returns integers or text; that text is not blank is checked once per id, in `check_names`."""
-  if values.null_count() == 0 and (values.dtype == pl.String or values.dtype.is_integer()):
+  """Returns integers, texts or categories; that text is not blank is checked once per id, in `check_names`."""
+  is_text = isinstance(values.dtype, pl.String | pl.Categorical)
+  if values.null_count() == 0 and (is_text or values.dtype.is_integer()):
     return values
   return (
     event_values.integers(values, pl.Int64, place) if values.dtype.is_float() else event_values.texts(values, place)
   )
 
 
+def _names(values: pl.Series, place: event_values.Place) -> pl.Series:
+  return _ids(values, place) if isinstance(values.dtype, pl.Categorical) else event_values.texts(values, place)
+
+
 _KINDS = {
   "user": _ids,
   "item": _ids,
-  "domain": event_values.texts,
+  "domain": _names,
   "timestamp": lambda values, place: event_values.integers(values, pl.Int64, place),
   "action": lambda values, place: event_values.integers(values, pl.Int32, place),
   "split": lambda values, place: event_values.integers(values, pl.UInt8, place, low=0, high=2),

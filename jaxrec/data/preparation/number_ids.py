@@ -51,7 +51,8 @@ def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool
   users = _table_of(events, ["user"], log.users)
   items = _table_of(events, ["item", "domain"] if items_per_domain else ["item"], _listed_items(log, domain_names))
   for table, name in ((users, "user"), (items, "item")):
-    event_values.check_names(table[name].unique(maintain_order=True) if items_per_domain else table[name], name)
+    names = table[name].unique(maintain_order=True) if items_per_domain else table[name]
+    event_values.check_names(names.cast(pl.String) if isinstance(names.dtype, pl.Categorical) else names, name)
   if "raw_id" in users.columns and (repeated := users["raw_id"].filter(users["raw_id"].is_duplicated())).len():
     raise ValueError(f"the raw id {repeated[0]!r} names {(repeated == repeated[0]).sum()} users")
   events = _number_column(_number_column(events, users, "user"), items, "item")
@@ -93,6 +94,7 @@ def _integers_first(name: str) -> tuple[int, int, str]:
 
 def _with_domain_ids(table: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
   ids = pl.DataFrame({"domain": list(names), "__id": np.arange(1, len(names) + 1, dtype=np.int32)})
+  ids = ids.with_columns(pl.col("domain").cast(table.schema["domain"]))
   return table.join(ids, on="domain", how="left", maintain_order="left").drop("domain").rename({"__id": "domain"})
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
 import inspect
 import json
 import os
@@ -151,7 +152,11 @@ def reader_parameters(source: str) -> dict[str, inspect.Parameter]:
   if source in GENERATED:
     return dict(inspect.signature(generator(source)).parameters)
   parameters = dict(inspect.signature(source_reader(source)).parameters)
-  return {name: parameter for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+  return {
+    name: parameter
+    for name, parameter in parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "report"
+  }
 
 
 def _check_known(source: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -185,8 +190,10 @@ def read_log(
     accepted = inspect.signature(reader).parameters
     which = {key: options.get(key, accepted[key].default) for key in ("name", "edition") if key in accepted}
     raw = download.fetch(source, report=report, **which)
-  if not pathlib.Path(raw).exists():
+  if not pathlib.Path(raw).exists() and not glob.glob(os.fspath(raw), recursive=True):
     raise ValueError(f"{raw}: no such file or folder (raw data of source {source!r})")
+  if "report" in inspect.signature(reader).parameters:
+    options = {**options, "report": report}
   return _read(reader, raw, options)
 
 

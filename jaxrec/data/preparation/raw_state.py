@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Mapping
@@ -28,12 +29,12 @@ def files_state(path: str | os.PathLike | None) -> dict[str, Any] | None:
   A file that is replaced by one of the same size and time is not noticed; any other change is.
 
   Args:
-    path: a file or a folder.
+    path: a file, a folder, or a pattern of files.
 
   >>> files_state(None), files_state("there is no such file")
   (None, None)
   """
-  files = sorted(_files(path)) if path and os.path.exists(path) else []
+  files = sorted(_files(path)) if path else []
   if not files:
     return None
   digest, total = hashlib.sha256(), 0
@@ -47,7 +48,7 @@ def files_state(path: str | os.PathLike | None) -> dict[str, Any] | None:
 def _files(path):
   """Yields the name inside the folder, and the path, of each file."""
   if not os.path.isdir(path):
-    yield "", path
+    yield from (("", path),) if os.path.exists(path) else ((name, name) for name in glob.glob(path, recursive=True))
     return
   for folder, _, names in os.walk(path, followlinks=True):
     for name in names:

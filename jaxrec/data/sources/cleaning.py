@@ -42,6 +42,11 @@ def first_texts(table: pl.DataFrame, key: str, text: str) -> pl.DataFrame:
   >>> first_texts(pl.DataFrame({"item": ["x", "y", "x"], "title": ["", None, "Ex"]}), "item", "title").rows()
   [('x', 'Ex'), ('y', None)]
   """
-  named = table.select(key, text).filter(~event_values.unusable(table[text]))
+  pairs = table.select(key, text)
+  if isinstance(
+    pairs.schema[text], pl.Categorical
+  ):  # Few of many rows are different, and the texts of all would be large.
+    pairs = pairs.unique(maintain_order=True).with_columns(pl.col(text).cast(pl.String))
+  named = pairs.filter(~event_values.unusable(pairs[text]))
   named = named.unique(key, keep="first", maintain_order=True)
   return table.select(pl.col(key).unique().sort()).join(named, on=key, how="left", maintain_order="left")

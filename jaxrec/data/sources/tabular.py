@@ -1,19 +1,19 @@
-"""Any CSV or Parquet file with named columns."""
+"""Any CSV file, and any Parquet files, with named columns."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
 from jaxrec.data import action_columns, event_values
 from jaxrec.data.sources import cleaning
-from jaxrec.data.sources.file_blocks import is_parquet
+from jaxrec.data.sources.parquet_parts import find_parts, read_parts
 from jaxrec.data.sources.reading import read_columns, require_file
 from jaxrec.data.sources.registry import InteractionLog
-from jaxrec.data.sources.text_format import PARSER_ERRORS, Column, TextFormat
+from jaxrec.data.sources.text_format import Column, TextFormat
 
 _REQUIRED = ("user", "item")
 
@@ -37,11 +37,12 @@ def read_table(
   encoding: str = "utf-8",
   header: bool = True,
   names: str | Sequence[str] | None = None,
+  report: Callable[[str], None] | None = None,
 ) -> InteractionLog:
-  """Returns the named columns of a CSV (plain or .gz) or `.parquet` file.
+  """Returns the named columns of a CSV (plain or .gz), or of Parquet files.
 
   Args:
-    raw: the file.
+    raw: the file; of Parquet also a folder or a pattern of part files, as engines write them.
     user, item: names of the id columns.
     timestamp, domain, action, rating, title: names of further columns; None or "" if the file has no such column.
       Without `timestamp` the order of the file is the order of time.
@@ -55,11 +56,14 @@ def read_table(
     quote, encoding: of a CSV, as in `TextFormat`; quote="" if quotation marks are text.
     header: whether the first line of a CSV names its columns.
     names: the columns of a CSV without a header, in order, as a sequence or separated by commas.
+    report: called with a line of text after each part file.
 
   Raises:
-    ValueError: a column is missing, a value is empty or not of its type, a time has another unit.
+    ValueError: a column is missing, a value is empty or not of its type, a time has another unit, or a part file has
+      another schema than the first one.
   """
-  path = require_file(raw)
+  parts = find_parts(raw)
+  path = pathlib.Path(raw) if parts else require_file(raw)
   name_of = {
     "user": user,
     "item": item,
@@ -78,14 +82,14 @@ def read_table(
   columns = {name: _column(meaning, ids, time_unit, early) for meaning, name in name_of.items()}
   if len(columns) < len(name_of):
     raise ValueError(f"a column is given for two purposes: {name_of}")
-  if is_parquet(path):
-    rows, time_unit = _read_parquet(path, columns)
+  if parts:
+    rows, time_unit = read_parts(parts, columns, report)
   else:
     form = TextFormat({"\\t": "\t", "tab": "\t"}.get(separator, separator), quote, encoding)
     rows = _read_csv(path, columns, form, header, names)
     time_unit = event_values.stored_unit(time_unit)
   rows = rows.rename({name: meaning for meaning, name in name_of.items()})
-  _check_actions(rows, kinds, path, 1 + int(header and path.suffix != ".parquet"))
+  _check_actions(rows, kinds, path, 1 + int(header and not parts))
   return _log(rows, time_unit, path, kinds)
 
 
@@ -118,40 +122,6 @@ def _read_csv(path: pathlib.Path, columns: dict[str, Column], form: TextFormat, 
   if rows.row(0) == tuple(columns):
     raise ValueError(f"{path}: line 1: holds the names of the columns; give header=True without names")
   return rows
-
-
-def _read_parquet(path: pathlib.Path, columns: dict[str, Column]) -> tuple[pl.DataFrame, str]:
-  """Returns the columns, and the unit of the times."""
-  try:
-    lazy = pl.scan_parquet(path)
-    schema = lazy.collect_schema()
-    missing = [name for name in columns if name not in schema]
-    if missing:
-      raise ValueError(f"{path}: no column {missing}; it has {list(schema)}")
-    table = lazy.select(list(columns)).collect(engine="streaming")
-  except PARSER_ERRORS as error:
-    raise ValueError(f"{path}: damaged, or not Parquet: {error}") from error
-  if table.is_empty():
-    raise ValueError(f"{path}: has no rows")
-  time_unit = "s"
-  for name, column in columns.items():
-    place = event_values.at_rows(path, name)
-    if column.unit:
-      values, time_unit = event_values.times(table[name], column.unit, place, before_1970=column.before_1970)
-    else:
-      values = _values(table[name], column, place)
-    table = table.with_columns(values.alias(name))
-  return table, time_unit
-
-
-def _values(values: pl.Series, column: Column, place: event_values.Place) -> pl.Series:
-  if column.dtype == pl.String:
-    return event_values.texts(values, place, optional=column.optional)
-  if column.dtype == pl.Float32:
-    return event_values.ratings(values, place)
-  if column.dtype == pl.Int32 and values.dtype == pl.Boolean:  # An action such as "clicked".
-    values = values.cast(pl.Int8)
-  return event_values.integers(values, column.dtype, place)
 
 
 def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path, kinds: Mapping[str, str]) -> InteractionLog:
