@@ -69,7 +69,7 @@ def main(_) -> None:
   try:
     if FLAGS.raw:
       check_local("--raw", FLAGS.raw)
-    how = {"overwrite": FLAGS.overwrite, "extends": FLAGS.extends, "report": report}
+    how = {"overwrite": FLAGS.overwrite, "extends": FLAGS.extends, "shards": FLAGS.shards, "report": report}
     data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, **how, **given_options(FLAGS))
   except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
@@ -185,6 +185,11 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string(
     "extends", None, "Prepared folder of a day before: its events come first, and its users and items keep their ids.",
     flag_values=values,
+  )  # fmt: skip
+
+  flags.DEFINE_integer(
+    "shards", 1, "Folders inside --out that users are dealt out to; each host of a training opens its own.",
+    lower_bound=1, flag_values=values,
   )  # fmt: skip
 
 

@@ -40,12 +40,21 @@ def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
   parts = {"domains": list(data.domain_names), "offsets": np.asarray(data.offsets, np.int64)}
   parts |= {name: getattr(data, name) for name in _EVENT_PARTS}
   parts |= {f"action.{name}": values for name, values in data.actions.items()}
-  parts |= {"users": data.users["raw_id"], "items": data.items["raw_id"]}
-  parts |= {_item_part(name): data.items[name] for name in data.items.columns if name not in ("item_id", "raw_id")}
-  with concurrent.futures.ThreadPoolExecutor() as threads:  # Hashing large buffers needs no interpreter lock.
-    hashes = dict(zip(parts, threads.map(_hash, parts.values()), strict=True))
+  parts |= table_parts(data)
   counts = {"users": data.num_users, "items": data.num_items, "domains": data.num_domains, "events": data.num_events}
-  return {"counts": counts, "hashes": hashes}
+  return {"counts": counts, "hashes": hashes(parts)}
+
+
+def table_parts(data: PreparedData) -> dict[str, pl.Series]:
+  """Returns the parts that are columns of the id tables, by name."""
+  items = {_item_part(name): data.items[name] for name in data.items.columns if name not in ("item_id", "raw_id")}
+  return {"users": data.users["raw_id"], "items": data.items["raw_id"], **items}
+
+
+def hashes(parts: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the hash of each array, list or column, by its name."""
+  with concurrent.futures.ThreadPoolExecutor() as threads:  # Hashing large buffers needs no interpreter lock.
+    return dict(zip(parts, threads.map(_hash, parts.values()), strict=True))
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> str:

@@ -24,7 +24,7 @@ from jaxrec.data.sources import GENERATED
 from jaxrec.data.whole_folder import FolderExistsError
 
 
-def load_data(settings: ConfigDict) -> PreparedData:
+def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedData:
   """Returns the data that a config group describes, preparing it first if necessary.
 
   Generated data is made in memory, unless `prepared` names a folder. Other data is loaded from the folder `prepared`,
@@ -37,6 +37,7 @@ def load_data(settings: ConfigDict) -> PreparedData:
   Args:
     settings: the group `data` of a config: `source`, `raw`, `prepared`, `options` (keyword arguments of `prepare`), and
       `only_domain`, the name of the one domain to keep, or "" for all.
+    part: which part of the shards to open, see `PreparedData.load`; one domain needs all.
 
   Raises:
     ValueError: unknown source, option or domain, raw data that cannot be read, a folder that was prepared with other
@@ -46,11 +47,11 @@ def load_data(settings: ConfigDict) -> PreparedData:
   >>> load_data(ConfigDict(group)).num_users
   5
   """
-  data = _all_domains(settings)
+  data = _all_domains(settings, part)
   return single_domain.only_domain(data, settings.only_domain) if settings.only_domain else data
 
 
-def _all_domains(settings: ConfigDict) -> PreparedData:
+def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:
   if settings.source in GENERATED and not settings.prepared:
     return generate(settings.source, settings.options.to_dict())
   folder = _folder(settings)
@@ -58,7 +59,7 @@ def _all_domains(settings: ConfigDict) -> PreparedData:
     _prepare(settings, folder)
   parallel.wait_for_all_hosts("prepare data")  # On every host, whether or not it found the folder.
   logging.info("data: %s", folder)
-  data = PreparedData.load(folder)
+  data = PreparedData.load(folder, part)
   _check_described(settings, data)
   data.check_content()
   return data

@@ -2,7 +2,7 @@
 
 A folder holds `meta.json`, one `.npy` file per column, `offsets.npy`, and the id tables `items.parquet` and
 `users.parquet`, which map ids back to raw ids and titles. Columns are memory-mapped, so that opening a large folder is
-instant.
+instant. In shards (`jaxrec.data.prepared_shards`) the columns are in several folders inside, and come into memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrec.data import action_columns, prepared_files
+from jaxrec.data import action_columns, column_checks, prepared_files, prepared_shards
 from jaxrec.data import fingerprint as fingerprints
+from jaxrec.data.column_checks import COLUMNS, TEST, TRAIN, VALIDATION, check_lengths
 from jaxrec.data.local_path import check_local
 from jaxrec.data.raw_items import RawItems
 from jaxrec.data.whole_folder import whole_folder
@@ -27,9 +28,7 @@ from jaxrec.data.whole_folder import whole_folder
 if TYPE_CHECKING:
   import polars as pl
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
 _MOST = 2**31 - 3  # Users or items: ids are int32, and two more are a mask token and a count.
-COLUMNS = {"item_id": np.int32, "domain_id": np.int32, "timestamp": np.int64, "action": np.int32, "split": np.uint8}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,25 +60,34 @@ class PreparedData:
   user_table: pl.DataFrame | None = None
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> PreparedData:
+  def load(cls, path: str | os.PathLike, part: tuple[int, int] = (0, 1)) -> PreparedData:
     """Returns the prepared data of a folder, its columns memory-mapped and checked.
 
+    Args:
+      path: the folder.
+      part: index and number of equal parts of the shards, to open one of them: users of the others then have no
+        events. (0, 1) opens all; data in one piece has no parts.
+
     Raises:
-      ValueError: a file is missing, truncated, of another type, or holds ids out of range; the message names the file.
+      ValueError: a shard or a file is missing, truncated, of another type, or holds ids out of range; the message names
+        the file.
     """
     check_local("path", path)
     path = pathlib.Path(path)
     if not path.is_dir():
       raise ValueError(f"{path}: no such folder of prepared data; create it with `python -m experiments.prepare`")
     meta = prepared_files.load_meta(path / "meta.json")
-    columns = {name: prepared_files.load_array(path / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
-    offsets = prepared_files.load_array(path / "offsets.npy", np.int64)
     for name in ("items.parquet", "users.parquet"):
       if not (path / name).is_file():
         raise ValueError(f"{path / name}: missing; prepare the data again")
-    actions = action_columns.load(path, meta, meta["num_events"])
-    data = cls(**columns, offsets=offsets, meta=meta, path=path, actions=actions)
-    _check(data)
+    if "shards" in meta:
+      data = cls(**prepared_shards.load(path, meta, part), path=path)
+    else:
+      columns = {name: prepared_files.load_array(path / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
+      offsets = prepared_files.load_array(path / "offsets.npy", np.int64)
+      actions = action_columns.load(path, meta, meta["num_events"])
+      data = cls(**columns, offsets=offsets, meta=meta, path=path, actions=actions)
+    column_checks.check(data)
     return data
 
   @classmethod
@@ -144,7 +152,7 @@ class PreparedData:
       name: np.full(len(item_id), fill, COLUMNS[name]) if value is None else _integers(name, value)
       for name, (value, fill) in filled.items()
     }
-    _check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
+    check_lengths({"item_id": item_id, **columns}, offsets, len(offsets) - 1, len(item_id), "columns")
     is_rule = isinstance(split, str)
     if is_rule and split != "leave_one_out":
       raise ValueError(f"{split=} is not known; give 'leave_one_out' or an array of 0, 1, 2")
@@ -161,39 +169,46 @@ class PreparedData:
       "user_table": id_tables.user_table(len(offsets) - 1, raw_users),
     }
     typed, meta["actions"] = action_columns.describe(actions or {}, action_kinds or {}, "{}[{}]".format)
-    _check_lengths(typed, offsets, len(offsets) - 1, len(item_id), "actions")
+    check_lengths(typed, offsets, len(offsets) - 1, len(item_id), "actions")
     data = cls(item_id=item_id, **columns, offsets=offsets, meta=meta, actions=typed, **tables)
-    _check(data)
+    column_checks.check(data)
     return data
 
-  def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> PreparedData:
+  def save(self, path: str | os.PathLike, *, overwrite: bool = False, shards: int = 1) -> PreparedData:
     """Writes the folder `path` and returns it loaded. It appears complete or not at all, as `whole_folder` says.
 
     Args:
       path: the folder to write.
       overwrite: whether to replace an existing prepared folder.
+      shards: folders inside it that users are dealt out to; 1: none. The loaded data is the same.
 
     Raises:
       FolderExistsError: the folder exists and `overwrite` is False.
+      ValueError: more shards than users.
       OSError: it cannot be written, as when the disk is full.
     """
+    if prepared_shards.is_partial(self):
+      raise ValueError(f"{self.path} is opened in part; load all of its shards to save the data")
     path = pathlib.Path(path)
     prepared_files.check_free(path, overwrite)
     with prepared_files.writing(path), whole_folder(path, overwrite) as unfinished:
       with prepared_files.writing(path):  # Before what is half written is removed.
-        self._write(unfinished)
+        self._write(unfinished, shards)
     return PreparedData.load(path)
 
-  def _write(self, folder: pathlib.Path) -> None:
+  def _write(self, folder: pathlib.Path, shards: int) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
       fingerprint = thread.submit(fingerprints.fingerprint, self)  # While the disk is busy.
-      for name, dtype in COLUMNS.items():
-        np.save(folder / f"{name}.npy", np.asarray(getattr(self, name), dtype))
-      action_columns.save(folder, self.actions)
-      np.save(folder / "offsets.npy", np.asarray(self.offsets, np.int64))
+      meta = {name: value for name, value in self.meta.items() if name not in prepared_shards.META}
+      if shards != 1:
+        meta |= prepared_shards.write(self, folder, shards)
+      else:
+        prepared_files.save_arrays(folder, {name: np.asarray(getattr(self, name), COLUMNS[name]) for name in COLUMNS})
+        prepared_files.save_arrays(folder, {"offsets": np.asarray(self.offsets, np.int64)})
+        action_columns.save(folder, self.actions)
       self.items.write_parquet(folder / "items.parquet")
       self.users.write_parquet(folder / "users.parquet")
-      meta = {**self.meta, "fingerprint": fingerprint.result()}
+      meta |= {"fingerprint": fingerprint.result()}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
   @property
@@ -243,6 +258,9 @@ class PreparedData:
       ValueError: they have changed since; names what.
     """
     if self.path is None or "fingerprint" not in self.meta:  # Folders of older versions have none.
+      return
+    if prepared_shards.is_sharded(self):
+      prepared_shards.check_content(self)
       return
     changed = fingerprints.changed_parts(self.meta["fingerprint"], fingerprints.fingerprint(self))
     if changed:
@@ -370,31 +388,3 @@ def _sizes(item_id, domain_id, num_items, domain_names) -> dict[str, Any]:
   if not 0 <= num_items <= _MOST:
     raise ValueError(f"{num_items=} must be in 0..{_MOST}, because ids are int32")
   return {"num_items": num_items, "num_domains": len(names), "domain_names": names}
-
-
-def _check(data: PreparedData) -> None:
-  where = str(data.path) if data.path is not None else "columns"
-  _check_lengths({name: getattr(data, name) for name in COLUMNS}, data.offsets, data.num_users, data.num_events, where)
-  if len(data.domain_names) != data.num_domains:
-    raise ValueError(f"{where}: {len(data.domain_names)} domain names for {data.num_domains} domains")
-  for name, low, high in (("item_id", 1, data.num_items), ("domain_id", 1, data.num_domains), ("split", TRAIN, TEST)):
-    column = getattr(data, name)
-    bad = np.flatnonzero((column < low) | (column > high))
-    if len(bad):
-      raise ValueError(f"{where}: {name}[{bad[0]}] = {column[bad[0]]} is outside {low}..{high}")
-  falls = np.flatnonzero(data.timestamp[1:] < data.timestamp[:-1]) + 1 if data.has_timestamps else []
-  inside = np.setdiff1d(falls, data.offsets)
-  if len(inside):
-    event = inside[0]
-    raise ValueError(
-      f"{where}: timestamp[{event}] = {data.timestamp[event]} is before timestamp[{event - 1}] ="
-      f" {data.timestamp[event - 1]} of the same user; sort the events of each user by time"
-    )
-
-
-def _check_lengths(columns: Mapping[str, np.ndarray], offsets: np.ndarray, users: int, events: int, where: str) -> None:
-  for name, column in columns.items():
-    if len(column) != events:
-      raise ValueError(f"{where}: {name} has {len(column)} entries, needs {events} (num_events)")
-  if len(offsets) != users + 1 or offsets[:1].tolist() != [0] or offsets[-1] != events or (np.diff(offsets) < 0).any():
-    raise ValueError(f"{where}: offsets must be {max(users, 0) + 1} integers from 0 to {events} that never decrease")

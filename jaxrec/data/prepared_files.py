@@ -6,7 +6,7 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +110,12 @@ def load_array(path: pathlib.Path, dtype: type) -> np.ndarray:
       f"{path}: truncated, {size_before_mapping} of more than {array.nbytes} bytes; prepare the data again"
     )
   return array
+
+
+def save_arrays(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a file `<name>.npy` for each array."""
+  for name, values in arrays.items():
+    np.save(folder / f"{name}.npy", values)
 
 
 def read_table(path: pathlib.Path, rows: int) -> pl.DataFrame:

@@ -239,9 +239,9 @@ def _set_position(position, plan: Plan, step, batches, stopping):
   for name, value in plan.identity.items():
     before = position.get(name, value)
     if before != value:
-      raise ValueError(
-        f"the run began with {name}={before}, now it is {value} (another number of devices?); set"
-        f" config.data.{name}={before} to resume it"
-      )
+      hint = f"(another number of devices?); set config.data.{name}={before} to resume it"
+      if name == "shards":
+        hint = "prepared shards of the data; resume it with data in as many shards"
+      raise ValueError(f"the run began with {name}={before}, now it is {value} {hint}")
   batches.set_state(position["batches"])
   stopping.set_state(position["stopping"])

@@ -20,7 +20,8 @@ from jaxrec import models, multi_objective, parallel
 from jaxrec.batches import SequenceBatch
 from jaxrec.data import load, single_domain
 from jaxrec.data.batches.evaluation import evaluation_batches
-from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, rows_for
+from jaxrec.data.batches.sharded_training import make_training_batches, num_shards, rows_of_batches
+from jaxrec.data.batches.training import TrainingBatches, TrainingOptions
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation import baselines
 from jaxrec.evaluation.model import evaluate_ranker, list_report, unusual_requests
@@ -60,7 +61,7 @@ class SequenceTask(BaseTask):
       ValueError: the config doesn't fit `jaxrec.train.config.default_config`.
     """
     config_lib.check_config(config)
-    return cls.from_data(config, load.load_data(config.data))
+    return cls.from_data(config, load.load_data(config.data, _part_of_shards(config)))
 
   @classmethod
   def from_data(cls, config: ConfigDict, data: PreparedData) -> SequenceTask:
@@ -75,7 +76,7 @@ class SequenceTask(BaseTask):
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
     """See `Task`; in "final" the validation events are trained on too."""
     options = training_options(self.config, self.data, int(phase == FINAL), mesh)
-    batches = TrainingBatches(self.data, options)
+    batches = make_training_batches(self.data, options)
     check_batch(batches[0], self.model)
     description = (
       f"{batches.users_per_epoch} users; steps of {options.rows_per_batch} rows x {options.row_length} positions"
@@ -85,7 +86,7 @@ class SequenceTask(BaseTask):
       batches,
       count=count_users_and_tokens,
       users=lambda step: batches.users(step - 1),
-      identity={"rows_per_batch": options.rows_per_batch},
+      identity={"rows_per_batch": options.rows_per_batch, "shards": num_shards(self.data)},
       description=description,
     )
 
@@ -145,6 +146,14 @@ class SequenceTask(BaseTask):
     return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
 
 
+def _part_of_shards(config: ConfigDict) -> tuple[int, int]:
+  """Returns which part of prepared shards this host opens: its own, or all where only the events of all users tell."""
+  if config.data.only_domain or config.data.train_users != "all" or config.eval.beyond_accuracy:
+    return 0, 1
+  shard = parallel.host_shard(parallel.make_mesh(config.parallel.to_dict()))
+  return shard.index, shard.count
+
+
 def count_users_and_tokens(batch: SequenceBatch) -> dict[str, int]:
   """Returns the numbers of users and of tokens (positions that are not padding) of a batch."""
   return {"users": int(batch.sequence_id.max(axis=1).sum()), "tokens": int(np.count_nonzero(batch.sequence_id))}
@@ -157,6 +166,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     ValueError: the rows can't be divided into microbatches on every device, or no user is left to train on.
   """
   settings = config.data
+  shard = parallel.host_shard(mesh)
   options = TrainingOptions(
     max_length=settings.max_length,
     row_length=row_length(config),
@@ -171,6 +181,8 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     seed=config.seed,
     only_users=train_users(config, data, last_split),
     action_weights=action_weights(config),
+    shard_index=shard.index,
+    shard_count=shard.count,
   )
   devices, microbatches = parallel.num_row_shards(mesh), config.train.accumulate
   unit = devices * microbatches
@@ -180,14 +192,13 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
       f"data.rows_per_batch={rows} must be divisible by {devices} devices along data and fsdp x"
       f" {config.train.accumulate=} = {unit}"
     )
-  shard = parallel.host_shard(mesh)
-  return dataclasses.replace(options, rows_per_batch=rows, shard_index=shard.index, shard_count=shard.count)
+  return dataclasses.replace(options, rows_per_batch=rows)
 
 
 def _rows(data, options, batch_size, unit):
   """Returns the rows that hold `batch_size` users, rounded up to a multiple of the devices; says where that is more."""
-  rows = rows_for(data, options, batch_size, multiple_of=unit)
-  needed = rows if unit == 1 else rows_for(data, options, batch_size)
+  rows = rows_of_batches(data, options, batch_size, multiple_of=unit)
+  needed = rows if unit == 1 else rows_of_batches(data, options, batch_size)
   if rows > needed:
     logging.warning(
       "a step holds about %d users, not %d: its %d rows are rounded up to %d, a multiple of %d (devices x accumulate)",

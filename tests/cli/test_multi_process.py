@@ -11,6 +11,7 @@ import pytest
 import tiny_run
 from test_train import PAIRS, assert_same_metrics, finish, metrics_text, start, wait_for_step
 
+from jaxrec.data.preparation.prepare import prepare
 from jaxrec.train import loop
 
 SETTINGS = (
@@ -80,15 +81,31 @@ def test_click_through_in_two_processes_equals_one(tmp_path):
   assert "Trained on several hosts" in (tmp_path / "two" / "report.html").read_text()
 
 
-def kill_one_and_start_again(workdir, victim):
+@pytest.mark.slow
+def test_two_processes_that_open_half_of_the_shards_train_as_one_and_resume_after_a_kill(tmp_path):
+  settings = config()
+  prepare("synthetic", out=tmp_path / "data", shards=4, **settings.data.options.to_dict())
+  settings.data.source, settings.data.prepared, settings.data.options = "", str(tmp_path / "data"), {}
+  loop.run(settings, str(tmp_path / "one"))
+  for workdir in (tmp_path / "two", tmp_path / "killed"):
+    workdir.mkdir()
+  overrides = ("--config.data.source=", f"--config.data.prepared={tmp_path / 'data'}")
+  for process in start_two(tmp_path / "two", *overrides):
+    finish(process)
+  assert_same_metrics(tmp_path / "one", tmp_path / "two", but=PER_DEVICE)
+  kill_one_and_start_again(tmp_path / "killed", 1, *overrides)
+  assert metrics_text(tmp_path / "killed") == metrics_text(tmp_path / "two")
+
+
+def kill_one_and_start_again(workdir, victim, *overrides):
   """Kills one of two processes, then resumes and finishes the run; returns the metrics written before."""
-  processes = start_two(workdir)
+  processes = start_two(workdir, *overrides)
   wait_for_step(processes[0], workdir, 6)
   processes[victim].send_signal(signal.SIGKILL)
   code, output = end_of(processes[1 - victim])
   assert code not in (0, 143), output
   processes[victim].communicate()
   metrics = metrics_text(workdir)
-  for process in start_two(workdir):
+  for process in start_two(workdir, *overrides):
     assert "resumes after step" in finish(process)
   return metrics[: metrics.rindex("\n") + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import flax.struct
@@ -9,7 +10,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Int
 
+from jaxrec import parallel
 from jaxrec.batches import SequenceBatch
+from jaxrec.data import prepared_shards
 from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 
@@ -88,6 +91,9 @@ class EvaluationBatches(Sequence):
     self._data, self._columns = data, rows.EventColumns(data)
     self._task, self._request_time, self._reveal_domain, targets = how
     self._batch_size, self._shard = batch_size, shard
+    self._is_partial = prepared_shards.is_partial(data)
+    if self._is_partial and shard[1] > 1:
+      raise ValueError("shard_count must be 1 for data of which a host has opened a part: it gets whole batches")
     self._list_requests(split, targets, users)
     if not len(self.users):
       raise ValueError(f"no user has an event with {split=} and one before it; check the split of the data")
@@ -105,18 +111,29 @@ class EvaluationBatches(Sequence):
     widest = padded_length(int(self._history[chosen].max()))
     num_rows = self._batch_size // self._shard[1]
     chosen = chosen[self._shard[0] * num_rows : (self._shard[0] + 1) * num_rows]
+    row = np.arange(len(chosen))
+    if not self._is_partial:
+      return self._batch(chosen, row, (num_rows, row_length), widest)
+    here = np.flatnonzero(np.diff(self._data.offsets)[self.users[chosen]])  # Other hosts have the other users.
+    batch = self._batch(chosen[here], row[here], (num_rows, row_length), widest)
+    return parallel.max_over_hosts(batch)
+
+  def _batch(self, chosen, row, shape, widest):
+    """Returns the batch with requests in the given rows; other rows are padding."""
     target = self._data.offsets[:-1][self.users[chosen]] + self._history[chosen]
     return EvaluationBatch(
-      batch=self._rows(chosen, (num_rows, row_length)),
-      user=_padded(self.users[chosen], num_rows, -1),
-      target_item=_padded(self._data.item_id[target], num_rows, 0),
-      target_domain=_padded(self._data.domain_id[target], num_rows, 0),
-      seen_items=self._seen(chosen, (num_rows, widest)),
+      batch=self._rows(chosen, row, shape),
+      user=_placed(self.users[chosen], row, shape[0], -1),
+      target_item=_placed(self._data.item_id[target], row, shape[0], 0),
+      target_domain=_placed(self._data.domain_id[target], row, shape[0], 0),
+      seen_items=self._seen(chosen, row, (shape[0], widest)),
     )
 
   def _list_requests(self, split, targets, users):
     """Sets user and length of the history of each request, sorted by the latter, and what is left out."""
     before, number = rows.prefix_lengths(self._data, split - 1), rows.prefix_lengths(self._data, split)
+    if self._is_partial:
+      before, number = parallel.max_over_hosts((before, number))
     number = number - before
     requested = np.ones(len(number), bool) if users is None else np.isin(np.arange(len(number)), users)
     number = np.where(requested, number if targets == "all" else np.minimum(number, 1), 0)
@@ -142,8 +159,8 @@ class EvaluationBatches(Sequence):
       batches += [(chosen[i : i + self._batch_size], int(row_length)) for i in range(0, len(chosen), self._batch_size)]
     return batches
 
-  def _rows(self, chosen, shape):
-    spans = self._spans(chosen, self._inputs[chosen] + (self._task == "masked_item"))
+  def _rows(self, chosen, row, shape):
+    spans = self._spans(chosen, row, self._inputs[chosen] + (self._task == "masked_item"))
     is_last = np.arange(int(spans.length.sum())) + 1 == np.repeat(np.cumsum(spans.length), spans.length)
     if self._task == "next_item":
       batch = rows.next_item_rows(self._columns, spans, shape, self._request_time)
@@ -156,13 +173,14 @@ class EvaluationBatches(Sequence):
         times[spans.row, spans.length - 1] = times[spans.row, spans.length - 2]
     return batch
 
-  def _spans(self, chosen, length):
+  def _spans(self, chosen, row, length):
     """Returns the spans of the most recent inputs; in masked_item the target event follows them and is masked."""
     first = self._data.offsets[:-1][self.users[chosen]] + self._history[chosen] - self._inputs[chosen]
-    return rows.spans_in_separate_rows(first, length)
+    return dataclasses.replace(rows.spans_in_separate_rows(first, length), row=row)
 
-  def _seen(self, chosen, shape):
+  def _seen(self, chosen, row, shape):
     spans = rows.spans_in_separate_rows(self._data.offsets[:-1][self.users[chosen]], self._history[chosen])
+    spans = dataclasses.replace(spans, row=row)
     return rows.item_grid(self._columns, spans, shape)
 
 
@@ -193,7 +211,7 @@ def _check(split, batch_size, max_length, task, request_time, targets, shard_ind
     raise ValueError(f"{batch_size=} must be a positive multiple of {shard_count=}")
 
 
-def _padded(values, num_rows, fill):
+def _placed(values, row, num_rows, fill):
   result = np.full(num_rows, fill, np.int32)
-  result[: len(values)] = values
+  result[row] = values
   return result

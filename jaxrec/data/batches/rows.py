@@ -56,9 +56,11 @@ class EventColumns:
   def __init__(self, data: PreparedData, action_weights: Sequence[tuple[int, float]] | None = None):
     self.item_id, self.domain_id, self._timestamp = data.item_id, data.domain_id, data.timestamp
     self.num_items = data.num_items
-    self.action = data.action if np.any(data.action) else None
-    self.first_second = int(data.timestamp.min()) if data.has_timestamps else 0
-    duration = int(data.timestamp.max()) - self.first_second if data.has_timestamps else 0
+    # A shard has the first second of all shards, and actions where any of them has one.
+    has_actions = data.meta["has_actions"] if "has_actions" in data.meta else np.any(data.action)
+    self.action = data.action if has_actions else None
+    first, last = (0, 0) if not data.has_timestamps else data.meta.get("times") or _range(data.timestamp)
+    self.first_second, duration = first, last - first
     if duration > np.iinfo(np.int32).max:
       raise ValueError(
         f"timestamp spans {duration} seconds, an int32 holds 2147483647 (68 years); are they milliseconds, or are some"
@@ -83,6 +85,10 @@ class EventColumns:
     if not self._has_timestamps:
       return np.zeros(len(events), np.int32)
     return (self._timestamp[events] - self.first_second).astype(np.int32)
+
+
+def _range(values):
+  return int(values.min()), int(values.max())
 
 
 def prefix_lengths(data: PreparedData, last_split: int) -> Int[np.ndarray, " U"]:

@@ -115,11 +115,16 @@ def rows_for(data: PreparedData, options: TrainingOptions, users_per_batch: int,
   """
   if users_per_batch < 1:
     raise ValueError(f"{users_per_batch=} must be at least 1")
-  users, lengths = _trained_users(data, options)
-  num_rows = _pack(lengths, options).num_rows
-  batches = max(1, round(len(users) / users_per_batch))
+  users, num_rows = epoch_size(data, options)
+  batches = max(1, round(users / users_per_batch))
   unit = int(np.lcm(multiple_of, options.shard_count))
   return max(1, -(-num_rows // (batches * unit))) * unit
+
+
+def epoch_size(data: PreparedData, options: TrainingOptions) -> tuple[int, int]:
+  """Returns the number of users that are trained on, and the number of rows that they need."""
+  users, lengths = _trained_users(data, options)
+  return len(users), _pack(lengths, options).num_rows
 
 
 class TrainingBatches:

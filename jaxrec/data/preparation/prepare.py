@@ -40,6 +40,7 @@ def prepare(
   *,
   overwrite: bool = False,
   extends: str | os.PathLike | None = None,
+  shards: int = 1,
   report: Callable[[str], None] | None = None,
   **options: Any,
 ) -> PreparedData:
@@ -54,6 +55,7 @@ def prepare(
     extends: a prepared folder, of a day before, whose events come first: its users, items and domains keep their ids,
       new ones come after them. Options that are not given are those of that folder. Limits on events drop new users and
       items only, counted over the events of both. The folder stays as it is, unless it is `out`.
+    shards: folders inside `out` that users are dealt out to, so that each host of a training opens its own; 1: none.
     report: called with a line of text at each stage; None for no reports.
     **options: the fields of `PrepareOptions` and the keyword arguments of the source's reader.
 
@@ -63,6 +65,8 @@ def prepare(
     OSError: the folder cannot be written.
   """
   report = report or _ignore
+  if out is None and shards != 1:
+    raise ValueError(f"{shards=} needs out, the folder to write")
   if out is not None:
     prepared_files.check_free(pathlib.Path(out), overwrite)
   raw = raw_folder(source) if raw is None else raw
@@ -85,7 +89,7 @@ def prepare(
   if out is None:
     return data
   report(f"writing {out}")
-  return data.save(out, overwrite=overwrite)
+  return data.save(out, overwrite=overwrite, shards=shards)
 
 
 def _ignore(line: str) -> None:
