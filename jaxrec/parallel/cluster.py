@@ -83,7 +83,7 @@ def max_over_hosts(tree: Any) -> Any:
   >>> max_over_hosts(np.array([3, 1])).tolist()
   [3, 1]
   """
-  if jax.process_count() == 1:
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:  # The latter alone would look for devices.
     return tree
   from jax.experimental import multihost_utils
 

@@ -51,6 +51,17 @@ def test_part_files_are_prepared_as_one_csv_of_all_rows(parts, tmp_path):
   assert_same(prepare("table", parts, **OPTIONS), prepare("table", tmp_path / "log.csv", **OPTIONS))
 
 
+def test_part_files_are_merged_as_csv_files_are(parts, tmp_path):
+  EVENTS.write_csv(tmp_path / "log.csv")
+  merged = []
+  for raw in (parts, tmp_path / "log.csv"):
+    entry = {"source": "table", "raw": str(raw)}
+    sources = [{**entry, "name": "shops", "domain": "shop"}, {**entry, "name": "all"}]
+    merged.append(prepare("merge", sources=sources, duplicates="last"))
+  assert merged[0].fingerprint == merged[1].fingerprint
+  assert merged[0].domain_names == ("shops/a", "shops/b", "all")
+
+
 def test_a_pattern_names_the_files(parts, tmp_path):
   write_parts(tmp_path / "log", EVENTS, name="other.parquet")
   of_pattern = prepare("table", str(parts / "part-*"), **OPTIONS)
