@@ -76,7 +76,9 @@ def _check_settings(before: ConfigDict, task: Task, source: str) -> None:
   config = task.config
   lines = different_settings(before.to_dict(), config)
   if lines := [line for line in lines if line.startswith(("config.task ", "config.model."))]:
-    raise ValueError(f"config.train.start_from={source!r} is a run of another model: {'; '.join(lines)}")
+    raise ValueError(
+      f"config.train.start_from={source!r} is a run of another model: {'; '.join(lines)}. Set them as they were"
+    )
   scheduled = config.optimizer.schedule != "constant" or config.optimizer.warmup_steps
   if scheduled and not isinstance(task.item_table, InParams):
     raise ValueError(

@@ -278,6 +278,12 @@ def test_rows_that_the_shards_do_not_divide_are_refused(folder):
     ShardedTrainingBatches(PreparedData.load(folder), TrainingOptions(**{**vars(OPTIONS), "rows_per_batch": 12}))
 
 
+def test_a_shard_without_anyone_to_train_on_is_named(tmp_path):
+  data = PreparedData.from_columns(user=[0, 0, 0, 0, 1], item_id=[1, 2, 1, 2, 1]).save(tmp_path / "data", shards=2)
+  with pytest.raises(ValueError, match="shard 1 of 2: no user has two events .*; or prepare the data in fewer shards"):
+    ShardedTrainingBatches(data, OPTIONS)
+
+
 def test_more_shards_than_users_are_refused_and_nothing_is_written(tmp_path):
   with pytest.raises(ValueError, match="shards=9 must be in 1..2, the number of users"):
     PreparedData.from_columns(user=[0, 1], item_id=[1, 2]).save(tmp_path / "data", shards=9)

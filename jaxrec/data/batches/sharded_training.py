@@ -17,7 +17,7 @@ from jaxtyping import Int
 from jaxrec import parallel
 from jaxrec.batches import SequenceBatch
 from jaxrec.data import prepared_shards
-from jaxrec.data.batches.training import TrainingBatches, TrainingOptions, epoch_size, rows_for
+from jaxrec.data.batches.training import ENDLESS, TrainingBatches, TrainingOptions, epoch_size, rows_for
 from jaxrec.data.prepared import PreparedData
 
 
@@ -47,7 +47,10 @@ class ShardedTrainingBatches:
     self._users, self._shards = [], []
     for index in _own_shards(data, options):
       users, columns = prepared_shards.own_columns(data, index)
-      batches = TrainingBatches(columns, _options_of(options, index, count, users))
+      try:
+        batches = TrainingBatches(columns, _options_of(options, index, count, users))
+      except ValueError as error:
+        raise ValueError(f"shard {index} of {count}: {error}; or prepare the data in fewer shards") from error
       sizes[index] = batches.users_per_epoch, batches.users_left_out, batches.batches_per_epoch
       self._users.append(users)
       self._shards.append(batches)
@@ -56,7 +59,7 @@ class ShardedTrainingBatches:
     self.batches_per_epoch = int(sizes[:, 2].max())
 
   def __len__(self) -> int:
-    return 2**40 if self._num_epochs is None else self._num_epochs * self.batches_per_epoch
+    return ENDLESS if self._num_epochs is None else self._num_epochs * self.batches_per_epoch
 
   def __getitem__(self, step: int) -> SequenceBatch:
     return jax.tree.map(lambda *blocks: np.concatenate(blocks), *(self._block(shard, step) for shard in self._shards))

@@ -19,7 +19,7 @@ from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.seeds import check_seed
 
-_ENDLESS = 2**40  # Batches of a run without num_epochs.
+ENDLESS = 2**40  # Batches of a run without num_epochs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class TrainingBatches:
       logging.info("%d users with fewer than two training events are left out", self.users_left_out)
 
   def __len__(self) -> int:
-    return _ENDLESS if self._options.num_epochs is None else self._options.num_epochs * self.batches_per_epoch
+    return ENDLESS if self._options.num_epochs is None else self._options.num_epochs * self.batches_per_epoch
 
   def __getitem__(self, step: int) -> SequenceBatch:
     options = self._options
