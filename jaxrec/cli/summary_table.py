@@ -47,5 +47,6 @@ def _groups(values):
 
 
 def _notes(summary):
-  best = summary["select"].get("best_epoch")
-  return f"best epoch {best}; {summary['seconds']:,.0f} seconds"
+  best, started = summary["select"].get("best_epoch"), summary["select"].get("started_from")
+  text = f"best epoch {best}; {summary['seconds']:,.0f} seconds"
+  return text if not started else f"{text}; began with {started['checkpoint']}, {started['new_items']:,} new items"

@@ -4,6 +4,7 @@ import pytest
 
 from jaxrec.cli.evaluate import table
 from jaxrec.cli.prepare import summary
+from jaxrec.cli.summary_table import summary_table
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.prepared import PreparedData
 
@@ -68,3 +69,10 @@ def test_control_characters_of_names_are_escaped_in_tables():
     text_table([["\u202egnp", "\x07"], ["\ud800", "\xa0"]])
     == "\\u202egnp  \\x07\n\\ud800      \xa0".rstrip("\xa0").rstrip()
   )
+
+
+def test_a_summary_says_what_a_run_began_with():
+  started = {"checkpoint": "runs/monday/select/checkpoints/9", "known_items": 3, "new_items": 1200}
+  select = {"best_epoch": 2, "validation": {"MRR": 0.5, "count": 1}, "started_from": started}
+  text = summary_table({"select": select, "seconds": 3})
+  assert text.endswith("best epoch 2; 3 seconds; began with runs/monday/select/checkpoints/9, 1,200 new items")

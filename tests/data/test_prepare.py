@@ -11,7 +11,6 @@ from conftest import REPOSITORY
 from raw_files import ML1M_MOVIES, ML1M_RATINGS, write
 
 from jaxrec.data import prepared_files
-from jaxrec.data.preparation import filters
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.prepare import prepare, prepare_log
 from jaxrec.data.prepared import PreparedData
@@ -41,15 +40,6 @@ def test_events_are_sorted_by_user_and_time():
   assert sequences(data) == {"a": "xy", "b": "zx"}
   assert data.timestamp.tolist() == [1, 2, 1, 3]
   assert data.offsets.tolist() == [0, 2, 4]
-
-
-@pytest.mark.parametrize("scale", [1, 10**9, 10**17])
-def test_events_are_sorted_by_user_then_time_then_order_whatever_the_span_of_the_times(scale):
-  rng = np.random.default_rng(0)
-  users, times = rng.integers(0, 200, 1000), rng.integers(0, 60, 1000) * scale
-  events = pl.DataFrame({"user": users.astype(np.int32), "timestamp": times, "order": np.arange(1000)})
-  found = filters.sort_events(events, False, {})
-  assert found.rows() == sorted(events.rows())
 
 
 def test_events_of_the_same_second_keep_the_order_of_the_file():

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from raw_files import KUAIRAND_HEAD, write
 
-from jaxrec.data.preparation.filters import PrepareOptions
+from jaxrec.data.preparation.filters import PrepareOptions, sort_events
 from jaxrec.data.preparation.prepare import prepare, prepare_log
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import InteractionLog
@@ -205,3 +205,12 @@ def test_a_folder_whose_times_fall_is_refused(tmp_path):
   np.save(tmp_path / "d" / "timestamp.npy", np.array([2, 1]))
   with pytest.raises(ValueError, match=r"d: timestamp\[1\] = 1 is before"):
     PreparedData.load(tmp_path / "d")
+
+
+@pytest.mark.parametrize("scale", [1, 10**9, 10**17])
+def test_events_are_sorted_by_user_then_time_then_order_whatever_the_span_of_the_times(scale):
+  rng = np.random.default_rng(0)
+  users, times = rng.integers(0, 200, 1000), rng.integers(0, 60, 1000) * scale
+  events = pl.DataFrame({"user": users.astype(np.int32), "timestamp": times, "order": np.arange(1000)})
+  found = sort_events(events, False, {})
+  assert found.rows() == sorted(events.rows())
