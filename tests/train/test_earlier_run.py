@@ -57,6 +57,14 @@ def save_run(folder, config, data):
   return flat(task, state)
 
 
+@pytest.fixture(scope="module")
+def monday(tmp_path_factory):
+  """The workdir of a run whose item table is a parameter."""
+  workdir = tmp_path_factory.mktemp("monday")
+  save_run(workdir, config_of(), data_of(MONDAY))
+  return str(workdir)
+
+
 def flat(task, state):
   leaves = jax.tree_util.tree_leaves_with_path(to_dict(state, task.item_table))
   return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
@@ -85,10 +93,9 @@ def test_known_rows_are_taken_over_and_new_ones_are_as_initialised(tmp_path, kin
   assert (started["known_items"], started["new_items"]) == (MONDAY, TUESDAY - MONDAY)
 
 
-def test_steps_and_schedule_begin_anew_and_moments_keep_their_count(tmp_path):
+def test_steps_and_schedule_begin_anew_and_moments_keep_their_count(monday, tmp_path):
   (tmp_path / "select").mkdir()
-  save_run(tmp_path, config_of(), data_of(MONDAY))
-  task, fresh = task_of(config_of(start_from=str(tmp_path)), data_of(TUESDAY))
+  task, fresh = task_of(config_of(start_from=monday), data_of(TUESDAY))
   state = first_state(task, str(tmp_path), "select", fresh)
   adam, _, schedule = state.opt_state
   assert (int(state.step), int(schedule.count), int(adam.count)) == (0, 0, 3)
@@ -125,25 +132,22 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("train", "names", "kind", "message"), WRONG.values(), ids=WRONG)
-def test_data_that_do_not_extend_those_of_the_earlier_run_are_refused(tmp_path, train, names, kind, message):
-  save_run(tmp_path, config_of(), data_of(MONDAY))
-  task, fresh = task_of(config_of(**{"start_from": str(tmp_path), **train}), data_of(TUESDAY, **names))
+def test_data_that_do_not_extend_those_of_the_earlier_run_are_refused(monday, tmp_path, train, names, kind, message):
+  task, fresh = task_of(config_of(**{"start_from": monday, **train}), data_of(TUESDAY, **names))
   with pytest.raises(kind, match=message):
     first_state(task, str(tmp_path), "select", fresh)
 
 
-def test_another_model_is_refused(tmp_path):
-  save_run(tmp_path, config_of(), data_of(MONDAY))
-  config = config_of(start_from=str(tmp_path))
+def test_another_model_is_refused(monday, tmp_path):
+  config = config_of(start_from=monday)
   config.model.attention_length = 2
   task, fresh = task_of(config, data_of(TUESDAY))
   with pytest.raises(ValueError, match="is a run of another model: config.model.attention_length was 16, is 2"):
     first_state(task, str(tmp_path), "select", fresh)
 
 
-def test_a_schedule_of_a_sharded_table_cannot_begin_anew(tmp_path):
-  save_run(tmp_path, config_of("sharded"), data_of(MONDAY))
-  config = config_of("sharded", start_from=str(tmp_path))
+def test_a_schedule_of_a_sharded_table_cannot_begin_anew(monday, tmp_path):
+  config = config_of("sharded", start_from=monday)
   config.optimizer.schedule = "linear"
   task, fresh = task_of(config, data_of(TUESDAY))
   with pytest.raises(ValueError, match="set config.optimizer.schedule='constant'"):
