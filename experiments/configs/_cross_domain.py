@@ -11,7 +11,7 @@ from jaxrec.objectives.attention_score import SCORES
 ENCODERS = ("hstu", "sasrec", "bert4rec")
 AUTOCDSR = (
   "autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_target_domain", "autocdsr_plus", "autocdsr_plus_every4",
-  "autocdsr_visible", "autocdsr_excess", "autocdsr_plus_visible",
+  "autocdsr_visible", "autocdsr_excess", "autocdsr_plus_visible", "autocdsr_visible_gate",
 )  # fmt: skip
 # Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
 INTRA_DOMAIN = {
@@ -48,7 +48,7 @@ def apply(
   autocdsr: AutoCDSR; autocdsr_target: the domain of the target counts as the own one; autocdsr_target_domain: that, and
     it is an input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
   AutoCDSR choices have the published score of all keys, with which the recorded results were obtained; ..._visible and
-    ..._excess name the other scores of `jaxrec.objectives.attention_score`.
+    ..._excess name the other scores of `jaxrec.objectives.attention_score`, ..._gate penalises by query.
   intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "target_domain": as above; "target": reads
     the state of the target domain only.
 
@@ -93,8 +93,9 @@ def apply(
   config.eval.protocol = "both"
   if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)
-    score = variant.rpartition("_")[2]
+    score = variant.removesuffix("_gate").rpartition("_")[2]
     config.multi_objective.score = score if score in SCORES else "all_keys"
+    config.multi_objective.gate = variant.endswith("_gate")
   if variant in ("autocdsr_target", "autocdsr_target_domain"):
     config.multi_objective.own_domain = "target"
   if rule:

@@ -8,7 +8,8 @@ over the keys of its own domain.
     excess:    mean of max(0, logit s_i - logit u_i - margin), with u_i the share of other domains among the keys V_i
     all_keys:  mean of the share of other domains among all keys; see `cross_domain_attention`
 
-The first two are means over queries whose V_i has both kinds of keys, over heads and over layers.
+The first two are means over queries whose V_i has both kinds of keys, over heads and over layers. A gate counts some of
+these queries as 0.
 
 Source: a_cd of AutoCDSR, arXiv 2505.21811, is `all_keys`.
 Choice: that score falls as well where a query attends to itself or to masked events, with no change between domains,
@@ -33,7 +34,7 @@ SMALLEST = 1e-12  # Sums of weights below it count as no attention: their recipr
 
 
 def visible_share(
-  layers: Sequence[AttentionSizes], batch: SequenceBatch, own: str = "query"
+  layers: Sequence[AttentionSizes], batch: SequenceBatch, own: str = "query", gate: Bool[Array, "B N"] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Returns the score "visible", 0..1, and the number of queries that have keys of both kinds (mean over the layers).
 
@@ -42,6 +43,7 @@ def visible_share(
     batch: the queries.
     own: whose domain is the query's own: that of its event, or of its target where the event's domain is hidden
       ("query"), or always that of its target ("target", where there is one).
+    gate: queries that are penalised; None: all.
   """
   domain, asks = own_domain(batch, own)
 
@@ -50,11 +52,15 @@ def visible_share(
     is_any = total > SMALLEST
     return jnp.where(is_any, other_size / jnp.where(is_any, total, 1), 0)
 
-  return _mean_over_queries(layers, domain, asks, share_of)
+  return _mean_over_queries(layers, domain, asks, gate, share_of)
 
 
 def excess(
-  layers: Sequence[AttentionSizes], batch: SequenceBatch, own: str = "query", margin: float = 0.0
+  layers: Sequence[AttentionSizes],
+  batch: SequenceBatch,
+  own: str = "query",
+  margin: float = 0.0,
+  gate: Bool[Array, "B N"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Returns the score "excess", in units of log-odds, and the number of queries; arguments as of `visible_share`.
 
@@ -67,7 +73,7 @@ def excess(
     log_odds = jnp.log(jnp.maximum(other_size, SMALLEST)) - jnp.log(jnp.maximum(own_size, SMALLEST))
     return jnp.maximum(log_odds - jnp.log(odds) - margin, 0)
 
-  return _mean_over_queries(layers, domain, asks, excess_of)
+  return _mean_over_queries(layers, domain, asks, gate, excess_of)
 
 
 def cross_domain_attention(
@@ -144,7 +150,7 @@ def _split(values, domain):
   return jnp.where(is_own, values, 0).sum(axis=-1), jnp.where(is_other, values, 0).sum(axis=-1)
 
 
-def _mean_over_queries(layers, domain, asks, value_of):
+def _mean_over_queries(layers, domain, asks, gate, value_of):
   """Returns the mean of `value_of(own size, other size, odds of the counts)` over queries, heads and layers."""
   total, number = 0.0, 0.0
   for layer in layers:
@@ -153,6 +159,6 @@ def _mean_over_queries(layers, domain, asks, value_of):
     odds = jnp.where(has_both, other_count, 1) / jnp.where(has_both, own_count, 1)
     own_size, other_size = own_and_other(layer, domain)
     value = value_of(own_size, other_size, odds[..., None]).mean(axis=-1)  # [B, N]
-    total += jnp.where(has_both, value, 0).sum()
+    total += jnp.where(has_both if gate is None else has_both & gate, value, 0).sum()
     number += has_both.sum().astype(value.dtype)
   return total / jnp.maximum(number, 1), number / len(layers)

@@ -81,6 +81,9 @@ class MultiObjectiveSettings:
     " events by, or the published share among all keys; see jaxrec.objectives.attention_score.", choices=SCORES,
   )  # fmt: skip
   margin: float = setting(0.0, "score=excess only: log-odds that are free of charge.")
+  gate: bool = setting(
+    False, "Whether only queries count whose target the own domain alone predicts better: one more forward pass."
+  )
   inner_products: str = setting(
     "shared", "Of gradients over all parameters but the item table, or over those of attention_path, which the second"
     " objective can move.", choices=INNER_PRODUCTS,

@@ -70,7 +70,8 @@ class SequenceTask(BaseTask):
     objective = item.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       settings = config.multi_objective
-      objective = CrossDomainObjective(objective, settings.own_domain, settings.score, settings.margin)
+      options = settings.own_domain, settings.score, settings.margin, settings.gate
+      objective = CrossDomainObjective(objective, *options)
     return cls(config, data=data, model=model, objective=objective)
 
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:

@@ -16,7 +16,7 @@ from jaxrec.multi_objective import multi_objective
 from jaxrec.multi_objective.weighting import fixed, pareto
 from jaxrec.objectives.attention_score import attention_parts, cross_domain_attention, excess, visible_share
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
-from jaxrec.objectives.item import ItemObjective
+from jaxrec.objectives.item import ItemObjective, ParameterItems
 from jaxrec.train.state import create_state
 from jaxrec.train.step import make_train_step
 
@@ -32,6 +32,12 @@ MODELS = {
   "hstu_plus": {**HSTU, "num_layers": 1, "num_bottlenecks": 1, "bottleneck_stride": 2},
 }
 OBJECTIVE = CrossDomainObjective(ItemObjective("full_softmax", temperature=0.1))
+GATED = dataclasses.replace(OBJECTIVE, gate=True)
+HIDDEN = (BATCH.position % 3 == 1) & (BATCH.sequence_id != 0)
+MASKED = BATCH.replace(  # As in masked-item training: the target is the event itself, whose item and domain are hidden.
+  item_id=jnp.where(HIDDEN, NUM_ITEMS + 1, BATCH.item_id), domain_id=jnp.where(HIDDEN, 0, BATCH.domain_id),
+  target_item=BATCH.item_id, target_domain=BATCH.domain_id, target_weight=HIDDEN.astype(jnp.float32),
+)  # fmt: skip
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -103,6 +109,48 @@ def test_a_query_without_keys_of_both_kinds_does_not_count():
   assert np.isfinite(
     jax.grad(lambda x: visible_share([no_attention.replace(sizes=x)], TWO)[0])(no_attention.sizes)
   ).all()
+
+
+def test_queries_outside_the_gate_count_as_nothing_but_count():
+  layer = layer_of(([0.5, 1, 3, 2], [1, 1, 1]), ([0.5, 1, 1, 7], [1, 1, 1]), PADDING)
+  gate = jnp.array([[False, True, True]])
+  np.testing.assert_allclose(visible_share([layer], TWO, gate=gate), (1 / 4, 2), rtol=1e-6)
+  np.testing.assert_allclose(excess([layer], TWO, gate=gate & False), (0, 2))
+
+
+@pytest.mark.parametrize("name", ["hstu", "sasrec", "bert4rec"])
+def test_the_gate_opens_where_the_own_domain_alone_has_less_loss(name):
+  model, params = model_and_params(name)
+  batch = MASKED if name == "bert4rec" else BATCH
+  items = ParameterItems(model, batch, {"target": batch.target_item})
+
+  @quick_jit
+  def found(params):
+    given = GATED.gradients(model, params, batch, jax.random.key(3), deterministic=True)
+    return given.losses[1], given.to_params_gradient(given.grads[1]), given.scalars["gated"]
+
+  def expected(params):
+    query, state = model.apply({"params": params}, batch, mutable=["attention_sizes"])
+    alone = model.apply({"params": params}, batch, method="within_domain")
+    losses = [OBJECTIVE.recommendation.loss_of_positions(x, items, params, batch, NUM_ITEMS) for x in (alone, query)]
+    gate = (losses[0] < losses[1]) & (batch.target_weight > 0)
+    score = visible_share(sizes_by_layer(state["attention_sizes"]), batch, gate=gate)[0]
+    return score, (gate * batch.target_weight).sum() / batch.target_weight.sum()
+
+  score, grad, gated = found(params)
+  (correct, share), correct_grad = quick_jit(jax.value_and_grad(expected, has_aux=True))(params)
+  np.testing.assert_allclose((score, gated), (correct, share), rtol=1e-5)
+  assert 0 < gated < 1 and score > 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grad, correct_grad)
+
+
+def test_a_gate_needs_visible_keys_of_the_own_domain_of_a_query():
+  for options in ({"score": "all_keys"}, {"own": "target"}):
+    with pytest.raises(ValueError, match="gate=True is for scores of visible keys and own='query'"):
+      CrossDomainObjective(ItemObjective(), gate=True, **options)
+  model, params = model_and_params("hstu_plus")
+  with pytest.raises(NotImplementedError, match="HSTU: attention inside a domain is for models of all events"):
+    GATED.gradients(model, params, BATCH, jax.random.key(0))
 
 
 def test_opposite_signs_do_not_hide_attention_to_other_domains():
