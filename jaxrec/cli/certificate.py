@@ -11,7 +11,8 @@ Trains the config in these variants and ranks each user's target within its own 
     intra_target_domain    intra, with the target's domain as an input and in transition-aware positions (HSTU)
     single                 a model for each domain, of its events alone
 
-The differences are means over users and seeds, with intervals of 95% from draws of both. Where intra (or single) is
+The differences are means over users (those that both models rank for: a model of one domain needs an event of it
+before the target) and seeds, with intervals of 95% from draws of both. Where intra (or single) is
 not above merged by two standard errors, the other domains' events do no harm that could be removed; where single is
 below merged, they help.
 
@@ -64,7 +65,7 @@ MODELS: dict[str, dict[str, Any]] = {
   "intra_target_domain": INTRA | {"tape": True, "target_domain": True},
 }
 VARIANTS = (*MODELS, "single")
-COMPARED = (  # (variant, base)
+PAIRS = (  # (variant, base)
   ("intra", "merged"), ("single", "merged"), ("target_domain", "merged"), ("intra_target_domain", "target_domain"),
 )  # fmt: skip
 
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
     os.makedirs(os.path.join(FLAGS.out, "runs"), exist_ok=True)
     train(runs, FLAGS.out)
     values = values_of(runs, FLAGS.out, 1 if FLAGS.split == "validation" else 2, FLAGS.k, data)
-    record = compare(values, data.domain_names, FLAGS.resamples)
+    record = compare(values, PAIRS, data.domain_names, FLAGS.resamples)
     settings = {"seeds": seeds, "k": FLAGS.k, "split": FLAGS.split, "resamples": FLAGS.resamples}
     write_json(os.path.join(FLAGS.out, "certificate.json"), settings | record)
   except Interrupted as stop:
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> None:
     sys.exit(stop.exit_code)
   except (OSError, ValueError, *TRAINING_ERRORS) as error:
     sys.exit(describe(error))
-  print(report(record, FLAGS.k))
+  print("\n".join([report(record, FLAGS.k), "", *verdicts(record["differences"])]))
   print(f"written to {FLAGS.out}/certificate.json")
 
 
@@ -208,37 +209,46 @@ def values_of(runs: Sequence[Run], out: str, split: int, k: int, data: PreparedD
   return {variant: joined(values) for variant, values in parts.items()}
 
 
-def compare(values: Mapping[str, UserValues], domain_names: Sequence[str], resamples: int) -> dict[str, Any]:
+def compare(
+  values: Mapping[str, UserValues], pairs: Sequence[tuple[str, str]], domain_names: Sequence[str], resamples: int
+) -> dict[str, Any]:
   """Returns "means" (variant to domain to the mean of each seed) and "differences" (pair to domain to `Interval`).
 
   The domain "" stands for all.
+
+  Args:
+    values: of each variant.
+    pairs: variants and what they are compared with; those without values are left out.
+    domain_names: of the data.
+    resamples: draws of users and seeds.
   """
   found: dict[str, Any] = {"means": {}, "differences": {}}
   domains = {"": None} | {name: number for number, name in enumerate(domain_names, start=1)}
   for variant, one in values.items():
     has = {name: number for name, number in domains.items() if number is None or (one.domain == number).any()}
     found["means"][variant] = {name: means_by_seed(one, number).tolist() for name, number in has.items()}
-  for variant, base in COMPARED:
+  for variant, base in pairs:
     if variant in values and base in values:
       common = np.intersect1d(values[variant].user, values[base].user)
       there = set(values[base].domain[np.isin(values[base].user, common)].tolist())
-      pairs = {name: number for name, number in domains.items() if number is None or number in there}
+      common_domains = {name: number for name, number in domains.items() if number is None or number in there}
       found["differences"][f"{variant} - {base}"] = {
         name: paired_difference(values[variant], values[base], number, resamples=resamples)._asdict()
-        for name, number in pairs.items()
+        for name, number in common_domains.items()
       }
   return found
 
 
-def report(record: Mapping[str, Any], k: int) -> str:
-  """Returns the tables of means and of differences, and what they say of negative transfer, as text."""
+def report(record: Mapping[str, Any], k: int, protocol: str = "full_per_domain") -> str:
+  """Returns the tables of means and of differences as text."""
   means, differences = record["means"], record["differences"]
   names = list(dict.fromkeys(name for values in means.values() for name in values))
   label = {"": label_of_all(names)} | {name: name for name in names if name}
   rows = [("variant", *(label[name] for name in names))]
   for variant, values in means.items():
     rows.append((variant, *(f"{np.mean(values[name]):.4f}" if name in values else "-" for name in names)))
-  parts = [f"NDCG@{k} within the target's domain, mean over seeds:", text_table(rows, "lr"), ""]
+  among = "within the target's domain" if protocol == "full_per_domain" else "among all items"
+  parts = [f"NDCG@{k} {among}, mean over seeds:", text_table(rows, "lr"), ""]
   rows = [("difference", "domain", "users", "seeds", "mean", "standard error", "95% interval", "of the base")]
   for pair, by_domain in differences.items():
     base = means[pair.split(" - ")[1]]
@@ -247,7 +257,7 @@ def report(record: Mapping[str, Any], k: int) -> str:
       share = f"{100 * one.mean / np.mean(base[name]):+.1f}%" if np.mean(base[name]) else "-"
       cells = f"{one.mean:+.4f}", f"{one.error:.4f}", f"[{one.low:+.4f}, {one.high:+.4f}]", share
       rows.append((pair, label[name], f"{one.count:,}", str(one.seeds), *cells))
-  return "\n".join([*parts, text_table(rows, "llr"), "", *verdicts(differences)])
+  return "\n".join([*parts, text_table(rows, "llr")])
 
 
 def verdicts(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:

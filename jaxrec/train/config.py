@@ -127,6 +127,10 @@ class SequenceTrainSettings(TrainSettings):
   average: float = setting(
     0.0, "Decay of a moving average of the parameters, which is evaluated in their place; 0: off.", at_least=0, below=1
   )
+  start_from: str = setting(
+    "", "Folder of a run of the same model, whose best parameters training starts from, with a new optimizer; {seed}"
+    " stands for config.seed. '': from random ones.",
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

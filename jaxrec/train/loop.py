@@ -125,7 +125,7 @@ def run_phase(
   with Checkpoints(os.path.join(workdir, phase, "checkpoints"), task.item_table, identity) as checkpoints, log:
     # Resume.
     stopping = EarlyStopping(config.eval.metric, config.train.patience)
-    state, position = checkpoints.restore(state) or (state, None)
+    state, position = checkpoints.restore(state) or (task.starting_state(state), None)
     first_step = int(state.step) + 1
     _set_position(position, plan, first_step - 1, batches, stopping)
     log.start(first_step, position and position["log"], accept_losses)

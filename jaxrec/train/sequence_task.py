@@ -30,6 +30,7 @@ from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.objectives.objective import Objective
 from jaxrec.train import config as config_lib
 from jaxrec.train.item_table import make_item_table
+from jaxrec.train.runs import load_run
 from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
@@ -99,6 +100,16 @@ class SequenceTask(BaseTask):
     state = create_state(**self._ingredients(total_steps), seed=seed, shardings_of=shardings_of)
     return state.replace(tables=self.item_table.init(jax.random.key(seed)))
 
+  def starting_state(self, state: TrainState) -> TrainState:
+    """See `Task`: the parameters are those of the run in `config.train.start_from`, if there is one.
+
+    Raises:
+      FileNotFoundError: no run there.
+      ValueError: its parameters are not those of this model, or an item table is outside the parameters.
+    """
+    folder = self.config.train.start_from.replace("{seed}", str(self.config.seed))
+    return load_parameters(folder, state) if folder else state
+
   def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""
     self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
@@ -152,6 +163,32 @@ class SequenceTask(BaseTask):
 def count_users_and_tokens(batch: SequenceBatch) -> dict[str, int]:
   """Returns the numbers of users and of tokens (positions that are not padding) of a batch."""
   return {"users": int(batch.sequence_id.max(axis=1).sum()), "tokens": int(np.count_nonzero(batch.sequence_id))}
+
+
+def load_parameters(folder: str, state: TrainState) -> TrainState:
+  """Returns a state with the best parameters of a run, as parameters and as their moving average.
+
+  Args:
+    folder: workdir of the run.
+    state: of the same model, which gives shapes and shardings.
+
+  Raises:
+    FileNotFoundError: no run there.
+    ValueError: the parameters have other names or shapes, or an item table is outside the parameters.
+  """
+  if state.tables is not None:
+    raise ValueError("config.train.start_from needs the item table in params: set config.tables.placement=parameter")
+  params = load_run(folder, task=config_lib.SEQUENTIAL).params
+  shapes = [{jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(one)}
+            for one in (params, state.params)]  # fmt: skip
+  if different := sorted(dict(shapes[0].items() ^ shapes[1].items())):
+    raise ValueError(
+      f"config.train.start_from={folder!r} is of another model: {', '.join(different[:5])} differ; give the same"
+      " config.model and data"
+    )
+  moved = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), params, state.params)
+  average = None if state.average is None else jax.tree.map(jnp.copy, moved)
+  return state.replace(params=moved, average=average)
 
 
 def training_options(config: ConfigDict, data: PreparedData, last_split: int, mesh: Mesh) -> TrainingOptions:

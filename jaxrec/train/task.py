@@ -81,6 +81,10 @@ class Task(Protocol):
     """Returns the state before the first step; `total_steps` is the length of the learning rate's schedule."""
     ...
 
+  def starting_state(self, state: TrainState) -> TrainState:
+    """Returns the state that a new phase starts from, given that of `init_state`: such as one with other parameters."""
+    ...
+
   def train_step(self, mesh: Mesh, like: TrainState, total_steps: int) -> Callable[..., tuple[TrainState, Any]]:
     """Returns (state, batch) -> (state after the update, scalars with "loss"); see `jaxrec.train.step`."""
     ...
@@ -105,6 +109,10 @@ class BaseTask:
     """See `Task`: that of the field `data`, where there is one."""
     data = getattr(self, "data", None)
     return data.fingerprint if isinstance(data, PreparedData) else None
+
+  def starting_state(self, state: TrainState) -> TrainState:
+    """See `Task`: the same."""
+    return state
 
   def before_evaluation(self, state: TrainState, plan: Plan, step: int, mesh: Mesh) -> TrainState:
     """See `Task`."""

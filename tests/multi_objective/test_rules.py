@@ -90,7 +90,7 @@ def test_smoothing_averages_inner_products_without_a_bias_to_zero():
   grams = [[[1, rho], [rho, 1]] for rho in (-0.5, 0.5, 0.5)]
   means = (-0.5, (-0.25 + 0.5) / 1.5, (-0.125 + 0.25 + 0.5) / 1.75)  # Decay 1/2.
   expected = [(1 - 2 * rho) / (2 - rho) for rho in means]
-  np.testing.assert_allclose(run(smoothed(pareto(), 0.5), [(4, 0.4)] * 3, grams), expected, atol=1e-6)
+  np.testing.assert_allclose(run(smoothed(pareto(), 0.5), [(4, 0.4)] * 3, grams), expected, atol=1e-5)
 
 
 def test_a_clamp_fixes_the_first_weight_and_clips_the_second():

@@ -27,7 +27,7 @@ GRID = [
   Case(mask="full", blocks=(16, 8, 100), activation="softmax", per_head=True),
   Case(mask="targets"),
   Case(mask="targets", activation="softmax", tables=""),
-  Case(mask="last_queries", activation="softmax", blocks=(4, 8, 2)),
+  Case(mask="last_queries", activation="softmax", blocks=(4, 8, 2), tables="time"),
   Case(mask="both_ways", tables="", normalizer="each_query"),
 ]
 
