@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Integer
 
 from pallas_kernels import dense, measured, reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.groups import GROUP_SUMS, WITHOUT_KERNEL, KeyGroups
 from pallas_kernels.integers import AnyArray, as_arrays, as_integers
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
@@ -38,8 +40,9 @@ def segment_attention(
   block_sizes: Any = None,
   key_group: Integer[AnyArray, "B S"] | None = None,
   num_groups: int = 0,
+  group_sums: str = "signed",
   finite_padding: bool = False,
-) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H _"]]:
   """Attention over the keys that `mask` allows; differentiable in q, k, v, the tables of the bias and the normalizer.
 
   silu: `out_i = sum_j may_attend(i, j) * silu(scale * q_i·k_j + bias_ij) / normalizer_i * v_j`.
@@ -61,11 +64,14 @@ def segment_attention(
       `gpu.BlockSizes`); they change speed, never results. "auto" with block sizes takes xla on CPUs and GPUs.
     key_group: 0..G - 1, a group for each key; with it, the sums of each query's weights by group are returned too.
     num_groups: G.
+    group_sums: what is added up by group. "signed": the weights as they are, `[B, N, H, G]`. "absolute": their absolute
+      values, with the query's own key (`IntervalMask.own_key`) not in its group but in one more, the last:
+      `[B, N, H, G + 1]`; SiLU weights of opposite sign do not cancel there. Not by "tpu" and "gpu"; "auto" avoids them.
     finite_padding: q, k, v and the normalizer are finite everywhere, which saves setting padding to zero; see `mask`.
 
   Returns:
     Float[Array, "B N H E"] in the dtype of v; weights and sums are float32 (float64 for float64 inputs). With
-    `key_group` a pair of that and the sums by group, `[B, N, H, G]`, differentiable like it.
+    `key_group` a pair of that and the sums by group, differentiable like it.
 
   Raises:
     ValueError: shapes do not fit, a name is unknown, an option would be ignored, or JAX would cut integers to 32 bits.
@@ -75,20 +81,26 @@ def segment_attention(
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
   """
   _check_options(activation, normalizer, implementation, interpret, block_sizes)
+  _check_group_sums(group_sums, key_group, implementation)
   _check_shapes(q, k, v, mask, bias, key_group, num_groups)
   q, k, v = (jnp.asarray(x) for x in (q, k, v))
   mask, bias = as_arrays("mask", mask), None if bias is None else as_arrays("bias", bias)
-  key_group = as_integers("key_group", key_group)
   reads, is_read = mask.reads_any(k.shape[1]), mask.is_read(k.shape[1])
   bias = _without_times_of_padding(bias, reads, is_read)
   reads, is_read = reads[..., None, None], is_read[..., None, None]  # [B, _, 1, 1]
   if not finite_padding:
     q, k, v = jnp.where(reads, q, 0), jnp.where(is_read, k, 0), jnp.where(is_read, v, 0)
-  out = _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes)
+  groups = None
+  if key_group is not None:
+    groups = KeyGroups.of(as_integers("key_group", key_group), num_groups, mask, group_sums)
+  out = _run(q, k, v, mask, bias, groups, activation, scale, implementation, interpret, block_sizes)
   if normalizer is not None:
     divisor = jnp.broadcast_to(jnp.asarray(normalizer, v.dtype), q.shape[:2])[..., None, None]
     divisor = divisor if finite_padding else jnp.where(reads, divisor, 1)
-    out = jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
+    if group_sums == "absolute":
+      out = out[0] / divisor, out[1] / jnp.abs(divisor).astype(out[1].dtype)
+    else:
+      out = jax.tree.map(lambda x: x / divisor, out)  # [B, N, H, E]
   return out if finite_padding else jax.tree.map(lambda x: jnp.where(reads, x, 0), out)
 
 
@@ -100,32 +112,33 @@ def _without_times_of_padding(bias, reads, is_read):
   return dataclasses.replace(bias, query_time=query_time, key_time=key_time)
 
 
-def _run(q, k, v, mask, bias, key_group, num_groups, activation, scale, implementation, interpret, block_sizes):
+def _run(q, k, v, mask, bias, groups, activation, scale, implementation, interpret, block_sizes):
+  arguments, options = (q, k, v, mask, bias, groups), {"activation": activation, "scale": scale}
   if 0 in (*q.shape[:3], k.shape[1]):
-    out = _by_columns(_zeros, num_groups, q, k, v, mask, bias, key_group)
-    return vary(out, axes_of((q, k, v)))
-  arguments, options = (q, k, v, mask, bias, key_group), {"activation": activation, "scale": scale}
+    return vary(_zeros(*arguments), axes_of((q, k, v)))
   arguments = vary(arguments, axes_of(arguments))
   match implementation:
     case "reference" | "dense":
-      attention = reference.attention if implementation == "reference" else dense.attention
-      return _by_columns(attention, num_groups, *arguments, **options)
+      return _dense(*arguments, **options, attention=(reference if implementation == "reference" else dense).attention)
     case "tpu":
-      return _by_columns(tpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
+      return _by_columns(tpu.attention, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
     case "gpu":
       from pallas_kernels import gpu  # Its packages take a second to import.
 
-      return _by_columns(gpu.attention, num_groups, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
-  options["num_groups"] = num_groups
+      return _by_columns(gpu.attention, *arguments, **options, block_sizes=block_sizes, interpret=interpret)
   branches = {platform: _xla(platform, options, block_sizes) for platform in ("default", "cuda")}
   if implementation == "auto":
     branches |= _chosen(arguments, options, block_sizes)
   return jax.lax.platform_dependent(*arguments, **branches)
 
 
-def _zeros(q, k, v, mask, bias):
+def _zeros(q, k, v, mask, bias, groups):
   """What nothing attends to, or nothing is attended by."""
-  return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
+  out = jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
+  if groups is None:
+    return out
+  dtype = at_least_float32(v.dtype) if groups.is_absolute else v.dtype
+  return out, jnp.zeros((*q.shape[:3], groups.num_groups + groups.is_absolute), dtype)
 
 
 def _xla(platform, options, block_sizes):
@@ -136,24 +149,25 @@ def _xla(platform, options, block_sizes):
 
 def _chosen(arguments, options, block_sizes):
   """Returns, by platform, what "auto" runs in place of XLA loops."""
-  q, k, v, _, bias, _ = arguments
+  q, k, v, _, bias, groups = arguments
+  group_sums = "absolute" if groups is not None and groups.is_absolute else "signed"
   branches = {}
-  on_gpu = measured.choose(q, k, v, bias).implementation if block_sizes is None else "xla"
+  on_gpu = measured.choose(q, k, v, bias, group_sums=group_sums).implementation if block_sizes is None else "xla"
   if on_gpu != "xla":
     branches["cuda"] = functools.partial(
       _compiled_once(_dense if on_gpu == "dense" else _gpu_on_each_device), **options
     )
-  if _why_not_tpu(q, k, bias) is None:
+  if _why_not_tpu(q, k, bias, group_sums) is None:
     branches["tpu"] = functools.partial(_compiled_once(_tpu_on_each_device), **options)
   return branches
 
 
-def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **options):
+def _by_columns(attention, q, k, v, mask, bias, groups=None, **options):
   """Adds one value column per group, which is 1 where the key belongs to it: its output is the sum of the weights."""
-  if key_group is None:
+  if groups is None:
     return attention(q, k, v, mask, bias, **options)
-  is_group = jax.nn.one_hot(key_group, num_groups, dtype=v.dtype)[:, :, None]  # [B, S, 1, G]
-  columns = jnp.broadcast_to(is_group, (*v.shape[:3], num_groups))
+  is_group = groups.one_hot(v.dtype)[:, :, None]  # [B, S, 1, G]
+  columns = jnp.broadcast_to(is_group, (*v.shape[:3], groups.num_groups))
   out = attention(q, k, jnp.concatenate([v, columns], axis=-1), mask, bias, **options)
   return out[..., : v.shape[-1]], out[..., v.shape[-1] :]
 
@@ -161,23 +175,24 @@ def _by_columns(attention, num_groups, q, k, v, mask, bias, key_group=None, **op
 @functools.cache
 def _compiled_once(attention):
   """Returns a jitted function: layers of equal shapes are traced once, and only the lowered platform is compiled."""
-  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "num_groups", "fill_device"))
+  return jax.jit(attention, static_argnames=("activation", "scale", "block_sizes", "fill_device"))
 
 
-def _dense(*arguments, num_groups=0, **options):
-  return _by_columns(dense.attention, num_groups, *arguments, **options)
+def _dense(*arguments, attention=dense.attention, **options):
+  groups = arguments[-1]
+  if groups is not None and groups.is_absolute:
+    return attention(*arguments[:-1], groups=groups, **options)
+  return _by_columns(attention, *arguments, **options)
 
 
-def _tpu_on_each_device(*arguments, num_groups=0, **options):
-  attention = functools.partial(_rows_and_heads_of_each_device, tpu.attention, True)
-  return _by_columns(attention, num_groups, *arguments, **options)
+def _tpu_on_each_device(*arguments, **options):
+  return _by_columns(functools.partial(_rows_and_heads_of_each_device, tpu.attention, True), *arguments, **options)
 
 
-def _gpu_on_each_device(*arguments, num_groups=0, **options):
+def _gpu_on_each_device(*arguments, **options):
   from pallas_kernels import gpu
 
-  attention = functools.partial(_rows_and_heads_of_each_device, gpu.attention, False)
-  return _by_columns(attention, num_groups, *arguments, **options)
+  return _by_columns(functools.partial(_rows_and_heads_of_each_device, gpu.attention, False), *arguments, **options)
 
 
 def _rows_and_heads_of_each_device(attention, check_vma, q, k, v, mask, bias, **options):
@@ -203,7 +218,9 @@ def _rows_and_heads_of_each_device(attention, check_vma, q, k, v, mask, bias, **
   return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)(q, k, v, mask, bias)
 
 
-def _why_not_tpu(q, k, bias) -> str | None:
+def _why_not_tpu(q, k, bias, group_sums) -> str | None:
+  if group_sums == "absolute":
+    return WITHOUT_KERNEL
   try:
     tpu.check(q, k, bias)
   except NotImplementedError as error:
@@ -212,12 +229,18 @@ def _why_not_tpu(q, k, bias) -> str | None:
 
 
 def chosen_implementation(
-  platform: str | None = None, q: Any = None, k: Any = None, bias: RelativeBias | None = None, v: Any = None
+  platform: str | None = None,
+  q: Any = None,
+  k: Any = None,
+  bias: RelativeBias | None = None,
+  v: Any = None,
+  group_sums: str = "signed",
 ) -> str:
   """What "auto" runs on `platform` ("cpu", "gpu", "tpu"; default: this process's), and why.
 
   With q, k, v (arrays or their shapes) and the bias, it also says where a problem does not suit the platform's kernel,
-  and for GPUs on what measurement the choice rests. k and v are like q if left out.
+  and for GPUs on what measurement the choice rests. k and v are like q if left out; `group_sums` as of
+  `segment_attention`.
 
   >>> chosen_implementation("tpu")
   'tpu: Pallas kernels, live tiles only'
@@ -230,7 +253,7 @@ def chosen_implementation(
   if platform in ("cpu", "rocm"):
     return "xla: live tiles only"
   if platform == "tpu":
-    reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias)
+    reason = None if q is None else _why_not_tpu(q, q if k is None else k, bias, group_sums)
     return f"xla: live tiles only; {reason}" if reason else "tpu: Pallas kernels, live tiles only"
   if q is None:
     rows = (
@@ -238,7 +261,7 @@ def chosen_implementation(
     )
     return "gpu: by what was measured, else dense up to 2,048 tokens and xla beyond\n" + "\n".join(rows)
   k = q if k is None else k
-  choice = measured.choose(q, k, k if v is None else v, bias)
+  choice = measured.choose(q, k, k if v is None else v, bias, group_sums=group_sums)
   return f"{choice.implementation}: {choice.reason}"
 
 
@@ -255,6 +278,15 @@ def _check_options(activation, normalizer, implementation, interpret, block_size
     raise ValueError(f"block_sizes has no meaning for {implementation=}")
   if normalizer is not None and activation == "softmax":
     raise ValueError("normalizer is for activation='silu'; softmax weights already sum to one")
+
+
+def _check_group_sums(group_sums, key_group, implementation):
+  if group_sums not in GROUP_SUMS:
+    raise ValueError(f"{group_sums=} is not one of {GROUP_SUMS}")
+  if group_sums == "absolute" and key_group is None:
+    raise ValueError("group_sums='absolute' needs key_group, the group of each key")
+  if group_sums == "absolute" and implementation in ("tpu", "gpu"):
+    raise NotImplementedError(f"{WITHOUT_KERNEL}, not by {implementation=}; use one of these, or 'auto'")
 
 
 def _check_shapes(q, k, v, mask, bias, key_group, num_groups):

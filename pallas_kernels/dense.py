@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.bias import RelativeBias, look_up, table_entries
 from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.groups import KeyGroups, without_own
 from pallas_kernels.mask import IntervalMask
 
 _MAX_COMPARED = 129  # entries of a table
@@ -28,7 +29,8 @@ def attention(
   *,
   activation: str,
   scale: float,
-) -> Float[Array, "B N H E"]:
+  groups: KeyGroups | None = None,
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H _"]]:
   """Same as `reference.attention`, with products in the dtype of the inputs; O(N^2) time and memory.
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equation 2.
@@ -36,36 +38,55 @@ def attention(
   may_attend = mask.to_dense(k.shape[1])[:, None]  # [B, 1, N, S]
   bias = bias or RelativeBias()
   tables = bias.time_table, bias.position_table
-  return _attention(activation, scale, q, k, v, tables, table_entries(bias), may_attend)
+  groups = None if groups is None else (groups.one_hot(v.dtype), groups.is_own())
+  return _attention(activation, scale, q, k, v, tables, table_entries(bias), may_attend, groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(activation, scale, q, k, v, tables, entries, may_attend):
-  return _forward(activation, scale, q, k, v, tables, entries, may_attend)[0]
+def _attention(activation, scale, q, k, v, tables, entries, may_attend, groups):
+  return _forward(activation, scale, q, k, v, tables, entries, may_attend, groups)[0]
 
 
-def _forward(activation, scale, q, k, v, tables, entries, may_attend):
+def _forward(activation, scale, q, k, v, tables, entries, may_attend, groups):
   tables = jax.tree.map(jnp.asarray, tables)  # A gradient of NumPy tables: JAX hands them over as they are.
   weights, _ = _weights(activation, _scores(scale, q, k, tables, entries), may_attend)
   out = _product("bhns,bshe->bnhe", weights, v).astype(v.dtype)  # [B, N, H, E]
-  return out, (q, k, v, tables, entries, may_attend)
+  out = out if groups is None else (out, _sums_by_group(weights, *groups))
+  return out, (q, k, v, tables, entries, may_attend, groups)
 
 
 def _backward(activation, scale, residuals, d_out):
-  q, k, v, tables, entries, may_attend = residuals
+  q, k, v, tables, entries, may_attend, groups = residuals
+  d_out, d_sums = (d_out, None) if groups is None else d_out
   weights, to_d_scores = _weights(activation, _scores(scale, q, k, tables, entries), may_attend)
   dv = _product("bhns,bnhe->bshe", weights, d_out)
-  d_scores = to_d_scores(_product("bnhe,bshe->bhns", d_out, v))  # [B, H, N, S]
+  d_weights = _product("bnhe,bshe->bhns", d_out, v)  # [B, H, N, S]
+  if groups is not None:
+    d_weights += jnp.sign(weights) * _d_sizes(d_sums, *groups)
+  d_scores = to_d_scores(d_weights)
   dq = scale * _product("bhns,bshd->bnhd", d_scores, k)
   dk = scale * _product("bhns,bnhd->bshd", d_scores, q)
   d_tables = tuple(
     None if table is None else _table_gradient(table, entry, d_scores).astype(table.dtype)
     for table, entry in zip(tables, entries, strict=True)
   )
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_tables, None, None
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_tables, None, None, None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _sums_by_group(weights, is_group, is_own) -> Float[Array, "B N H _"]:
+  """The sums of absolute weights by group, then of the own key, `[B, N, H, G + 1]`."""
+  others, own = without_own(weights, is_own)
+  sums = jnp.concatenate([_product("bhns,bsg->bhng", others, is_group), own], axis=-1)
+  return jnp.swapaxes(sums, 1, 2)
+
+
+def _d_sizes(d_sums, is_group, is_own) -> Float[Array, "B H N S"]:
+  """The gradient of the absolute weights."""
+  own = jnp.swapaxes(d_sums[..., -1], 1, 2)[..., None]  # [B, H, N, 1]
+  return jnp.where(is_own, own, _product("bnhg,bsg->bhns", d_sums[..., :-1], is_group))
 
 
 def _scores(scale, q, k, tables, entries) -> Float[Array, "B H N S"]:

@@ -55,9 +55,10 @@ class IntervalMask:
 
   def self_index(self) -> Int[Array, "B N"]:
     """The index of the query's own key where it is read, else -1."""
-    return jnp.where(self.include_self, self._own_key(), -1)  # [B, N]
+    return jnp.where(self.include_self, self.own_index(), -1)  # [B, N]
 
-  def _own_key(self):
+  def own_index(self) -> Int[Array, "#B N"]:
+    """The index of the query's own key, read or not."""
     return _index(self.start_a) if self.own_key is None else as_integers("own_key", self.own_key)
 
   def spans(self) -> tuple[Int[Array, "B N"], ...]:
@@ -90,6 +91,20 @@ class IntervalMask:
     reach = jax.lax.cummax(jax.vmap(reach_of_row)(starts, ends), axis=1)  # [B, S]
     return reach > jnp.arange(num_keys, dtype=jnp.int32)[None]
 
+  def count_keys(self, key_group: Int[Array, "B S"], num_groups: int) -> Int[Array, "B N G"]:
+    """How many keys of each group 0..G - 1 each query reads, its own key not counted, in O((N + S) G)."""
+    one_hot = jax.nn.one_hot(key_group, num_groups, dtype=jnp.int32)  # [B, S, G]
+    before = jnp.pad(jnp.cumsum(one_hot, axis=1), ((0, 0), (1, 0), (0, 0)))  # [B, S + 1, G]
+
+    def read_in(start, end):
+      start, end = (jnp.clip(x, 0, key_group.shape[1])[..., None] for x in (start, jnp.maximum(start, end)))
+      return jnp.take_along_axis(before, end, axis=1) - jnp.take_along_axis(before, start, axis=1)  # [B, N, G]
+
+    own = jnp.broadcast_to(self.own_index(), self.shape)[..., None]
+    is_counted = dataclasses.replace(self, include_self=jnp.zeros_like(self.include_self)).contains(own)  # [B, N, 1]
+    own_group = jnp.take_along_axis(one_hot, jnp.clip(own, 0, key_group.shape[1] - 1), axis=1)  # [B, N, G]
+    return read_in(self.start_a, self.end_a) + read_in(self.start_b, self.end_b) - jnp.where(is_counted, own_group, 0)
+
   def _intervals(self, num_keys):
     """Starts and ends of what each query reads of 0..num_keys, `[B, N, 3]`; empty unless start < end."""
     own = self.self_index()
@@ -104,19 +119,19 @@ class IntervalMask:
       ValueError: if `look_back` is negative.
     """
     _check_not_negative(look_back=look_back)
-    first = self._own_key() - look_back
+    first = self.own_index() - look_back
     starts = {"start_a": jnp.maximum(self.start_a, first), "start_b": jnp.maximum(self.start_b, first)}
     limited = dataclasses.replace(self, **starts)
     return _that_reads_itself(limited) if self._reads_itself else limited
 
   def queries(self, first: int, count: int) -> IntervalMask:
     """The mask of the `count` queries from `first` on, over the same keys (for cached keys and values)."""
-    own = jnp.broadcast_to(self._own_key(), self.shape)
+    own = jnp.broadcast_to(self.own_index(), self.shape)
     return jax.tree.map(lambda x: x[:, first : first + count], dataclasses.replace(self, own_key=own))
 
   def take(self, index: Int[Array, "B Q"]) -> IntervalMask:
     """The mask of the queries at `index` of each row, over the same keys; that of a query outside reads nothing."""
-    index, own = as_integers("index", index), jnp.broadcast_to(self._own_key(), self.shape)
+    index, own = as_integers("index", index), jnp.broadcast_to(self.own_index(), self.shape)
     inside = index < self.shape[1]
     place = jnp.minimum(index, self.shape[1] - 1)
     taken = jax.tree.map(lambda x: jnp.take_along_axis(x, place, axis=1), dataclasses.replace(self, own_key=own))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.groups import WITHOUT_KERNEL
 from pallas_kernels.sizes import is_known
 from pallas_kernels.varying import axes_of
 
@@ -54,11 +55,13 @@ class Choice:
   reason: str
 
 
-def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | None = None) -> Choice:
+def choose(
+  q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | None = None, group_sums: str = "signed"
+) -> Choice:
   """What "auto" runs on GPUs; shapes and dtypes suffice.
 
   Args:
-    q, k, v, bias: as of `segment_attention`.
+    q, k, v, bias, group_sums: as of `segment_attention`.
     capability: compute capability, "9.0" for Hopper; None: that of this process's GPU, if it has one.
   """
   if not is_known(q, k, v):
@@ -69,7 +72,7 @@ def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | 
   for row in ROWS:
     if (row.capability, row.bits) != (capability, bits) or longest > row.longest:
       continue
-    obstacle = _obstacle(row.implementation, q, k, v, bias)
+    obstacle = _obstacle(row.implementation, q, k, v, bias, group_sums)
     if obstacle is None:
       return Choice(row.implementation, "; ".join([*notes, row.evidence]))
     notes.append(f"not {row.implementation}: {obstacle}")
@@ -77,15 +80,17 @@ def choose(q: Any, k: Any, v: Any, bias: RelativeBias | None, capability: str | 
     f"compute capability {capability}" if capability else "a GPU that is not here"
   )
   notes.append(f"not measured: {what}")
-  is_short = longest <= _UNMEASURED and _obstacle("dense", q, k, v, bias) is None
+  is_short = longest <= _UNMEASURED and _obstacle("dense", q, k, v, bias, group_sums) is None
   return Choice("dense" if is_short else "xla", "; ".join(notes))
 
 
-def _obstacle(implementation, q, k, v, bias) -> str | None:
+def _obstacle(implementation, q, k, v, bias, group_sums) -> str | None:
   if implementation == "dense":
     size = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * _DENSE_ARRAYS
     return None if size <= _MAX_DENSE_BYTES else f"arrays of {size / 2**30:.0f} GiB"
   if implementation == "gpu":
+    if group_sums == "absolute":
+      return WITHOUT_KERNEL
     if isinstance(q, jax.Array) and axes_of((q, k, v)):
       return "under shard_map with check_vma=True"
     from pallas_kernels import gpu  # Its packages take a second to import.

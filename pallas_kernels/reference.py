@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.bias import RelativeBias, dense_bias
 from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.groups import KeyGroups, without_own
 from pallas_kernels.mask import IntervalMask
 
 
@@ -20,14 +21,20 @@ def attention(
   *,
   activation: str,
   scale: float,
-) -> Float[Array, "B N H E"]:
+  groups: KeyGroups | None = None,
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H _"]]:
   """`out_i = sum_j may_attend(i, j) * activation(scale * q_i·k_j + bias_ij) * v_j`, or the softmax over the keys that
-  may be attended.
+  may be attended. With `groups` also the sums of absolute weights by group, then of the own key, `[B, N, H, G + 1]`.
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equation 2.
   """
   weights = attention_weights(q, k, mask, bias, activation=activation, scale=scale)
-  return jnp.einsum("bhns,bshe->bnhe", weights, v.astype(weights.dtype)).astype(v.dtype)  # [B, N, H, E]
+  out = jnp.einsum("bhns,bshe->bnhe", weights, v.astype(weights.dtype)).astype(v.dtype)  # [B, N, H, E]
+  if groups is None:
+    return out
+  others, own = without_own(weights, groups.is_own())
+  sums = jnp.einsum("bhns,bsg->bhng", others, groups.one_hot(weights.dtype))
+  return out, jnp.swapaxes(jnp.concatenate([sums, own], axis=-1), 1, 2)  # [B, N, H, G + 1]
 
 
 def attention_weights(

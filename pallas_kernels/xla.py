@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.export import is_symbolic_dim
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, look_up, position_index, time_bucket_between
 from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.groups import KeyGroups, without_own
 from pallas_kernels.mask import IntervalMask, in_spans
 from pallas_kernels.primitives import without_gradient
 from pallas_kernels.sizes import is_known
@@ -52,14 +53,13 @@ def attention(
   v: Float[Array, "B S H E"],
   mask: IntervalMask,
   bias: RelativeBias | None,
-  key_group: Int[Array, "B S"] | None = None,
+  groups: KeyGroups | None = None,
   *,
   activation: str,
   scale: float,
-  num_groups: int = 0,
   block_sizes: BlockSizes | None = None,
   fill_device: bool = False,
-) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H G"]]:
+) -> Float[Array, "B N H E"] | tuple[Float[Array, "B N H E"], Float[Array, "B N H _"]]:
   """Same as `reference.attention`, in time proportional to the live tiles and in O(N) memory.
 
   A result whose gradient is not needed costs nothing in the backward pass.
@@ -74,6 +74,7 @@ def attention(
   spec = _Spec(activation, scale, blocks, key_tiles, table_size, at_least_float32(q.dtype))
   mask = schedule.pad_queries(mask, schedule.padding(num_queries, blocks.query))
   work = schedule.work_list(mask, key_tiles * blocks.key, blocks.query, blocks.key, blocks.group)
+  own_key = None if groups is None else groups.own_key
   index = _TileIndex(
     work=work,
     spans=_tiles_of(_spans(mask), blocks.query),
@@ -81,14 +82,14 @@ def attention(
     key_time=_optional(_tiles_of, bias.key_time, blocks.key),
     query_position=_optional(_tiles_of, bias.query_position, blocks.query),
     key_position=_optional(_tiles_of, bias.key_position, blocks.key),
+    own_key=_optional(_tiles_of, own_key, blocks.query),
   )
   size = work.query_tile.size * blocks.query * blocks.key
   if bias.time_table is not None and is_known(q, k) and size <= _MAX_BUCKETS_KEPT:
     index = dataclasses.replace(index, buckets=_buckets(index, work.query_tile, work.key_tile).astype(jnp.uint8))
   values = (_to_tiles(v, blocks.key),)
-  if key_group is not None:
-    is_group = jax.nn.one_hot(_tiles_of(key_group, blocks.key), num_groups, dtype=v.dtype)  # [B * Tk, block_k, G]
-    values = (*values, is_group)
+  if groups is not None:
+    values = (*values, _tiles_of(groups.one_hot(v.dtype), blocks.key))  # [B * Tk, block_k, G]
   outs = _tiled_attention(
     spec,
     _to_tiles(q, blocks.query),
@@ -97,8 +98,10 @@ def attention(
     (bias.time_table, bias.position_table),
     index,
   )  # [B * Tq, H, block_q, E], and of groups
-  outs = tuple(_from_tiles(out, rows, num_queries).astype(v.dtype) for out in outs)  # [B, N, H, E]
-  return outs[0] if key_group is None else outs
+  out, *sums = (_from_tiles(out, rows, num_queries) for out in outs)  # [B, N, H, E]
+  if groups is None:
+    return out.astype(v.dtype)
+  return out.astype(v.dtype), sums[0] if groups.is_absolute else sums[0].astype(v.dtype)
 
 
 def default_block_sizes(num_queries: int, num_keys: int, num_heads: int, scores: int = 2**16) -> BlockSizes:
@@ -176,6 +179,7 @@ class _TileIndex:
   work: the live pairs of tiles.
   spans: the masks of the queries `[T, block, 5]`.
   query_time ... key_position: the inputs of the bias `[T, block]`.
+  own_key: each query's own key `[T, block]`, where absolute weights are added up by group.
   buckets: the time bucket of each pair of the work list `[L, block_q, block_k]`. It depends on times and mask alone,
     so that the compiler finds that all layers of a model ask for the same.
   """
@@ -186,12 +190,14 @@ class _TileIndex:
   key_time: Array | None
   query_position: Array | None
   key_position: Array | None
+  own_key: Array | None
   buckets: Array | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiled_attention(spec, q, k, values, tables, index):
-  """What the weights make of the values `[T, H, block_k, E]`, and of those that all heads share `[T, block_k, G]`."""
+  """What the weights make of the values `[T, H, block_k, E]`, and their sums by group, a value `[T, block_k, G]` that
+  all heads share."""
   return _forward(spec, q, k, values, tables, index)[0]
 
 
@@ -211,12 +217,12 @@ def _forward_with_residuals(spec, *arguments):
 
 def _silu_forward(spec, q, k, values, tables, index):
   def add_group(group, outs):
-    qi, kj, may_attend, entries = group
+    qi, kj, may_attend, entries, is_own = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)  # [G, H, block_q, block_k]
     weights = jnp.where(may_attend, scores * jax.nn.sigmoid(scores), 0)
-    return tuple(out.at[qi].add(_weigh(weights, v[kj], spec)) for out, v in zip(outs, values, strict=True))
+    return tuple(out.at[qi].add(_weigh(weights, v[kj], is_own, spec)) for out, v in zip(outs, values, strict=True))
 
-  return _for_each_group(spec, index, add_group, _zero_outputs(spec, q, values))
+  return _for_each_group(spec, index, add_group, _zero_outputs(spec, q, values, index))
 
 
 def _softmax_forward(spec, q, k, values, tables, index):
@@ -224,7 +230,7 @@ def _softmax_forward(spec, q, k, values, tables, index):
 
   def add_group(group, state):
     running_max, total, outs = state
-    qi, kj, may_attend, entries = group
+    qi, kj, may_attend, entries, is_own = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)
     scores = jnp.where(may_attend, scores, -jnp.inf)  # [G, H, block_q, block_k]
     new_max = running_max.at[qi].max(scores.max(axis=-1))
@@ -234,23 +240,29 @@ def _softmax_forward(spec, q, k, values, tables, index):
     # Pairs of one query tile may share a group: rescaling is a set (they all write the same), then each adds its part.
     total = total.at[qi].set(total[qi] * shrink).at[qi].add(weights.sum(axis=-1))
     outs = tuple(out.at[qi].set(out[qi] * shrink[..., None]) for out in outs)
-    outs = tuple(out.at[qi].add(_weigh(weights, v[kj], spec)) for out, v in zip(outs, values, strict=True))
+    outs = tuple(out.at[qi].add(_weigh(weights, v[kj], is_own, spec)) for out, v in zip(outs, values, strict=True))
     return new_max, total, outs
 
   shape = q.shape[:3]
-  start = jnp.full(shape, -jnp.inf, spec.dtype), jnp.zeros(shape, spec.dtype), _zero_outputs(spec, q, values)
+  start = jnp.full(shape, -jnp.inf, spec.dtype), jnp.zeros(shape, spec.dtype), _zero_outputs(spec, q, values, index)
   running_max, total, outs = _for_each_group(spec, index, add_group, start)
   has_key = total > 0
   log_sum = jnp.where(has_key, running_max + jnp.log(jnp.where(has_key, total, 1)), jnp.inf)
   return tuple(out / jnp.where(has_key, total, 1)[..., None] for out in outs), log_sum
 
 
-def _zero_outputs(spec, q, values):
-  return tuple(jnp.zeros(q.shape[:3] + v.shape[-1:], spec.dtype) for v in values)
+def _zero_outputs(spec, q, values, index):
+  has_own = index.own_key is not None
+  return tuple(jnp.zeros((*q.shape[:3], v.shape[-1] + (has_own and v.ndim == 3)), spec.dtype) for v in values)
 
 
-def _weigh(weights, v, spec):
-  return _matmul("ghnm,ghme->ghne" if v.ndim == 4 else "ghnm,gme->ghne", weights, v, spec.dtype)
+def _weigh(weights, v, is_own, spec):
+  if v.ndim == 4:
+    return _matmul("ghnm,ghme->ghne", weights, v, spec.dtype)
+  if is_own is None:
+    return _matmul("ghnm,gme->ghne", weights, v, spec.dtype)
+  others, own = without_own(weights, is_own)
+  return jnp.concatenate([_matmul("ghnm,gme->ghne", others, v, spec.dtype), own], axis=-1)
 
 
 def _backward(spec, residuals, d_outs):
@@ -265,9 +277,10 @@ def _backward(spec, residuals, d_outs):
 
   def add_group(group, state):
     dq, dk, dv, d_tables = state
-    qi, kj, may_attend, entries = group
+    qi, kj, may_attend, entries, is_own = group
     scores = _scores(spec, q[qi], k[kj], tables, entries)
-    d_weights = sum(_d_weights(d_outs[i][qi], values[i][kj], spec) for i in asked)  # [G, H, block_q, block_k]
+    sign = 1 if is_own is None or softmax is not None else jnp.sign(scores)
+    d_weights = sum(_d_weights(d_outs[i][qi], values[i][kj], is_own, sign, spec) for i in asked)
     if softmax is None:
       gate = jax.nn.sigmoid(scores)
       weights = jnp.where(may_attend, scores * gate, 0)
@@ -289,8 +302,13 @@ def _backward(spec, residuals, d_outs):
   return (*cast[:2], (cast[2], *([None] * (len(values) - 1))), cast[3], None)
 
 
-def _d_weights(d_out, v, spec):
-  return _matmul("ghne,ghme->ghnm" if v.ndim == 4 else "ghne,gme->ghnm", d_out, v, spec.dtype)
+def _d_weights(d_out, v, is_own, sign, spec):
+  """`[G, H, block_q, block_k]`."""
+  if v.ndim == 4:
+    return _matmul("ghne,ghme->ghnm", d_out, v, spec.dtype)
+  if is_own is None:
+    return _matmul("ghne,gme->ghnm", d_out, v, spec.dtype)
+  return sign * jnp.where(is_own, d_out[..., -1:], _matmul("ghne,gme->ghnm", d_out[..., :-1], v, spec.dtype))
 
 
 _tiled_attention.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
@@ -308,7 +326,8 @@ def _for_each_group(spec, index, add_group, state):
       kj = jax.lax.dynamic_slice_in_dim(work.key_tile, first, size)
       is_live = first + jnp.arange(size, dtype=jnp.int32) < work.count  # [G]
       may_attend = True if is_interior else _may_attend(spec, index.spans[qi], kj, is_live)
-      return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec)), state)
+      is_own = None if index.own_key is None else _is_own(spec, index.own_key[qi], kj)
+      return add_group((qi, kj, may_attend, _table_entries(index, first, qi, kj, spec), is_own), state)
 
     return jax.lax.fori_loop(begin, end, body, state)
 
@@ -320,11 +339,20 @@ def _for_each_group(spec, index, add_group, state):
 
 def _may_attend(spec, spans, kj, is_live):
   """The mask of each pair, `[G, 1, block_q, block_k]`."""
-  block = spec.blocks.key
-  key = ((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [G, block_k]
-  key = key[:, None]  # [G, 1, block_k]
+  key = _keys(spec, kj)
   inside = in_spans(list(jnp.moveaxis(spans[..., None], 2, 0)), key)  # [G, block_q, block_k]
   return (inside & is_live[:, None, None])[:, None]
+
+
+def _is_own(spec, own_key, kj):
+  """Whether each pair is of a query and its own key, `[G, 1, block_q, block_k]`."""
+  return (own_key[..., None] == _keys(spec, kj))[:, None]
+
+
+def _keys(spec, kj):
+  """The indices of the keys of tiles in their rows, `[G, 1, block_k]`."""
+  block = spec.blocks.key
+  return (((kj % spec.key_tiles) * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None])[:, None]
 
 
 def _scores(spec, q, k, tables, entries):

@@ -30,7 +30,8 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import torch_attention
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from pallas_kernels import (
   IntervalMask,
   RelativeBias,
@@ -129,7 +130,7 @@ def main(argv: list[str]) -> None:
 
 def measure(chosen: dict[str, Workload], implementations: Iterable[str], repetitions: int) -> Iterator[dict[str, Any]]:
   """Yields a record for each workload and implementation: its times, or why there are none."""
-  about = machine()
+  about = parallel.machine()
   for name, workload in chosen.items():
     problem = make_problem(workload)
     expected = compute(workload, reference_by_chunks, problem)

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.batches import CANDIDATE, EVENT, ActionType, RankingBatch
 from jaxrec.cli.text_table import text_table
 from jaxrec.models.ranking import RankingModel
@@ -111,7 +112,10 @@ def measure(
     middle = statistics.median(seconds[variant, size]) * scale
     measured = {"variant": variant, "microbatch": size, "seconds": round(middle, 4), "largest_difference": difference}
     yield (
-      about | measured | {"candidates_per_second": round(candidates / middle), "repetitions": repetitions} | machine()
+      about
+      | measured
+      | {"candidates_per_second": round(candidates / middle), "repetitions": repetitions}
+      | parallel.machine()
     )
 
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.batches import SequenceBatch
 from jaxrec.cli.text_table import text_table
 from jaxrec.layers.intra_domain import intra_domain_context
@@ -76,7 +77,7 @@ def measure(length: int, domains: Sequence[int], width: int, repetitions: int) -
       "domains": 1 if name == "full" else c,
       "median_ms": round(median, 2), "least_ms": round(min(ms), 2), "most_ms": round(max(ms), 2),
       "full_by_this": round(full / median, 3), "temporary_bytes": run.memory_analysis().temp_size_in_bytes,
-      **count, "repetitions": repetitions, **machine(),
+      **count, "repetitions": repetitions, **parallel.machine(),
     }  # fmt: skip
 
 

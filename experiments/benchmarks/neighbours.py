@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.benchmarks.attention import WrongResultError, check
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.layers.hstu import gate, split_uvqk
 from jaxrec.layers.norm import layer_norm
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
 
 def measure(chosen: dict[str, Layer | Catalogue], repetitions: int) -> Iterator[dict[str, Any]]:
   """Yields one record per workload and variant; the variants of a workload are interleaved."""
-  about = machine()
+  about = parallel.machine()
   for name, workload in chosen.items():
     inputs, functions = (_layers if isinstance(workload, Layer) else _softmaxes)(workload)
     programs = {variant: jax.jit(_with_gradients(f)).lower(inputs).compile() for variant, f in functions.items()}

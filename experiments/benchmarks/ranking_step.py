@@ -18,7 +18,8 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.generators.planted_actions import planted_actions
 from jaxrec.parallel import make_mesh, shard_batch
@@ -69,7 +70,7 @@ def measure(
       record |= {"events_kept": round(case.batches.events_kept, 4), "steps": case.batches.batches_per_epoch}
       shape = [case.batches.rows_per_batch, case.batches.row_length]
       record |= {"shape": shape, "step_seconds": round(step, 5), "pass_seconds": round(step * record["steps"], 4)}
-      yield record | {"repetitions": repetitions} | machine()
+      yield record | {"repetitions": repetitions} | parallel.machine()
 
 
 class _Case:

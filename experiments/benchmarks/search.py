@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.serving import history_search
 
@@ -57,7 +58,7 @@ def measure(
   widths: list[int], candidates: list[int], history: int, k: int, repetitions: int, recall: float
 ) -> Iterator[dict[str, Any]]:
   """Yields one record per number of candidates, variant and width; the widths of a variant are interleaved."""
-  about = machine()
+  about = parallel.machine()
   for count in candidates:
     inputs = {width: _inputs(count, width, history) for width in widths}
     for variant, function in _variants(k, recall).items():

@@ -32,7 +32,8 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments.benchmarks.records import machine, publish
+from experiments.benchmarks.records import publish
+from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.embedding import RowAdagrad, RowAdamW, Table, Tables
 
@@ -64,7 +65,7 @@ def measure(name: str, num_rows: int, shape: tuple[int, int, int], steps: int, m
   """Returns the record of one implementation and size: milliseconds per step, or why it was skipped."""
   record = {"benchmark": "tables", "implementation": name, "rows": num_rows, "width": WIDTH, "batch": list(shape)}
   size = ARRAYS[name] * num_rows * WIDTH * 4
-  record |= {"arrays_gib": round(size / 2**30, 2), **machine(), "cpu_cores": 1}
+  record |= {"arrays_gib": round(size / 2**30, 2), **parallel.machine(), "cpu_cores": 1}
   if size > 2**30 * max_gib:
     return record | {"skipped": f"does not fit: {size / 2**30:.1f} GiB of arrays"}
   with tempfile.TemporaryDirectory() as folder:

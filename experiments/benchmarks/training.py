@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.benchmarks.records import machine
 from jaxrec import parallel
 from jaxrec.train.state import num_parameters
 from jaxrec.train.task import SELECT, Plan, Task, build_task
@@ -53,5 +52,5 @@ class Training:
       "row_length": row_length,
       "tokens": round(statistics.mean(int((batch.sequence_id > 0).sum()) for batch in self.batches)),
       "devices": jax.device_count(),
-      **machine(),
+      **parallel.machine(),
     }

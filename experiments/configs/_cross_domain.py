@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from ml_collections import ConfigDict
+
+from jaxrec.objectives.attention_score import SCORES
 
 ENCODERS = ("hstu", "sasrec", "bert4rec")
 AUTOCDSR = (
   "autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_target_domain", "autocdsr_plus", "autocdsr_plus_every4",
+  "autocdsr_visible", "autocdsr_excess", "autocdsr_plus_visible", "autocdsr_visible_gate",
 )  # fmt: skip
 # Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
 INTRA_DOMAIN = {
@@ -20,6 +25,17 @@ INTRA_DOMAIN = {
   "intra_tape_ddsr_top": dict(states="top"),
   "intra_tape_ddsr_gate": dict(combination="gate"),
 }
+# Weightings by name, after a third hyphen; each takes --config.multi_objective.weighting.start_after=STEPS.
+RULES = {
+  "pareto": {"name": "pareto"},
+  "path": {"name": "pareto", "smoothing": 0.9, "clamp": (0.0, 1.0)},  # Inner products on the path of attention.
+  "loss+": {"name": "mgda", "normalization": "loss+", "clamp": (0.0, 0.5)},
+  "band10": {"name": "band", "count": 10},
+  "band20": {"name": "band", "count": 20},
+  "keep.83": {"name": "set_point", "kappa": 0.83},
+  "keep.5": {"name": "set_point", "kappa": 0.5},
+  "keep.25": {"name": "set_point", "kappa": 0.25},
+}
 VARIANTS = ("base", "target_domain", *AUTOCDSR, *INTRA_DOMAIN)
 
 
@@ -31,10 +47,13 @@ def apply(
   base: attention among all events. target_domain: an embedding of the target domain is an input.
   autocdsr: AutoCDSR; autocdsr_target: the domain of the target counts as the own one; autocdsr_target_domain: that, and
     it is an input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
+  AutoCDSR choices have the published score of all keys, with which the recorded results were obtained; ..._visible and
+    ..._excess name the other scores of `jaxrec.objectives.attention_score`, ..._gate penalises by query.
   intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "target_domain": as above; "target": reads
     the state of the target domain only.
 
-  A number behind a third hyphen is a fixed weight of the second objective: "hstu-autocdsr-0.1".
+  A number behind a third hyphen is a fixed weight of the second objective, "hstu-autocdsr-0.1"; else it is one of
+  `RULES`, "sasrec-autocdsr_visible-keep.5".
 
   Args:
     config: changed and returned; its `data.max_length` must be set.
@@ -45,15 +64,16 @@ def apply(
   Raises:
     ValueError: another choice.
   """
-  encoder, variant, weight = [*(choice or "hstu-base").split("-"), "", ""][:3]
+  encoder, variant, rule = [*(choice or "hstu-base").split("-"), "", ""][:3]
   is_autocdsr = variant in AUTOCDSR
   known = encoder in ENCODERS and variant in VARIANTS and (encoder == "hstu" or variant not in INTRA_DOMAIN)
-  if not known or (weight and not is_autocdsr):
+  is_rule = rule in RULES or re.fullmatch(r"[0-9.]+", rule)
+  if not known or (rule and not (is_autocdsr and is_rule)):
     raise ValueError(
-      f"{choice=} must be one of {ENCODERS}, a hyphen, one of {VARIANTS}, and for AutoCDSR perhaps -weight; intra... is"
-      " for hstu"
+      f"{choice=} must be one of {ENCODERS}, a hyphen, one of {VARIANTS}, and for AutoCDSR perhaps a hyphen and a"
+      f" weight or one of {tuple(RULES)}; intra... is for hstu"
     )
-  config.name = "_".join(filter(None, (config.name, encoder, variant, weight)))
+  config.name = "_".join(filter(None, (config.name, encoder, variant, rule)))
   config.model = dict(
     name=encoder, width=width, num_layers=2, num_heads=num_heads, max_positions=config.data.max_length + 1,
     input_dropout=dropout, dropout=dropout, output_norm=output_norm,
@@ -73,10 +93,16 @@ def apply(
   config.eval.protocol = "both"
   if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)
+    score = variant.removesuffix("_gate").rpartition("_")[2]
+    config.multi_objective.score = score if score in SCORES else "all_keys"
+    config.multi_objective.gate = variant.endswith("_gate")
   if variant in ("autocdsr_target", "autocdsr_target_domain"):
     config.multi_objective.own_domain = "target"
-  if weight:
-    config.multi_objective.weighting = {"name": "fixed", "weights": (1.0, float(weight))}
+  if rule:
+    weighting = RULES[rule] if rule in RULES else {"name": "fixed", "weights": (1.0, float(rule))}
+    config.multi_objective.weighting = weighting | {"start_after": 0}
+  if rule == "path":
+    config.multi_objective.inner_products = "attention_path"
   if variant.endswith("_every4"):
     config.multi_objective.reweight_every = 4
   if variant.startswith("autocdsr_plus"):

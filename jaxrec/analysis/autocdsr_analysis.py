@@ -34,7 +34,7 @@ from jaxrec.data.generators.planted_transfer import (
 from jaxrec.data.prepared import PreparedData
 from jaxrec.layers.attention import MASS, group_shares, is_other_group, masses_by_layer
 from jaxrec.models import SequentialModel
-from jaxrec.objectives.autocdsr import OWN, query_domain
+from jaxrec.objectives.attention_score import OWN, query_domain
 from jaxrec.train.state import Params
 
 STRATA = ("single right", "cross right", "both", "none")

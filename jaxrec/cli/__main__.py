@@ -7,7 +7,8 @@ import sys
 from jaxrec.cli.process import start
 
 PROGRAMS = (
-  "prepare", "audit", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep", "check", "demo",
+  "prepare", "audit", "certificate", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep",
+  "check", "demo",
 )  # fmt: skip
 
 

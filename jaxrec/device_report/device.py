@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -12,16 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec import parallel
+
 
 def about() -> dict[str, Any]:
   """Returns the names of device and platform and the versions."""
-  return {
-    "device": jax.devices()[0].device_kind,
-    "platform": jax.default_backend(),
-    "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "jax": jax.__version__,
-    "python": platform.python_version(),
-  }
+  return {"platform": jax.default_backend(), **parallel.machine()}
 
 
 def seconds_of(

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec import parallel
+
 OUT_OF_TIME = "not measured: out of time"
 
 
@@ -109,7 +111,7 @@ def run_entries(
 def _prepare(entries, say, limit) -> None:
   """What fails here fails again, and is recorded, when its entry runs."""
   tasks = [entry.prepare for entry in entries if entry.prepare is not None]
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  cores = parallel.cpu_cores()
   if not tasks or cores < 4:
     return
   start = time.perf_counter()

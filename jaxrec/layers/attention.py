@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,21 @@ from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 from pallas_kernels.dtypes import at_least_float32
 
-MASS = "attention_mass"  # The Flax collection; make it mutable to get the masses.
+# Flax collections; make one mutable to get what `attend` stores there.
+MASS = "attention_mass"
+SIZES = "attention_sizes"
+
+
+@flax.struct.dataclass
+class AttentionSizes:
+  """What a layer's tokens attend to, without signs.
+
+  sizes: sums of the absolute weights of each token by group of keys, its own key not among them but in the last column.
+  counts: how many keys of each group the token may attend to, without its own.
+  """
+
+  sizes: Float[Array, "B S H G1"]
+  counts: Float[Array, "B S G"]
 
 
 def attend(
@@ -27,7 +44,7 @@ def attend(
 
   If the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the sum of the attention
   weights of each token over each group of `context.group` is stored there as "mass", `[B, S, H, G]`: events first, in
-  the order of the batch.
+  the order of the batch. If `attention_sizes` is, `AttentionSizes` are stored there as "sizes", in the same order.
 
   If the context has a cache slot, keys and values of earlier tokens are read from the collection "cache".
 
@@ -38,22 +55,34 @@ def attend(
     **options: passed on to `segment_attention`.
   """
   options["finite_padding"] = context.is_token is None
-  wants_mass = module.is_mutable_collection(MASS) and not module.is_initializing()
+  wanted = [name for name in (MASS, SIZES) if module.is_mutable_collection(name) and not module.is_initializing()]
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
     q, k, v = bottlenecks.expand_queries(q), bottlenecks.keys(k), bottlenecks.keys(v)
-  if not wants_mass:
+  if not wanted:
     y = segment_attention(q, k, v, context.mask, **options)
     return y if bottlenecks is None else bottlenecks.merge_outputs(y)
   group = context.group if bottlenecks is None else bottlenecks.keys(context.group)
-  y, mass = segment_attention(q, k, v, context.mask, key_group=group, num_groups=context.num_groups, **options)
-  if bottlenecks is not None:
-    y, mass = bottlenecks.merge_outputs(y), bottlenecks.merge_outputs(mass)
-  mass = mass if context.order is None else context.order.undo(mass)
-  module.sow(MASS, "mass", mass, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-  return y
+  options |= {"key_group": group, "num_groups": context.num_groups}
+  for name in wanted:
+    sums = "signed" if name == MASS else "absolute"
+    y, stored = segment_attention(q, k, v, context.mask, group_sums=sums, **options)
+    if name == SIZES:
+      counts = context.mask.count_keys(group, context.num_groups).astype(stored.dtype)
+      stored = AttentionSizes(stored, counts)
+    stored = jax.tree.map(functools.partial(_in_order_of_batch, context), stored)
+    module.sow(name, _NAMES[name], stored, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+  return y if bottlenecks is None else bottlenecks.merge_outputs(y)
+
+
+_NAMES = {MASS: "mass", SIZES: "sizes"}
+
+
+def _in_order_of_batch(context, x):
+  x = x if context.bottlenecks is None else context.bottlenecks.merge_outputs(x)
+  return x if context.order is None else context.order.undo(x)
 
 
 def cross_domain_share(
@@ -106,7 +135,18 @@ def masses_by_layer(collection) -> list[Float[Array, "B N H G"]]:
   Args:
     collection: `variables["attention_mass"]`, or None where it is missing.
   """
-  if not collection:
-    return []
-  names = sorted(collection, key=lambda name: int(name.rsplit("_", 1)[1]))
-  return [jax.tree.leaves(collection[name])[0] for name in names]
+  return [masses for (masses,) in _leaves_by_layer(collection)]
+
+
+def sizes_by_layer(collection) -> list[AttentionSizes]:
+  """Returns the `AttentionSizes` of a model's layers, first layer first.
+
+  Args:
+    collection: `variables["attention_sizes"]`, or None where it is missing.
+  """
+  return [AttentionSizes(*leaves) for leaves in _leaves_by_layer(collection)]
+
+
+def _leaves_by_layer(collection):
+  names = sorted(collection or (), key=lambda name: int(name.rsplit("_", 1)[1]))
+  return [jax.tree.leaves(collection[name]) for name in names]

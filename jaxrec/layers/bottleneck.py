@@ -89,7 +89,7 @@ def with_bottlenecks(
   position, time = layout.with_tokens(batch.position), layout.with_tokens(batch.timestamp)
   query_time = layout.with_tokens(batch.target_time) if causal else time
   context = AttentionContext(
-    mask=jax.tree.map(bottlenecks.queries, layout.mask()),
+    mask=jax.tree.map(bottlenecks.queries, layout.mask(bottlenecks.keys)),
     query_position=bottlenecks.queries(layout.per_domain(position)),
     key_position=bottlenecks.keys(position),
     query_time=bottlenecks.queries(layout.per_domain(query_time)),
@@ -152,13 +152,14 @@ class _Layout:
     weight = is_read / jnp.maximum(is_read.sum(axis=-1, keepdims=True), 1)
     return Bottlenecks(keys, queries, jnp.repeat(weight, self.num_tokens, axis=1))
 
-  def mask(self) -> IntervalMask:
+  def mask(self, keys: Permutation) -> IntervalMask:
     """The mask over sorted keys: a query per event, then one per bottleneck token and domain."""
     parts = zip(self._item_intervals(), self._token_intervals(), strict=True)
     start_a, end_a, start_b, end_b = (jnp.concatenate(part, axis=1).astype(jnp.int32) for part in parts)
     is_query = self.per_domain(self.is_token)
     end_a, end_b = jnp.where(is_query, end_a, start_a), jnp.where(is_query, end_b, start_b)
-    return IntervalMask(start_a, end_a, start_b, end_b, jnp.zeros(start_a.shape, bool))
+    own_key = self.per_domain(keys.inverse)
+    return IntervalMask(start_a, end_a, start_b, end_b, jnp.zeros(start_a.shape, bool), own_key)
 
   def _item_intervals(self):
     """Intervals of events: their own domain, then bottlenecks. An event of a hidden domain reads its whole sequence."""

@@ -17,9 +17,10 @@ from pallas_kernels.integers import as_arrays
 BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.
 
 
-def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionContext:
+def intra_domain_context(batch: SequenceBatch, num_domains: int, causal: bool = True) -> AttentionContext:
   """Returns a context in which each token reads itself and earlier tokens of its sequence and domain.
 
+  With `causal=False` it reads later ones too, and masked events, whose domain is hidden, count to that of their target.
   Its tokens are sorted: apply `context.order(x)` to the layers' input and `context.order.undo(y)` to their output.
 
   >>> from jaxrec.batches import next_item_batch
@@ -29,14 +30,16 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
   ([[5, 8, 3]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
   """
   batch = as_arrays("batch", batch)
+  if not causal:
+    batch = batch.replace(domain_id=jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id))
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
   states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains)
   batch = jax.tree.map(order, batch)
   return AttentionContext(
-    mask=IntervalMask.intra_domain(batch.sequence_id, batch.domain_id),
+    mask=IntervalMask.intra_domain(batch.sequence_id, batch.domain_id) if causal else _both_ways(batch),
     query_position=batch.position,
     key_position=batch.position,
-    query_time=batch.target_time,
+    query_time=batch.target_time if causal else batch.timestamp,
     key_time=batch.timestamp,
     is_real=batch.item_id != 0,
     is_token=batch.sequence_id != 0,
@@ -46,6 +49,13 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int) -> AttentionCon
     order=order,
     states=states,
   )
+
+
+def _both_ways(batch):
+  """The mask of tokens sorted by sequence and domain that read all tokens of both."""
+  changes = (jnp.diff(batch.sequence_id, axis=1) != 0) | (jnp.diff(batch.domain_id, axis=1) != 0)
+  segment = jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0))) + 1  # [B, N]
+  return IntervalMask.full(jnp.where(batch.sequence_id != 0, segment, 0))
 
 
 def domain_states(

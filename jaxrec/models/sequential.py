@@ -12,6 +12,7 @@ from jaxrec.batches import SequenceBatch, check_is_batch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
 from jaxrec.layers.cache import CacheSlot
 from jaxrec.layers.context import AttentionContext, bidirectional_context, cached_context, causal_context
+from jaxrec.layers.intra_domain import intra_domain_context
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transitions import TargetDomainEmbedding
@@ -94,6 +95,25 @@ class SequentialModel(nn.Module):
     x, context = self.build_context(x, batch)
     x = self.encode(x, self.layer_context(context, batch, deterministic), deterministic)
     return self.normalize_queries(x[:, : item.shape[1]], batch)  # Drops bottleneck tokens.
+
+  def within_domain(
+    self, batch: SequenceBatch, deterministic: bool = True, item: Float[Array, "B N M"] | None = None
+  ) -> Float[Array, "B N M"]:
+    """Returns the query vectors of a model whose events attend to those of their own domain only, same parameters.
+
+    Arguments are those of a call.
+
+    Raises:
+      NotImplementedError: a model with bottleneck tokens, or whose attention is inside a domain already.
+    """
+    if self.num_bottlenecks or self.num_cache_groups > 1:
+      raise NotImplementedError(f"{type(self).__name__}: attention inside a domain is for models of all events")
+    batch = as_arrays("batch", batch)
+    item = self.input_vectors(batch.item_id) if item is None else item
+    x = self.embedding(item, batch.item_id, batch.position, deterministic, self.domain_embedding(batch))
+    context = intra_domain_context(batch, self.num_domains, self.causal)
+    x = self.encode(context.order(x), self.layer_context(context, batch, deterministic), deterministic)
+    return self.normalize_queries(context.order.undo(x), batch)
 
   def next_event(
     self,

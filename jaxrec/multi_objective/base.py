@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -96,6 +96,27 @@ def normalized(
   divisor = normalizers(gram, losses, normalization)
   divisor = jnp.where(norms(gram) == 0, 1, divisor)
   return gram / divisor[None] / divisor[:, None], divisor
+
+
+def anchored(
+  weights: Float[Array, "K"], anchor: int, floor: float, multiplier_range: Sequence[float] | None
+) -> Float[Array, "K"]:
+  """Returns the weights divided by that of the anchor, which becomes exactly 1, the others clipped to a range.
+
+  Args:
+    weights: of K objectives.
+    anchor: index of the objective whose weight becomes 1.
+    floor: lower bound, as a share of sum |w|, on the anchor's weight as a divisor; also where that is negative.
+    multiplier_range: (lowest, highest) of the other weights; None: no clipping.
+
+  >>> anchored(jnp.array([2.0, 1.0]), 0, 0.05, None).tolist()
+  [1.0, 0.5]
+  """
+  divisor = jnp.maximum(weights[anchor], floor * jnp.abs(weights).sum())
+  multiplier = weights / jnp.where(divisor == 0, 1, divisor)
+  if multiplier_range is not None:
+    multiplier = jnp.clip(multiplier, *multiplier_range)
+  return multiplier.at[anchor].set(1)
 
 
 def check_normalization(normalization: str) -> None:

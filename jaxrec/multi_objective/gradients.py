@@ -157,7 +157,10 @@ def _forward(trunk, params):
 
 
 def gram_matrix(
-  grads: Sequence[Any], axis_name: str | Sequence[str] | None = None, select: Any = None
+  grads: Sequence[Any],
+  axis_name: str | Sequence[str] | None = None,
+  select: Any = None,
+  path: int | None = None,
 ) -> Float[Array, "K K"]:
   """Returns the inner products of K gradients in float32 (float64 where a leaf is float64).
 
@@ -167,14 +170,21 @@ def gram_matrix(
       summed. None for replicated gradients. Gradients of parts of a batch must be summed before: inner products of sums
       are not sums of inner products.
     select: the leaves to include: a function from a gradient to a pytree of them, or a pytree of bools like a gradient.
+    path: index of an objective: only the numbers that its gradient moves are included, those where it is not zero. The
+      parameters that an objective cannot reach make its cosine with the others smaller. None: all.
 
   >>> grads = [{"table": jnp.ones(2), "w": jnp.array([3.0])}, {"table": jnp.ones(2), "w": jnp.array([-1.0])}]
   >>> gram_matrix(grads).tolist()
   [[11.0, -1.0], [-1.0, 3.0]]
   >>> gram_matrix(grads, select=lambda grad: grad["w"]).tolist()
   [[9.0, -3.0], [-3.0, 1.0]]
+  >>> gram_matrix([jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0])], path=1).tolist()
+  [[9.0, 3.0], [3.0, 1.0]]
   """
   leaves = [jax.tree.leaves(_selected(grad, select)) for grad in grads]
+  if path is not None:
+    is_moved = [leaf != 0 for leaf in leaves[path]]
+    leaves = [[jnp.where(is_in, x, 0) for is_in, x in zip(is_moved, of_one, strict=True)] for of_one in leaves]
   dtype = _at_least_float32(*(leaf.dtype for leaf in leaves[0]))
   products = {
     (i, j): sum((_inner(a, b, dtype) for a, b in zip(leaves[i], leaves[j], strict=True)), jnp.zeros((), dtype))

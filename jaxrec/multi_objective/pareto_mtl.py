@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxrec.multi_objective.base import Weighting, check_normalization, normalized, norms, stateless
+from jaxrec.multi_objective.base import Weighting, anchored, check_normalization, normalized, norms, stateless
 from jaxrec.multi_objective.min_norm import min_norm_weights
 
 DIRECTIONS = ("gradients_and_constraints", "constraints")
@@ -68,7 +68,7 @@ def pareto(
     weights = pareto_weights(normalized(gram, losses, normalization)[0], losses, vectors, index, directions)[0]
     total = jnp.abs(weights).sum()
     weights = weights / jnp.where(total == 0, 1, total)
-    return weights if anchor is None else _anchored(weights, anchor, floor, multiplier_range)
+    return weights if anchor is None else anchored(weights, anchor, floor, multiplier_range)
 
   return stateless(weigh, check)
 
@@ -121,14 +121,6 @@ def preference_vectors(count: int) -> list[list[float]]:
   """
   angles = [k * math.pi / (2 * count) for k in range(count + 1)]
   return [[math.cos(angle), math.sin(angle)] for angle in angles]
-
-
-def _anchored(weights, anchor, floor, multiplier_range):
-  divisor = jnp.maximum(weights[anchor], floor * jnp.abs(weights).sum())
-  multiplier = weights / jnp.where(divisor == 0, 1, divisor)
-  if multiplier_range is not None:
-    multiplier = jnp.clip(multiplier, *multiplier_range)
-  return multiplier.at[anchor].set(1)
 
 
 def _check(preferences, index, directions, anchor, floor, multiplier_range):

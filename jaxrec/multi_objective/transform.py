@@ -43,6 +43,7 @@ def multi_objective(
   *,
   num_objectives: int = 2,
   select: Any = None,
+  path: int | None = None,
   axis_name: str | Sequence[str] | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,7 +53,7 @@ def multi_objective(
     grads: tuple of K pytrees of one structure: gradients of whole losses (summed over microbatches and over the devices
       that share the batch), like `params` unless `to_params_gradient` is given.
     losses: [K] losses of the same batch.
-    gram: [K, K] inner products of the gradients, if known; None computes them, with `select` and `axis_name`.
+    gram: [K, K] inner products of the gradients, if known; None computes them, with `select`, `path` and `axis_name`.
     to_params_gradient: maps the combined pytree to a gradient like `params`, for a part of the backward pass that then
       runs once instead of K times.
     reuse_weights: grads is a single gradient, of the sum of the losses weighted by `state.weights`. Weights, cosines
@@ -67,6 +68,7 @@ def multi_objective(
     inner: optimizer of the combined gradient.
     num_objectives: K.
     select: leaves to include in the inner products; see `gram_matrix`.
+    path: objective whose gradient says which of their numbers are included; see `gram_matrix`.
     axis_name: mesh axes of sharded gradients; see `gram_matrix`.
     seed: seed of random weightings; the key of a step is `fold_in(key(seed), count)`.
 
@@ -101,7 +103,7 @@ def multi_objective(
       )  # fmt: skip
     _check(grads, losses, num_objectives)
     if gram is None:
-      gram = gram_matrix(grads, axis_name, select)
+      gram = gram_matrix(grads, axis_name, select, path)
     key = jax.random.fold_in(jax.random.key(seed), state.count)
     weights, weighting_state = weighting.update(gram, losses, state.weighting, key)
     weights = nan_unless_finite(weights, gram, losses)

@@ -1,4 +1,4 @@
-"""Weightings of objectives: fixed, uncertainty, MGDA, Pareto MTL, PCGrad, CAGrad; `build` makes one from a config."""
+"""Weightings of objectives: fixed, uncertainty and MGDA, and those of other files by name; `build` reads a config."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import jax.numpy as jnp
 from jaxrec.multi_objective.base import Weighting, check_normalization, nan_unless_finite, normalized, norms, stateless
 from jaxrec.multi_objective.conflicts import cagrad, pcgrad
 from jaxrec.multi_objective.min_norm import min_norm_weights
+from jaxrec.multi_objective.modifiers import clamped, delayed, smoothed
 from jaxrec.multi_objective.pareto_mtl import pareto
+from jaxrec.multi_objective.set_points import band, set_point
 
-__all__ = ["WEIGHTINGS", "Weighting", "build", "cagrad", "fixed", "mgda", "pareto", "pcgrad", "uncertainty"]
+__all__ = [
+  "MODIFIERS", "WEIGHTINGS", "Weighting", "band", "build", "cagrad", "fixed", "mgda", "pareto", "pcgrad", "set_point",
+  "uncertainty",
+]  # fmt: skip
 
 
 def fixed(weights: Sequence[float]) -> Weighting:
@@ -101,14 +106,19 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
   "pareto": pareto,
   "pcgrad": pcgrad,
   "cagrad": cagrad,
+  "band": band,
+  "set_point": set_point,
 }
+MODIFIERS = ("clamp", "smoothing", "start_after", "start_below")
 
 
 def build(config: Mapping) -> Weighting:
   """Returns the weighting that a config describes.
 
   Args:
-    config: "name" is a key of `WEIGHTINGS`; the other entries are arguments of that function.
+    config: "name" is a key of `WEIGHTINGS`; the other entries are arguments of that function, or modify any weighting:
+      "clamp", the range of `clamped`; "smoothing", the decay of `smoothed`; "start_after" and "start_below" of
+      `delayed`.
 
   Raises:
     ValueError: an unknown name, an unknown or a missing argument.
@@ -120,9 +130,20 @@ def build(config: Mapping) -> Weighting:
   name = options.pop("name", None)
   if name not in WEIGHTINGS:
     raise ValueError(f"weighting name={name!r} is not one of {sorted(WEIGHTINGS)}")
+  modifiers = {field: options.pop(field) for field in MODIFIERS if field in options}
   known = inspect.signature(WEIGHTINGS[name]).parameters
   if unknown := sorted(set(options) - set(known)):
-    raise ValueError(f"weighting {name!r} has no field {unknown}; it has {sorted(known)}")
+    raise ValueError(f"weighting {name!r} has no field {unknown}; it has {sorted({*known, *MODIFIERS})}")
   if missing := [field for field, p in known.items() if p.default is p.empty and field not in options]:
     raise ValueError(f"weighting {name!r} needs a value for {missing}")
-  return WEIGHTINGS[name](**options)
+  return _modified(WEIGHTINGS[name](**options), modifiers)
+
+
+def _modified(weighting, modifiers):
+  """A late start comes last: until then the others keep nothing."""
+  if "clamp" in modifiers:
+    weighting = clamped(weighting, modifiers["clamp"])
+  if "smoothing" in modifiers:
+    weighting = smoothed(weighting, modifiers["smoothing"])
+  start = {name: modifiers[name] for name in ("start_after", "start_below") if name in modifiers}
+  return delayed(weighting, **start) if start else weighting

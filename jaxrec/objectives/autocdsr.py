@@ -1,6 +1,6 @@
 """AutoCDSR: recommendation and cross-domain attention, two objectives with a gradient each.
 
-    L_rec = the item objective        L_cd = mean over layers, heads and events of the cross-domain attention share
+    L_rec = the item objective        L_cd = a score of cross-domain attention, `jaxrec.objectives.attention_score`
 
 The weights of their gradients are computed in each step: see `jaxrec.multi_objective`.
 
@@ -10,6 +10,7 @@ Source: "Revisiting Self-attention for Cross-domain Sequential Recommendation", 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -18,44 +19,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxrec.batches import SequenceBatch
-from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
+from jaxrec.layers.attention import MASS, SIZES, masses_by_layer, sizes_by_layer
 from jaxrec.multi_objective import task_gradients
-from jaxrec.objectives import item_losses
+from jaxrec.objectives import attention_score, item_losses
+from jaxrec.objectives.attention_score import OWN, SCORES
 from jaxrec.objectives.item import TABLE, ItemObjective, Items, ParameterItems
 from jaxrec.objectives.objective import Gradients
 from pallas_kernels.integers import as_arrays
 
 INPUT = "input vectors"
-OWN = ("query", "target")
-
-
-def cross_domain_attention(
-  masses: list[Float[Array, "B S H G"]], batch: SequenceBatch, own: str = "query"
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Returns the mean share of attention paid to other domains, and the number of queries.
-
-  Args:
-    masses: attention mass by domain of each layer; see `jaxrec.layers.attention.attend`.
-    batch: the queries.
-    own: the query's own domain: "query", that of the query event, as published, or of its target where the event's
-      domain is hidden from the model (a masked event); "target", always that of the event to be predicted.
-
-  Source: a_cd of AutoCDSR, arXiv 2505.21811, and for bottleneck tokens the attention paid to these.
-  Choice: a mean over queries, heads and layers, so that it lies in 0..1 whatever the lengths (the paper's is a sum).
-  """
-  if own == "target":
-    domain, asks = batch.target_domain, batch.target_weight > 0
-  else:
-    domain, asks = query_domain(batch), batch.sequence_id != 0
-  is_real = asks.astype(jnp.float32)
-  events = [mass[:, : domain.shape[1]] for mass in masses]  # Without bottleneck tokens.
-  share = sum(cross_domain_share(mass, domain).mean(axis=-1) for mass in events) / len(events)  # [B, N]
-  return item_losses.weighted_mean(share, is_real), is_real.sum()
-
-
-def query_domain(batch: SequenceBatch) -> Int[Array, "B N"]:
-  """Returns the domain of each event, or that of its target where the model doesn't see it (a masked event)."""
-  return jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +35,34 @@ class CrossDomainObjective:
   """Recommendation and cross-domain attention: two losses from one forward pass.
 
   recommendation: the first objective; the item objective of the same model without AutoCDSR.
-  own: the domain that attention should stay in, "query" or "target"; see `cross_domain_attention`.
+  own: the domain that attention should stay in, "query" or "target"; see `attention_score.visible_share`.
     Choice: "target" is not published. A model that predicts the next event queries from the last one, whose domain may
     differ from the domain of what it predicts.
+  score: "visible", "excess" or "all_keys"; see `jaxrec.objectives.attention_score`. The first two are logged together
+    with the shares of each layer's attention to oneself, to hidden events, to the own domain and to others.
+  margin: of "excess", in log-odds.
+  gate: whether only those queries are penalised whose target the model would predict better, with less loss, if it
+    attended to the query's own domain only: one more forward pass, of the same parameters and items.
+    Choice: ours, for what the paper intends; one weight for all queries cannot choose among them. The others count as 0
+    in the mean, so that the push on a query does not grow as fewer are penalised.
   """
 
   recommendation: ItemObjective
   own: str = "query"
+  score: str = "visible"
+  margin: float = 0.0
+  gate: bool = False
   names = ("recommendation", "cross_domain_attention")
 
   def __post_init__(self):
     if self.own not in OWN:
       raise ValueError(f"own={self.own!r} is not one of {OWN}")
+    if self.score not in SCORES:
+      raise ValueError(f"score={self.score!r} is not one of {SCORES}")
+    if self.margin and self.score != "excess":
+      raise ValueError(f"margin={self.margin} has no meaning for score={self.score!r}; use score='excess' or margin=0")
+    if self.gate and (self.score == "all_keys" or self.own != "query"):
+      raise ValueError(f"gate=True is for scores of visible keys and own='query', not {self.score!r} and {self.own!r}")
 
   def __call__(
     self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
@@ -122,17 +110,18 @@ class CrossDomainObjective:
     item, pull_item = jax.vjp(lambda table: items.input({TABLE: table}), params[TABLE])
 
     def trunk(parts):
-      return self._forward(model, parts, parts[INPUT], batch, rng, deterministic)
+      return self._forward(model, parts, items, parts[INPUT], batch, rng, deterministic)
 
     def recommend(outputs, parts):
       return self.recommendation.loss_from_queries(outputs[0], items, parts, batch, model.num_items)
 
-    def attention_across(outputs, _):  # Its second result is the number of queries.
-      return cross_domain_attention(outputs[1], batch, self.own)
+    def attention_across(outputs, _):
+      score, num_queries = self._score(*outputs[1:], batch)
+      return score, (num_queries, self._scalars(*outputs[1:], batch))
 
     # One after the other: on a CPU both at once took a tenth longer.
     heads = recommend, attention_across
-    losses, (_, num_queries), grads = task_gradients(trunk, heads, {**params, INPUT: item}, batched=False)
+    losses, (_, (num_queries, scalars)), grads = task_gradients(trunk, heads, {**params, INPUT: item}, batched=False)
 
     def to_params_gradient(grad):
       (table,) = pull_item(grad[INPUT])
@@ -140,7 +129,7 @@ class CrossDomainObjective:
       return {**total, TABLE: jax.tree.map(jnp.add, grad[TABLE], table)}
 
     weights = jnp.stack([batch.target_weight.astype(jnp.float32).sum(), num_queries])
-    return Gradients(losses, weights, grads, to_params_gradient, {}, {})
+    return Gradients(losses, weights, grads, to_params_gradient, scalars, {})
 
   def weighted_gradient(
     self,
@@ -152,8 +141,8 @@ class CrossDomainObjective:
     deterministic: bool = False,
     *,
     items: Items | None = None,
-  ) -> tuple[Float[Array, "K"], Any]:
-    """Returns the losses and the gradient of their sum with these weights, from a single backward pass.
+  ) -> tuple[Float[Array, "K"], Any, dict[str, Float[Array, ""]]]:
+    """Returns the losses, the gradient of their sum with these weights, from a single backward pass, and the scalars.
 
     Arguments are those of `gradients`, which gives the same gradient for the same weights.
     """
@@ -161,21 +150,46 @@ class CrossDomainObjective:
     items = items or ParameterItems(model, batch, self.scored_ids(model, batch, rng))
 
     def total(params):
-      query, masses = self._forward(model, params, items.input(params), batch, rng, deterministic)
+      outputs = self._forward(model, params, items, items.input(params), batch, rng, deterministic)
+      query, attention, gate = outputs
       recommendation = self.recommendation.loss_from_queries(query, items, params, batch, model.num_items)
-      losses = jnp.stack([recommendation, cross_domain_attention(masses, batch, self.own)[0]])
-      return weights @ losses, losses
+      losses = jnp.stack([recommendation, self._score(attention, gate, batch)[0]])
+      return weights @ losses, (losses, self._scalars(attention, gate, batch))
 
-    grad, losses = jax.grad(total, has_aux=True)(params)
-    return losses, grad
+    grad, (losses, scalars) = jax.grad(total, has_aux=True)(params)
+    return losses, grad, scalars
 
-  def _forward(self, model, params, item, batch, rng, deterministic):
-    """Returns query vectors [B, N, M] and the attention mass of each layer."""
+  def _forward(self, model, params, items, item, batch, rng, deterministic):
+    """Returns query vectors [B, N, M], what each layer attends to, and which queries are penalised (None: all)."""
+    collection, by_layer = (MASS, masses_by_layer) if self.score == "all_keys" else (SIZES, sizes_by_layer)
     rest = {name: value for name, value in params.items() if name not in (TABLE, INPUT)}
     dropout_key, _ = jax.random.split(rng)
     rngs = {"dropout": dropout_key}
-    query, state = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, mutable=[MASS])
-    return query, masses_by_layer(state[MASS])
+    query, state = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, mutable=[collection])
+    if not self.gate:
+      return query, by_layer(state[collection]), None
+    rest, item, params, fixed = jax.lax.stop_gradient((rest, item, params, query))
+    alone = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, method="within_domain")
+    loss_of = functools.partial(self.recommendation.loss_of_positions, num_items=model.num_items)
+    both, own = (loss_of(x, items, params, batch) for x in (fixed, alone))
+    return query, by_layer(state[collection]), (own < both) & (batch.target_weight > 0)
+
+  def _score(self, attention, gate, batch):
+    """Returns the second loss and its number of queries."""
+    if self.score == "all_keys":
+      return attention_score.cross_domain_attention(attention, batch, self.own)
+    if self.score == "excess":
+      return attention_score.excess(attention, batch, self.own, self.margin, gate)
+    return attention_score.visible_share(attention, batch, self.own, gate)
+
+  def _scalars(self, attention, gate, batch):
+    """Returns the shares of attention to log, and "gated", that of the targets that the own domain predicts better."""
+    if self.score == "all_keys":
+      return {}
+    parts = attention_score.attention_parts(attention, batch, self.own)
+    if gate is None:
+      return parts
+    return parts | {"gated": item_losses.weighted_mean(gate.astype(jnp.float32), batch.target_weight)}
 
 
 def shared_parameters(grad: Any) -> Any:

@@ -134,12 +134,17 @@ class ItemObjective:
       batch: has the targets.
       num_items: V.
     """
+    value = self.loss_of_positions(query, items, params, batch, num_items)
+    return item_losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
+
+  def loss_of_positions(
+    self, query: Float[Array, "B N M"], items: Items, params: Any, batch: SequenceBatch, num_items: int
+  ) -> Float[Array, "B N"]:
+    """Returns the loss at each position, arbitrary where there is no target; arguments as of `loss_from_queries`."""
     query = jnp.where((batch.target_weight != 0)[..., None], query, 0)  # NaN elsewhere would reach the gradients.
     if self.loss == "full_softmax":
-      value = items.full_softmax(params, query, self.temperature, self.chunk_size)  # [B, N]
-    else:
-      value = self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items)  # [B, N]
-    return item_losses.weighted_mean(value, batch.target_weight.astype(query.dtype))
+      return items.full_softmax(params, query, self.temperature, self.chunk_size)
+    return self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items)
 
   def sampled_loss(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
     """Returns the loss of each position from the vectors of its target and of sampled items."""

@@ -1,6 +1,7 @@
 """Several devices and hosts: joining the processes of a run, the mesh of their devices, and shardings of arrays."""
 
 from jaxrec.parallel.cluster import abort, initialize, max_over_hosts, wait_for_all_hosts
+from jaxrec.parallel.machine import cpu_cores, machine
 from jaxrec.parallel.mesh import (
   AXES,
   ROW_AXES,
@@ -18,7 +19,7 @@ from jaxrec.parallel.mesh import (
 from jaxrec.parallel.rules import MESH_AXES, PARAMETER_AXES, log_shardings, parameter_shardings
 
 __all__ = [
-  "AXES", "MESH_AXES", "PARAMETER_AXES", "ROW_AXES", "HostShard", "abort", "host_shard", "initialize", "log_shardings",
-  "make_mesh", "max_over_hosts", "num_row_shards", "parameter_shardings", "put_global", "replicate", "row_sharding",
-  "shard_batch", "shard_replicated_batch", "wait_for_all_hosts", "with_mesh",
+  "AXES", "MESH_AXES", "PARAMETER_AXES", "ROW_AXES", "HostShard", "abort", "cpu_cores", "host_shard", "initialize",
+  "log_shardings", "machine", "make_mesh", "max_over_hosts", "num_row_shards", "parameter_shardings", "put_global",
+  "replicate", "row_sharding", "shard_batch", "shard_replicated_batch", "wait_for_all_hosts", "with_mesh",
 ]  # fmt: skip

@@ -18,14 +18,16 @@ from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
 from jaxrec.data.seeds import check_seed
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
-from jaxrec.objectives.autocdsr import OWN
+from jaxrec.objectives.attention_score import OWN, SCORES
 from jaxrec.train.settings import check_group, check_names, defaults, setting
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
 OBJECTIVES = ("cross_domain_attention",)
+INNER_PRODUCTS = ("shared", "attention_path")
 SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
 _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
+_BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,18 @@ class MultiObjectiveSettings:
   own_domain: str = setting(
     "query", "The domain that attention should stay in: that of the event that attends, or of the target.", choices=OWN
   )
+  score: str = setting(
+    "visible", "What is made small: the share of other domains among visible keys, what it exceeds their share of the"
+    " events by, or the published share among all keys; see jaxrec.objectives.attention_score.", choices=SCORES,
+  )  # fmt: skip
+  margin: float = setting(0.0, "score=excess only: log-odds that are free of charge.")
+  gate: bool = setting(
+    False, "Whether only queries count whose target the own domain alone predicts better: one more forward pass."
+  )
+  inner_products: str = setting(
+    "shared", "Of gradients over all parameters but the item table, or over those of attention_path, which the second"
+    " objective can move.", choices=INNER_PRODUCTS,
+  )  # fmt: skip
   reweight_every: int = setting(1, "Steps between two solutions for the weights; more is faster.", at_least=1)
   weighting: dict = setting({"name": "pareto"}, "See jaxrec.multi_objective.weighting.", is_open=True)
 
@@ -103,8 +117,13 @@ class TrainSettings:
   checkpoint_every_steps: int = setting(0, "In addition to each validation; 0: none.", at_least=0)
   log_every_steps: int = setting(20, "Steps whose means make one record of metrics.jsonl.", at_least=1)
   start_from: str = setting(
-    "", "Workdir of a run on earlier data: its parameters and optimizer state are what this one begins with."
-  )
+    "", "Workdir of an earlier run of the same model, with whose best parameters this one begins; its data may have"
+    " been extended since. {seed} stands for config.seed. '': from random ones.",
+  )  # fmt: skip
+  start_optimizer: str = setting(
+    "keep", "The optimizer state that such a run begins with: that of the earlier run, or a new one, as other"
+    " objectives need.", choices=("keep", "new"),
+  )  # fmt: skip
   retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
 
 
@@ -277,6 +296,9 @@ def _check_sequences(config):
 def _check_objectives(config):
   if unknown := sorted(set(config.multi_objective.objectives) - set(OBJECTIVES)):
     raise ValueError(f"config.multi_objective.objectives={unknown} are unknown; use some of {OBJECTIVES}, or none")
+  margin, score = config.multi_objective.margin, config.multi_objective.score
+  if margin and score != "excess":
+    raise ValueError(f"config.multi_objective.{margin=} has no meaning for {score=}; set score=excess or margin=0")
   reweight_every = config.multi_objective.reweight_every
   if reweight_every > 1 and (not config.multi_objective.objectives or config.train.accumulate > 1):
     raise ValueError(
@@ -299,7 +321,12 @@ def saved_config(saved: dict[str, Any], default: ConfigDict | None = None) -> Co
     (group, old_key), (_, new_key) = old.split("."), new.split(".")
     if old_key in saved.get(group, {}):
       saved[group][new_key] = saved[group].pop(old_key)
-  return ConfigDict(_with_defaults(saved, (default or default_config()).to_dict(), ""))
+  default = (default or default_config()).to_dict()
+  for name, value in _BEFORE.items():
+    group, key = name.split(".")
+    if group in saved and key in default.get(group, {}):
+      saved[group].setdefault(key, value)
+  return ConfigDict(_with_defaults(saved, default, ""))
 
 
 def _with_defaults(saved, default, name):

@@ -1,8 +1,9 @@
-"""Beginning a run with what an earlier one learned, on data that extend those of the earlier one.
+"""Beginning a run with what an earlier one learned, on the same data or on data that extend those of the earlier one.
 
-`config.train.start_from` names its workdir. Parameters and optimizer state are taken over, rows of new items are
-initialised as the model initialises them, with an optimizer state of zero; steps, epochs and the schedule of the
-learning rate begin anew.
+`config.train.start_from` names its workdir. Parameters and, with `start_optimizer="keep"`, optimizer state are taken
+over; rows of new items are initialised as the model initialises them, with an optimizer state of zero. Steps, epochs
+and the schedule of the learning rate begin anew. A "new" optimizer is for branches of one run that have other
+objectives or optimizers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from ml_collections import ConfigDict
@@ -21,7 +24,7 @@ from jaxrec.train import checkpoint, saved_step, writers
 from jaxrec.train.identity import DATA_FILE, RunIdentity, different_settings
 from jaxrec.train.item_growth import ItemGrowth
 from jaxrec.train.item_table import InParams
-from jaxrec.train.runs import load_config
+from jaxrec.train.runs import load_config, load_run
 from jaxrec.train.state import TrainState
 from jaxrec.train.task import SELECT, Task
 
@@ -46,7 +49,7 @@ def first_state(task: Task, workdir: str, phase: str, fresh: TrainState) -> Trai
     DamagedCheckpointError: its checkpoint is damaged.
     ValueError: it is of another task or model, or of data that these ones do not extend.
   """
-  source = task.config.train.get("start_from", "")
+  source = task.config.train.get("start_from", "").replace("{seed}", str(task.config.seed))
   if not source:
     return fresh
   checkpoint.check_path("config.train.start_from", source)
@@ -57,13 +60,38 @@ def first_state(task: Task, workdir: str, phase: str, fresh: TrainState) -> Trai
   if growth.now < growth.before:
     raise ValueError(f"{source} has a model of {growth.before:,} items; this one has fewer, {growth.now:,}")
   folder = _folder(source, phase)
+  if task.config.train.start_optimizer == "new":
+    state, step = _with_parameters(source, os.path.basename(os.path.dirname(folder)), fresh, growth)
+    return _started(state, step, folder, growth, workdir, phase)
   identity = RunIdentity(source, before, data)
   state, step = checkpoint.load_state(folder, fresh, "best", task.item_table, identity, growth)
+  return _at_step_zero(_started(state, step, folder, growth, workdir, phase))
+
+
+def _started(state: TrainState, step: int, folder: str, growth: ItemGrowth, workdir: str, phase: str) -> TrainState:
+  """Says and writes what was taken."""
   added = growth.now - growth.before
   logging.info("starting from step %d of %s: %d items are known, %d new", step, folder, growth.before, added)
   started = {"checkpoint": f"{folder}/{step}", "known_items": growth.before, "new_items": added}
   writers.write_json(os.path.join(workdir, phase, STARTED_FILE), started)
-  return _at_step_zero(state)
+  return state
+
+
+def _with_parameters(source: str, phase: str, fresh: TrainState, growth: ItemGrowth) -> tuple[TrainState, int]:
+  """Returns `fresh` with the best parameters of a run, as parameters and as their average, and the step of these."""
+  if fresh.tables is not None:
+    raise ValueError(
+      "config.train.start_optimizer='new' needs the item table in params: set config.tables.placement='parameter'"
+    )
+  if growth.now > growth.before:
+    raise ValueError(
+      f"config.train.start_optimizer='new' needs the items of {source}; the data have {growth.now - growth.before:,}"
+      " more: use 'keep'"
+    )
+  run = load_run(source, phase=phase)
+  params = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), run.params, fresh.params)
+  average = None if fresh.average is None else jax.tree.map(jnp.copy, params)
+  return fresh.replace(params=params, average=average), run.step
 
 
 def started_from(workdir: str, phase: str) -> dict[str, Any]:

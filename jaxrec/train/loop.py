@@ -88,7 +88,7 @@ def run(
       summary[phase] = _once(workdir, phase, train)
     summary |= {"changes": changes.read(workdir)} if changes.read(workdir) else {}
     timing = writers.read_records(os.path.join(workdir, "timing.jsonl"))
-    summary["seconds"] = sum(record["seconds"] for record in timing)
+    summary |= {"seconds": sum(record["seconds"] for record in timing), "machine": parallel.machine()}
     writers.write_json(path, summary)
     curves.plot(workdir, config.eval.metric)
     return summary

@@ -70,7 +70,9 @@ class SequenceTask(BaseTask):
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     objective = item.build(config.objective.to_dict())
     if config.multi_objective.objectives:
-      objective = CrossDomainObjective(objective, config.multi_objective.own_domain)
+      settings = config.multi_objective
+      options = settings.own_domain, settings.score, settings.margin, settings.gate
+      objective = CrossDomainObjective(objective, *options)
     return cls(config, data=data, model=model, objective=objective)
 
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
@@ -142,8 +144,10 @@ class SequenceTask(BaseTask):
     inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)
     if len(self.objective.names) == 1:
       return inner
-    weighting = multi_objective.build(self.config.multi_objective.weighting.to_dict())
-    return multi_objective.multi_objective(weighting, inner, select=shared_parameters)
+    settings = self.config.multi_objective
+    weighting = multi_objective.build(settings.weighting.to_dict())
+    path = 1 if settings.inner_products == "attention_path" else None
+    return multi_objective.multi_objective(weighting, inner, select=shared_parameters, path=path)
 
 
 def _part_of_shards(config: ConfigDict) -> tuple[int, int]:

@@ -134,9 +134,9 @@ def _update_with_old_weights(model, objective, optimizer, gathered: Gathered, st
   """As `_update`, with the weights of an earlier step and one backward pass."""
   batch, key, lookup = _first(microbatches)
   items, weights = gathered.items(batch, lookup), state.opt_state.weights
-  losses, grad = objective.weighted_gradient(model, gathered.params, batch, key, weights, items=items)
+  losses, grad, scalars = objective.weighted_gradient(model, gathered.params, batch, key, weights, items=items)
   updates, opt_state = optimizer.update(grad, state.opt_state, gathered.params, losses=losses, reuse_weights=True)
-  return updates, opt_state, weighting_scalars(objective.names, losses, opt_state), state.model_state
+  return updates, opt_state, weighting_scalars(objective.names, losses, opt_state) | scalars, state.model_state
 
 
 def mean_gradients(gradients_of: Callable[..., Gradients], microbatches: Any) -> Gradients:

@@ -65,5 +65,5 @@ def test_the_commands_of_the_first_page_lead_from_a_log_to_tables(run, tmp_path,
 
 def test_the_console_command_names_its_programs(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["jaxrec", "trian"])
-  with pytest.raises(SystemExit, match="usage: jaxrec {prepare,audit,train,evaluate"):
+  with pytest.raises(SystemExit, match="usage: jaxrec {prepare,audit,certificate,train,evaluate"):
     console.main()

@@ -8,7 +8,8 @@ from absl import flags
 
 from experiments.benchmarks import cross_domain_step
 from experiments.benchmarks.cross_domain_step import SIZES, config_of, random_events, time_interleaved
-from experiments.configs._cross_domain import ENCODERS, INTRA_DOMAIN, VARIANTS
+from experiments.configs._cross_domain import ENCODERS, INTRA_DOMAIN, RULES, VARIANTS
+from jaxrec.multi_objective import build
 from jaxrec.train.config import check_config
 
 
@@ -36,6 +37,18 @@ def test_the_config_of_every_variant_is_valid(config_file, smoke):
       assert config.model.name == ("multi_domain_hstu" if variant in INTRA_DOMAIN else encoder)
   with pytest.raises(ValueError, match="intra... is for hstu"):
     config_of(config_file, "sasrec-intra", "somewhere", smoke)
+
+
+def test_choices_name_the_score_and_the_weighting():
+  settings = {rule: config_of("abxi", f"sasrec-autocdsr_visible-{rule}", "somewhere", True).multi_objective
+              for rule in (*RULES, "0.05")}  # fmt: skip
+  for rule, one in settings.items():
+    assert one.score == "visible" and one.inner_products == ("attention_path" if rule == "path" else "shared")
+    assert build(one.weighting.to_dict()).init(2) is not None
+  assert settings["0.05"].weighting.weights == (1.0, 0.05)
+  assert config_of("abxi", "hstu-autocdsr", "somewhere", True).multi_objective.score == "all_keys"
+  with pytest.raises(ValueError, match="a hyphen and a weight or one of"):
+    config_of("abxi", "sasrec-autocdsr-keep", "somewhere", True)
 
 
 def test_the_order_of_the_functions_is_rotated_every_round():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sequences import NUM_ITEMS, batch_of
 
-from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer
+from jaxrec.layers.attention import MASS, cross_domain_share, masses_by_layer, sizes_by_layer
 from jaxrec.layers.bottleneck import with_bottlenecks
 from jaxrec.models import build
 
@@ -174,6 +174,22 @@ def test_masses_come_layer_by_layer_and_asking_for_them_changes_nothing_else(nam
   if bottlenecks:
     own = (BATCH.domain_id[..., None] == jnp.arange(groups)) | (jnp.arange(groups) == NUM_DOMAINS + 1)
     assert (np.asarray(masses[0]) * ~np.asarray(own)[:, :, None] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize("bottlenecks", [0, NUM_TOKENS])
+def test_sizes_are_the_masses_with_the_query_itself_apart(name, bottlenecks):
+  model = build({**MODELS[name], "num_bottlenecks": bottlenecks}, num_items=NUM_ITEMS)
+  params = quick_jit(model.init)(jax.random.key(0), BATCH)["params"]
+  params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
+  _, state = quick_jit(functools.partial(model.apply, mutable=[MASS, "attention_sizes"]))({"params": params}, BATCH)
+  for mass, layer in zip(masses_by_layer(state[MASS]), sizes_by_layer(state["attention_sizes"]), strict=True):
+    mass, sizes, counts = mass[:, :LENGTH], layer.sizes[:, :LENGTH], layer.counts[:, :LENGTH]
+    is_own = (BATCH.domain_id[..., None] == jnp.arange(mass.shape[-1])) & (BATCH.sequence_id != 0)[..., None]
+    np.testing.assert_allclose(sizes[..., :-1] + sizes[..., -1:] * is_own[:, :, None], mass, atol=1e-6)
+    assert float(sizes[..., -1].max()) > 0.9  # The first event of a causal sequence; in both directions the only one.
+    np.testing.assert_array_equal(sizes[..., :-1].max(axis=2) > 0, counts > 0)
+  assert counts.sum(axis=-1).max() > 3
 
 
 def test_softmax_masses_are_those_of_the_attention_matrix():

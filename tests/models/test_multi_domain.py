@@ -292,3 +292,41 @@ def test_a_step_on_eight_devices_is_that_of_one():
   command = [sys.executable, multi_domain_devices.__file__]
   one, eight = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
   np.testing.assert_allclose(eight, one, atol=1e-5)
+
+
+def within_domain(config, batch, num_domains=3):
+  model, params = model_and_params(config, num_domains)
+  apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="within_domain"),
+                  compiler_options=QUICK)  # fmt: skip
+  return np.asarray(apply(params, batch))
+
+
+def test_within_the_domain_hstu_is_the_model_with_attention_inside_domains():
+  _, params = model_and_params(HSTU)
+  np.testing.assert_allclose(within_domain(HSTU, BATCH), queries(INTRA, BATCH, params), rtol=1e-5, atol=1e-6)
+  assert not np.allclose(within_domain(HSTU, BATCH), queries(HSTU, BATCH), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_within_the_domain_events_of_other_domains_change_nothing(name):
+  config = {"name": name, "width": 8, "num_layers": 2, "num_heads": 2, "hidden": 6, "max_positions": 9}
+  # A masked event counts to the domain of its target, here 2.
+  hidden = BATCH.replace(domain_id=BATCH.domain_id.at[0, 0].set(0)) if name == "bert4rec" else BATCH
+  domain = np.asarray(jnp.where(hidden.domain_id == 0, hidden.target_domain, hidden.domain_id))
+  place = (0, 2)  # An event of domain 2 in the middle of the first row.
+  before = within_domain(config, hidden)
+  after = within_domain(config, hidden.replace(item_id=hidden.item_id.at[place].set(10)))
+  changed = np.abs(after - before).max(axis=-1) > 1e-6
+  same = (domain == domain[place]) & (np.asarray(BATCH.sequence_id) == 1) & (np.arange(2) == 0)[:, None]
+  expected = same & ((np.arange(8) >= 2)[None] | (name == "bert4rec"))
+  assert changed.tolist() == expected.tolist() and expected.sum() == (4 if name == "bert4rec" else 2)
+  one = {"num_domains": 1}
+  alone = BATCH.replace(domain_id=jnp.minimum(BATCH.domain_id, 1), target_domain=jnp.minimum(BATCH.target_domain, 1))
+  np.testing.assert_allclose(within_domain(config, alone, **one), queries(config, alone, **one), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_inside_domains_or_with_bottlenecks_has_no_other_within_domain():
+  for config in (INTRA, {**HSTU, "num_bottlenecks": 1, "bottleneck_stride": 2}):
+    model, params = model_and_params(config)
+    with pytest.raises(NotImplementedError, match="attention inside a domain is for models of all events"):
+      model.apply({"params": params}, BATCH, method="within_domain")
