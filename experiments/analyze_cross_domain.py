@@ -56,12 +56,13 @@ def main(argv: list[str]) -> None:
     runs = {name: load(workdir) for name, workdir in names_of(FLAGS.runs).items()}
     singles = [load(workdir, single=True) for workdir in FLAGS.single]
     check_same_events([*runs.values(), *singles])
-    numbers = analyze(runs, singles, 1 if FLAGS.split == "validation" else 2, FLAGS.k, FLAGS.own)
+    split = 1 if FLAGS.split == "validation" else 2
+    numbers = analyze(runs, singles, split, FLAGS.k, FLAGS.own, FLAGS.score)
     numbers |= {"sweep": read_sweep(FLAGS.sweep, FLAGS.metric)} if FLAGS.sweep else {}
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   os.makedirs(FLAGS.out, exist_ok=True)
-  settings = {name: FLAGS[name].value for name in ("runs", "single", "split", "k", "own", "protocol")}
+  settings = {name: FLAGS[name].value for name in ("runs", "single", "split", "k", "own", "score", "protocol")}
   path = os.path.join(FLAGS.out, "analysis.json")
   write_json(path, {"settings": settings, **as_json(numbers)})
   draw(numbers, FLAGS.out, FLAGS.metric)
@@ -124,7 +125,9 @@ def check_same_events(runs: Sequence[Run]) -> None:
       raise ValueError(f"{run.workdir} and {first.workdir} have different targets for the same users")
 
 
-def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int, own: str) -> dict[str, Any]:
+def analyze(
+  runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int, own: str, score: str = "all_keys"
+) -> dict[str, Any]:
   """Returns "strata", "change", "weights" and "usefulness", each by name of a run; the last two where they apply.
 
   Args:
@@ -132,7 +135,7 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
     singles: single-domain runs.
     split: split of the targets, 1 validation or 2 test.
     k: length of the recommendation list.
-    own: see `jaxrec.analysis.autocdsr_analysis.QueryAttention.cross_domain_share`.
+    own, score: see `jaxrec.analysis.autocdsr_analysis.QueryAttention.cross_domain_share`.
 
   Raises:
     ValueError: a user in two of `singles`, or no user in all of the runs.
@@ -143,7 +146,7 @@ def analyze(runs: Mapping[str, Run], singles: Sequence[Run], split: int, k: int,
     users = run.ranks.user if users is None else np.intersect1d(users, run.ranks.user)
   if not len(users):
     raise ValueError("no user is evaluated in all of the runs")
-  shares = {name: run.attention.select(users).cross_domain_share(own) for name, run in runs.items()}
+  shares = {name: run.attention.select(users).cross_domain_share(own, score) for name, run in runs.items()}
 
   def strata(values):
     every = {"all": autocdsr_analysis.Mean.from_values(values)}
@@ -262,6 +265,8 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_integer("k", 10, "A target in the top k is a hit.", lower_bound=1, flag_values=values)
   own_help = "Cross-domain attention goes to domains other than that of the query's event, or of the target."
   flags.DEFINE_enum("own", "query", autocdsr_analysis.OWN, own_help, flag_values=values)
+  score_help = "Among all keys, as recorded, or among visible keys of other events, in absolute weights."
+  flags.DEFINE_enum("score", "all_keys", autocdsr_analysis.SHARES, score_help, flag_values=values)
   flags.DEFINE_enum("split", "test", ["validation", "test"], "Split of the targets.", flag_values=values)
   protocol_help = "Candidates; single-domain models have the items of their domain only."
   flags.DEFINE_enum("protocol", "full_per_domain", PROTOCOLS, protocol_help, flag_values=values)

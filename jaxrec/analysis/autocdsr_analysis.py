@@ -32,11 +32,12 @@ from jaxrec.data.generators.planted_transfer import (
   PlantedTruth,
 )
 from jaxrec.data.prepared import PreparedData
-from jaxrec.layers.attention import MASS, group_shares, is_other_group, masses_by_layer
+from jaxrec.layers.attention import MASS, SIZES, group_shares, is_other_group, masses_by_layer, sizes_by_layer
 from jaxrec.models import SequentialModel
 from jaxrec.objectives.attention_score import OWN, query_domain
 from jaxrec.train.state import Params
 
+SHARES = ("all_keys", "visible")
 STRATA = ("single right", "cross right", "both", "none")
 TRAJECTORY = ("weight/cross_domain_attention", "cosine", "cross_domain_attention", "recommendation")
 
@@ -70,6 +71,8 @@ class QueryAttention:
   share: share of the attention that goes to each group of keys, mean over layers and heads: 0 is the query itself if it
     is a mask token, 1..C are the domains, C + 1 the bottleneck tokens, if any. Rows sum to 1.
   events: share of the row's events in each group: the attention shares of a query that attends uniformly.
+  others: share of the absolute weights on each group without the query itself, then on the query itself; mean over
+    layers and heads.
   """
 
   user: Int[np.ndarray, " U"]
@@ -77,6 +80,7 @@ class QueryAttention:
   target_domain: Int[np.ndarray, " U"]
   share: Float[np.ndarray, "U G"]
   events: Float[np.ndarray, "U G"]
+  others: Float[np.ndarray, "U G1"]
 
   def select(self, users: Int[np.ndarray, " K"]) -> QueryAttention:
     """Returns the rows of some users, in ascending order.
@@ -89,20 +93,29 @@ class QueryAttention:
     rows = np.isin(self.user, users)
     return QueryAttention(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
-  def cross_domain_share(self, own: str = "query") -> Float[np.ndarray, " U"]:
+  def cross_domain_share(self, own: str = "query", score: str = "all_keys") -> Float[np.ndarray, " U"]:
     """Returns the share of each query's attention that goes to other domains, 0..1.
 
     Args:
       own: the domain that is not "other". "query": the domain of the query's event, as in the objective of AutoCDSR
         (`jaxrec.layers.attention.cross_domain_share`); "target": the domain of the target.
+      score: "all_keys": among all attention, signed weights added up; "visible": among attention to other events than
+        the query whose domain is not hidden, in absolute weights; 0 without any.
 
     Raises:
-      ValueError: another value of `own`.
+      ValueError: another value of `own` or `score`.
     """
     if own not in OWN:
       raise ValueError(f"{own=} is unknown; use one of {OWN}")
+    if score not in SHARES:
+      raise ValueError(f"{score=} is unknown; use one of {SHARES}")
     domain = self.query_domain if own == "query" else self.target_domain
-    return (self.share * is_other_group(domain, self.share.shape[1])).sum(axis=1)
+    is_other = is_other_group(domain, self.share.shape[1])
+    if score == "all_keys":
+      return (self.share * is_other).sum(axis=1)
+    other = (self.others[:, :-1] * is_other).sum(axis=1)
+    total = self.others[:, 1:-1].sum(axis=1)
+    return np.where(total > 0, other / np.where(total > 0, total, 1), 0)
 
 
 def query_attention(model: nn.Module, params: Params, batches: Iterable[EvaluationBatch]) -> QueryAttention:
@@ -273,16 +286,20 @@ def attention_to_usefulness(
 
 
 def _at_query(model, params, batch):
-  """Returns domain, attention shares and event shares of each row's query: [B], [B, G], [B, G]."""
-  _, state = model.apply({"params": params}, batch, deterministic=True, mutable=[MASS])
+  """Returns domain, shares of attention and events, and of absolute weights, of each row's query; `[B, G]` each."""
+  _, state = model.apply({"params": params}, batch, deterministic=True, mutable=[MASS, SIZES])
   position = jnp.argmax(batch.target_weight > 0, axis=1)[:, None]  # [B, 1]
-  shares = []
-  for mass in masses_by_layer(state[MASS]):
-    at_query = jnp.take_along_axis(mass, position[..., None, None], axis=1)[:, 0]  # [B, H, G]
-    shares.append(group_shares(at_query).mean(axis=1))  # [B, G]
+
+  def mean_shares(layers):
+    at_query = [jnp.take_along_axis(x, position[..., None, None], axis=1)[:, 0] for x in layers]  # [B, H, G]
+    return [group_shares(x).mean(axis=1) for x in at_query]  # [B, G]
+
+  shares = mean_shares(masses_by_layer(state[MASS]))
+  others = mean_shares([layer.sizes for layer in sizes_by_layer(state[SIZES])])
   is_group = jax.nn.one_hot(batch.domain_id, shares[0].shape[-1]) * (batch.sequence_id != 0)[..., None]  # [B, N, G]
   events = is_group.sum(axis=1) / jnp.maximum(is_group.sum(axis=(1, 2)), 1)[:, None]  # [B, G]
-  return jnp.take_along_axis(query_domain(batch), position, axis=1)[:, 0], sum(shares) / len(shares), events
+  domain = jnp.take_along_axis(query_domain(batch), position, axis=1)[:, 0]
+  return domain, sum(shares) / len(shares), events, sum(others) / len(others)
 
 
 def _is_hit(name, ranks, shares, k) -> Bool[np.ndarray, " U"]:

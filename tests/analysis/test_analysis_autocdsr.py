@@ -1,5 +1,6 @@
 """Cross-domain attention: shares, strata, trajectories, sweeps and the planted truth, worked by hand."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -104,6 +105,17 @@ def test_shares_equal_those_of_the_objective(data, name):
   assert attention.share.shape[1] == (4 if name == "hstu_plus" else 3)
 
 
+def test_the_visible_share_leaves_out_the_query_itself_and_hidden_events(data):
+  attention = attention_of(data, "sasrec")  # Uniform; events of the own and of the other domain with the query itself:
+  np.testing.assert_allclose(attention.others[0], [0, 2 / 4, 1 / 4, 1 / 4], atol=1e-5)  # 3 and 1,
+  expected = [1 / 3, 4 / 4, 0, 1 / 1]  # 1 and 4, 3 and 0, 1 and 1.
+  np.testing.assert_allclose(attention.cross_domain_share(score="visible"), expected, atol=1e-5)
+  masked = attention_of(data, "bert4rec")
+  np.testing.assert_allclose(masked.cross_domain_share(score="visible")[:2], [3 / 4, 4 / 5], atol=1e-5)
+  with pytest.raises(ValueError, match="score='excess' is unknown"):
+    attention.cross_domain_share(score="excess")
+
+
 def test_the_size_of_the_batches_changes_nothing(data):
   one, other = attention_of(data, "sasrec", 0.5, size=2), attention_of(data, "sasrec", 0.5, size=3)
   np.testing.assert_allclose(one.share, other.share, rtol=1e-4)
@@ -206,7 +218,7 @@ def planted():
   data = planted_transfer(num_users=40, items_per_domain=16, mean_events=12.0)
   user, target = np.arange(40), np.ones(40, int)
   share = np.tile([0.1, 0.2, 0.3, 0.25, 0.15], (40, 1)) * np.where(user == 0, 0.5, 1)[:, None]
-  return data, QueryAttention(user, target, target, share, np.tile([0.0, 0.1, 0.2, 0.7, 0.0], (40, 1)))
+  return data, QueryAttention(user, target, target, share, np.tile([0.0, 0.1, 0.2, 0.7, 0.0], (40, 1)), share)
 
 
 @pytest.mark.parametrize("split", [1, 2])
@@ -236,9 +248,7 @@ def test_each_user_counts_by_their_own_target(planted):
 
 def test_queries_for_other_domains_are_excluded(planted):
   data, attention = planted
-  other = QueryAttention(
-    attention.user, attention.query_domain, attention.target_domain + 1, attention.share, attention.events
-  )
+  other = dataclasses.replace(attention, target_domain=attention.target_domain + 1)
   with pytest.raises(ValueError, match="no query has a target in the target domain"):
     attention_to_usefulness(other, data, planted_truth(data), 2)
 
