@@ -110,29 +110,19 @@ def test_what_tables_cannot_do_is_refused():
     make_train_step(MODEL, some_objective(False), optax.sgd(RATE), seed=1, average=0.9, item_table=Sharded(tables))
 
 
-@pytest.fixture(scope="module")
-def on_eight_devices(tmp_path_factory):
+def test_steps_on_several_meshes_equal_those_on_one_device_and_checkpoints_restore_onto_other_ones(tmp_path):
+  """One test, so that one process runs the program."""
   program = REPOSITORY / "tests" / "programs" / "table_step_devices.py"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     "PYTHONPATH": PYTHON_PATH,
   }
-  folder = str(tmp_path_factory.mktemp("checkpoints"))
-  done = subprocess.run([sys.executable, str(program), folder], env=env, capture_output=True, text=True, timeout=600)
+  done = subprocess.run([sys.executable, str(program), tmp_path], env=env, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_steps_on_several_meshes_equal_those_on_one_device(on_eight_devices):
-  assert set(on_eight_devices["from one device"]) == {"1", "8", "4x2", "4"}
-  assert max(on_eight_devices["from one device"].values()) < 2e-5
-  assert np.ptp(list(on_eight_devices["loss"].values())) < 1e-5
-
-
-def test_a_full_softmax_over_eight_devices_equals_that_on_one(on_eight_devices):
-  assert max(on_eight_devices["full softmax"].values()) < 2e-5
-
-
-def test_checkpoints_restore_onto_other_numbers_of_devices_and_other_meshes(on_eight_devices):
-  assert on_eight_devices["restored"] == dict.fromkeys(["8 to 4", "4 to 1", "1 to 8", "8 to 4x2", "4x2 to 1"], 0.0)
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert set(found["from one device"]) == {"1", "8", "4x2", "4"}
+  assert max(found["from one device"].values()) < 2e-5
+  assert np.ptp(list(found["loss"].values())) < 1e-5
+  assert max(found["full softmax"].values()) < 2e-5
+  assert found["restored"] == dict.fromkeys(["8 to 4", "4 to 1", "1 to 8", "8 to 4x2", "4x2 to 1"], 0.0)
