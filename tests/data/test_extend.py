@@ -5,6 +5,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from event_logs import prepared
 
 from jaxrec.cli import prepare as program
 from jaxrec.data.preparation.filters import PrepareOptions
@@ -35,19 +36,6 @@ def histories(data):
   }
 
 
-def log_of(text, **fields):
-  """An InteractionLog of events `user item time [domain]` separated by commas."""
-  rows = [word.split() for word in text.split(",")]
-  columns = {"user": [r[0] for r in rows], "item": [r[1] for r in rows], "timestamp": [int(r[2]) for r in rows]}
-  if len(rows[0]) > 3:
-    columns["domain"] = [r[3] for r in rows]
-  return InteractionLog(pl.DataFrame(columns), **fields)
-
-
-def prepared(text, base=None, fields=(), **options):
-  return prepare_log(log_of(text, **dict(fields)), PrepareOptions(**options), source="test", base=base)
-
-
 def test_known_ids_keep_their_numbers_and_new_ones_come_after_them(monday, tmp_path):
   data = prepare("table", written(tmp_path, "tuesday", TUESDAY), tmp_path / "both", extends=monday.path)
   assert monday.users["raw_id"].to_list() == ["ann", "bob"]
@@ -74,19 +62,19 @@ def test_the_events_and_splits_are_those_of_both_days_prepared_at_once(monday, t
 
 def test_late_events_are_sorted_in_and_those_of_the_same_second_come_last():
   monday = prepared("a x 5, a y 7")
-  assert histories(prepared("a z 7, a w 6, a v 4", monday)) == {"a": "v x w y z"}
+  assert histories(prepared("a z 7, a w 6, a v 4", base=monday)) == {"a": "v x w y z"}
 
 
 def test_events_are_ordered_by_full_precision_before_their_times_are_cut():
   monday = prepared("a x 1")
-  data = prepared("a late 2900, a early 2100", monday, {"time_unit": "ms"})
+  data = prepared("a late 2900, a early 2100", base=monday, fields={"time_unit": "ms"})
   assert histories(data) == {"a": "x early late"}
   assert data.timestamp.tolist() == [1, 2, 2]
 
 
 def test_limits_on_events_drop_new_users_and_items_only_counted_over_both_days():
   monday = prepared("a x 1, a y 2, b x 1, b y 2", min_user_events=2, min_item_events=2)
-  data = prepared("a new 3, b new 4, a rare 5, c x 6", monday, min_user_events=2, min_item_events=2)
+  data = prepared("a new 3, b new 4, a rare 5, c x 6", base=monday, min_user_events=2, min_item_events=2)
   assert histories(data) == {"a": "x y new", "b": "x y new"}
   assert data.items["raw_id"].to_list() == ["x", "y", "new"]
   assert data.meta["counts"]["dropped"] == {"users with too few events": 1, "items with too few events": 1}
@@ -94,21 +82,21 @@ def test_limits_on_events_drop_new_users_and_items_only_counted_over_both_days()
 
 def test_known_users_and_items_stay_without_events_enough():
   monday = prepared("a x 1, b y 2")
-  data = prepared("c y 3, c y 4, c y 5", monday, min_user_events=3, min_item_events=3, min_domain_events=3)
+  data = prepared("c y 3, c y 4, c y 5", base=monday, min_user_events=3, min_item_events=3, min_domain_events=3)
   assert histories(data) == {"a": "x", "b": "y", "c": "y y y"}
 
 
 def test_repeated_events_are_found_over_both_days():
   monday = prepared("a x 1, a y 2", duplicates="first")
-  assert histories(prepared("a y 3, a z 4", monday, duplicates="first")) == {"a": "x y z"}
-  last = prepared("a x 3, a z 4", monday, duplicates="last")
+  assert histories(prepared("a y 3, a z 4", base=monday, duplicates="first")) == {"a": "x y z"}
+  last = prepared("a x 3, a z 4", base=monday, duplicates="last")
   assert histories(last) == {"a": "y x z"}
   assert last.meta["counts"]["dropped"] == {"duplicate": 1}
 
 
 def test_new_domains_come_after_known_ones_and_items_of_each_are_apart():
   monday = prepared("a x 1 toys, a x 2 books", item_identity="per_domain")
-  data = prepared("a x 3 films, a x 4 toys, b x 5 books", monday, item_identity="per_domain")
+  data = prepared("a x 3 films, a x 4 toys, b x 5 books", base=monday, item_identity="per_domain")
   assert monday.domain_names == ("books", "toys")
   assert data.domain_names == ("books", "toys", "films")
   assert data.item_id.tolist() == [2, 1, 3, 2, 1]
@@ -119,7 +107,7 @@ def test_new_domains_come_after_known_ones_and_items_of_each_are_apart():
 def test_titles_of_new_items_are_added_and_known_ones_stay():
   catalogue = [{"item": ["x"], "title": ["Ex"]}, {"item": ["w", "x"], "title": ["We", "Other"]}]
   tables = [{"items": pl.DataFrame(table)} for table in catalogue]
-  data = prepared("a w 2, a x 3", prepared("a x 1", None, tables[0]), tables[1])
+  data = prepared("a w 2, a x 3", tables[1], prepared("a x 1", tables[0]))
   assert data.item_titles() == ["", "Ex", "We"]
   assert data.item_id.tolist() == [1, 2, 1]
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import REPOSITORY
+from event_logs import prepared
 from raw_files import ML1M_MOVIES, ML1M_RATINGS, write
 
 from jaxrec.data import prepared_files
@@ -15,19 +16,6 @@ from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.prepare import prepare, prepare_log
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources import InteractionLog
-
-
-def log_of(text, **fields):
-  """An InteractionLog of events `user item time [domain]` separated by commas."""
-  rows = [word.split() for word in text.split(",")]
-  columns = {"user": [r[0] for r in rows], "item": [r[1] for r in rows], "timestamp": [int(r[2]) for r in rows]}
-  if len(rows[0]) > 3:
-    columns["domain"] = [r[3] for r in rows]
-  return InteractionLog(pl.DataFrame(columns), **fields)
-
-
-def prepared(text, fields=(), **options):
-  return prepare_log(log_of(text, **dict(fields)), PrepareOptions(**options), source="test")
 
 
 def sequences(data):

@@ -20,7 +20,7 @@ from jaxrec.data.sources.file_blocks import is_parquet
 from jaxrec.data.sources.text_format import PARSER_ERRORS, Column
 
 PIECE_ROWS = 1 << 22
-_HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .part-0.parquet.crc: what engines write beside the parts.
+_HIDDEN = ("_", ".")  # Files that are no parts: _SUCCESS, _metadata, .part-0.parquet.crc.
 
 
 def find_parts(raw: str | os.PathLike) -> list[pathlib.Path]:
