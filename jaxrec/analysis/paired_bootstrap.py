@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxrec.evaluation.metrics import ndcg_of_each
 from jaxrec.evaluation.protocols import UserRanks
 
 
@@ -35,15 +36,6 @@ class UserValues(NamedTuple):
   value: Float[np.ndarray, "S U"]
 
 
-def ndcg(rank: Int[np.ndarray, "..."], k: int) -> Float[np.ndarray, "..."]:
-  """Returns NDCG@k of one target at each rank, from 1.
-
-  >>> ndcg(np.array([1, 3, 11]), 10).tolist()
-  [1.0, 0.5, 0.0]
-  """
-  return np.where(rank <= k, 1 / np.log2(1.0 + rank), 0)
-
-
 def user_values(ranks: Sequence[UserRanks], item_domain: Int[np.ndarray, " V1"], k: int) -> UserValues:
   """Returns NDCG@k of each user.
 
@@ -59,7 +51,7 @@ def user_values(ranks: Sequence[UserRanks], item_domain: Int[np.ndarray, " V1"],
   for other in ranks[1:]:
     if not (np.array_equal(other.user, first.user) and np.array_equal(other.target_item, first.target_item)):
       raise ValueError("the runs of a model are of different users or targets: they must have the same data and split")
-  return UserValues(first.user, item_domain[first.target_item], np.stack([ndcg(one.rank, k) for one in ranks]))
+  return UserValues(first.user, item_domain[first.target_item], np.stack([ndcg_of_each(one.rank, k) for one in ranks]))
 
 
 def paired_difference(

@@ -44,7 +44,7 @@ def ndcg(ranks: Int[AnyArray, " B"], k: int) -> float:
   >>> ndcg(np.array([1, 3, 11]), 10)
   0.5
   """
-  return float(np.mean(_gains(_checked_ranks(ranks, k), k)))
+  return float(np.mean(ndcg_of_each(_checked_ranks(ranks, k), k)))
 
 
 def mrr(ranks: Int[AnyArray, " B"]) -> float:
@@ -111,7 +111,7 @@ class RankingMetrics:
       ValueError: a negative rank, a domain outside 1..C, or unequal lengths.
     """
     ranks, row = self._checked_rows(ranks, domains)
-    gains = np.stack([_gains(ranks, k) for k in self.ks], axis=1)  # [B, K]
+    gains = np.stack([ndcg_of_each(ranks, k) for k in self.ks], axis=1)  # [B, K]
     hits = np.stack([ranks <= k for k in self.ks], axis=1)  # [B, K]
     count, new_hits, new_gains, reciprocal = (a.copy() for a in (self.count, self.hits, self.gains, self.reciprocal))
     np.add.at(count, row, 1)
@@ -261,7 +261,12 @@ def log_loss(probabilities: Float[AnyArray, " B"], labels: Shaped[AnyArray, " B"
   return float(-np.mean(np.where(labels, np.log(clipped), np.log1p(-clipped))))
 
 
-def _gains(ranks, k):
+def ndcg_of_each(ranks: Int[np.ndarray, "..."], k: int) -> Float[np.ndarray, "..."]:
+  """Returns NDCG@K of one relevant item at each 1-based rank; see `ndcg`.
+
+  >>> ndcg_of_each(np.array([1, 3, 11]), 10).tolist()
+  [1.0, 0.5, 0.0]
+  """
   return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 

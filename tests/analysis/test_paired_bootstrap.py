@@ -8,10 +8,10 @@ from jaxrec.analysis.paired_bootstrap import (
   bootstrap,
   joined,
   means_by_seed,
-  ndcg,
   paired_difference,
   user_values,
 )
+from jaxrec.evaluation.metrics import ndcg_of_each
 from jaxrec.evaluation.protocols import UserRanks
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def test_the_value_of_a_user_is_the_ndcg_of_one_target():
   found = user_values(ranks, np.array([0, 1, 1, 2]), 10)
   assert found.domain.tolist() == [1, 2]
   np.testing.assert_allclose(found.value, [[1, 0], [0.5, 1 / np.log2(11)]])
-  assert ndcg(np.array(4), 3) == 0
+  assert ndcg_of_each(np.array(4), 3) == 0
   with pytest.raises(ValueError, match="different users or targets"):
     user_values([ranks[0], ranks[1]._replace(target_item=np.array([1, 1]))], np.array([0, 1, 1, 2]), 10)
 
