@@ -67,7 +67,8 @@ def vectors(spec: Spec, info: Any, axis: int, rows: Sequence[int]) -> list[Array
   if spec.simulate:
     return [info[i] for i in rows]
   layout = plgpu.Layout.WGMMA.reduce(1 - axis)
-  index = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # in jax 0.10
+  idx = inspect.signature(plgpu.load).parameters.get("idx")
+  index = ((),) if idx and idx.default is inspect.Parameter.empty else ()  # Needed in jax 0.10, deprecated in 0.11.
   return [plgpu.load(info.at[i], *index, layout=layout, optimized=False) for i in rows]
 
 

@@ -1,4 +1,4 @@
-"""Evaluation batches: targets, histories, request times, padding, shards of hosts."""
+"""Evaluation batches: targets, histories, request times, padding."""
 
 import dataclasses
 
@@ -132,15 +132,6 @@ def test_rows_are_as_long_as_their_users_need():
   np.testing.assert_array_equal(batches.users, [0, 6, 1, 2, 3, 4, 5])
 
 
-def test_hosts_partition_each_batch():
-  data = three_users()
-  whole = evaluation_batches(data, 2, 4, max_length=10)
-  halves = [evaluation_batches(data, 2, 4, max_length=10, shard_index=i, shard_count=2) for i in range(2)]
-  for i, expected in enumerate(whole):
-    joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(half[i] for half in halves))
-    jax.tree.map(np.testing.assert_array_equal, joined, expected)
-
-
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -149,8 +140,7 @@ def test_hosts_partition_each_batch():
     ({"request_time": "now"}, "request_time='now' is unknown"),
     ({"max_length": 0}, "max_length=0 is too short"),
     ({"max_length": 1, "task": "masked_item"}, "max_length=1 is too short"),
-    ({"batch_size": 3, "shard_count": 2}, "batch_size=3 must be a positive multiple of shard_count=2"),
-    ({"shard_index": 1}, "shard_index=1 must be between 0 and"),
+    ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ({"users": []}, "no user has an event with split=2"),
   ],
 )

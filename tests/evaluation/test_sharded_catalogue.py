@@ -22,7 +22,7 @@ def on_devices():
   return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("num_devices", [1, 8])
 def test_losses_gradients_rows_and_optimizer_state_are_those_of_one_dense_table(on_devices, num_devices):
   leaves, structure = jax.tree.flatten(on_devices[f"training {num_devices}"])
   expected, expected_structure = jax.tree.flatten(on_devices["dense"])
@@ -30,7 +30,7 @@ def test_losses_gradients_rows_and_optimizer_state_are_those_of_one_dense_table(
   np.testing.assert_allclose(leaves, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("kind", ["floats", "ties"])
 def test_ranks_and_best_items_are_those_of_one_dense_table(on_devices, kind, num_devices):
   assert on_devices[f"{kind} {num_devices}"] == on_devices[f"{kind} None"]

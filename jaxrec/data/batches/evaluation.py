@@ -49,8 +49,6 @@ def evaluation_batches(
   request_time: str = "target",
   reveal_domain: bool = False,
   targets: str = "first",
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> EvaluationBatches:
   """Returns the validation or test users, as a sequence of `EvaluationBatch`es sorted by length of the history.
 
@@ -60,7 +58,7 @@ def evaluation_batches(
   Args:
     data: prepared columns.
     split: 1 for validation, 2 for test.
-    batch_size: users in a global batch; this host gets batch_size / shard_count rows of it.
+    batch_size: users in a batch; every host gets all of them.
     max_length: most recent positions that the model reads; in masked_item the last of them is the mask token.
     task: "next_item" predicts at the last event; "masked_item" appends the mask token V + 1 and predicts there.
     users: indices of the users to evaluate; None for all.
@@ -69,14 +67,13 @@ def evaluation_batches(
     reveal_domain: masked_item only: whether the mask token has the domain of the target.
     targets: "first": the first event of each user in the split; "all": every event of the split, with the user's
       earlier events of the split in its history. In leave-one-out data there is one anyway.
-    shard_index, shard_count: this host's shard of each batch.
 
   Raises:
     ValueError: an unknown option, or no user to evaluate.
   """
-  _check(split, batch_size, max_length, task, request_time, targets, shard_index, shard_count)
+  _check(split, batch_size, max_length, task, request_time, targets)
   how = task, request_time, reveal_domain, targets
-  return EvaluationBatches(data, split, batch_size, max_length, how, users, (shard_index, shard_count))
+  return EvaluationBatches(data, split, batch_size, max_length, how, users)
 
 
 class EvaluationBatches(Sequence):
@@ -87,13 +84,10 @@ class EvaluationBatches(Sequence):
   without_history: targets that are left out because nothing precedes them.
   """
 
-  def __init__(self, data, split, batch_size, max_length, how, users, shard):
+  def __init__(self, data, split, batch_size, max_length, how, users):
     self._data, self._columns = data, rows.EventColumns(data)
     self._task, self._request_time, self._reveal_domain, targets = how
-    self._batch_size, self._shard = batch_size, shard
-    self._is_partial = prepared_shards.is_partial(data)
-    if self._is_partial and shard[1] > 1:
-      raise ValueError("shard_count must be 1 for data of which a host has opened a part: it gets whole batches")
+    self._batch_size, self._is_partial = batch_size, prepared_shards.is_partial(data)
     self._list_requests(split, targets, users)
     if not len(self.users):
       raise ValueError(f"no user has an event with {split=} and one before it; check the split of the data")
@@ -109,13 +103,11 @@ class EvaluationBatches(Sequence):
   def __getitem__(self, index: int) -> EvaluationBatch:
     chosen, row_length = self._batches[index]
     widest = padded_length(int(self._history[chosen].max()))
-    num_rows = self._batch_size // self._shard[1]
-    chosen = chosen[self._shard[0] * num_rows : (self._shard[0] + 1) * num_rows]
     row = np.arange(len(chosen))
     if not self._is_partial:
-      return self._batch(chosen, row, (num_rows, row_length), widest)
+      return self._batch(chosen, row, (self._batch_size, row_length), widest)
     here = np.flatnonzero(np.diff(self._data.offsets)[self.users[chosen]])  # Other hosts have the other users.
-    batch = self._batch(chosen[here], row[here], (num_rows, row_length), widest)
+    batch = self._batch(chosen[here], row[here], (self._batch_size, row_length), widest)
     return parallel.max_over_hosts(batch)
 
   def _batch(self, chosen, row, shape, widest):
@@ -196,7 +188,7 @@ def padded_length(length: int) -> int:
   return padded
 
 
-def _check(split, batch_size, max_length, task, request_time, targets, shard_index, shard_count):
+def _check(split, batch_size, max_length, task, request_time, targets):
   for name, value, allowed in (
     ("split", split, (1, 2)), ("task", task, rows.TASKS), ("request_time", request_time, rows.REQUEST_TIMES),
     ("targets", targets, TARGETS),
@@ -205,10 +197,8 @@ def _check(split, batch_size, max_length, task, request_time, targets, shard_ind
       raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}")
   if max_length < 1 + (task == "masked_item"):
     raise ValueError(f"{max_length=} is too short for {task=}; it must be at least {1 + (task == 'masked_item')}")
-  if not 0 <= shard_index < shard_count:
-    raise ValueError(f"{shard_index=} must be between 0 and {shard_count=} - 1")
-  if batch_size < 1 or batch_size % shard_count:
-    raise ValueError(f"{batch_size=} must be a positive multiple of {shard_count=}")
+  if batch_size < 1:
+    raise ValueError(f"{batch_size=} must be at least 1")
 
 
 def _placed(values, row, num_rows, fill):
