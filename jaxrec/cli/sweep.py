@@ -304,10 +304,17 @@ def _choices(override):
 
 
 def _parsed_config(job) -> ConfigDict:
-  """Parses the config as `experiments.train` does from its command line."""
+  """Parses the config as `experiments.train` does from its command line.
+
+  Writes no bytecode, which hides a change of the file to one of equal size within the same second.
+  """
   values, argv = flags.FlagValues(), ["train", *job.flags]
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  values(argv)
+  before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+  try:
+    values(argv)
+  finally:
+    sys.dont_write_bytecode = before
   return values["config"].value
 
 
