@@ -1,8 +1,13 @@
 """`recommend` writes tables for users of the data and for strangers, in parts that survive a kill."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import polars as pl
 import pytest
+from conftest import REPOSITORY
 from known_scores import recommender
 
 from jaxrec.cli import export_vectors, recommend
@@ -62,6 +67,38 @@ def test_a_killed_table_continues_without_a_duplicate_or_a_gap(write, tmp_path, 
   write("--all", f"--out={out}")
   assert made == [0, 1, 2]
   assert users_and_items(pl.read_parquet(out)) == EXPECTED
+
+
+WRITER = """
+import os, signal, sys
+import polars as pl
+from jaxrec.cli import part_files
+
+def kill(*_):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+parts = part_files.PartFiles(sys.argv[1], {"k": 2})
+for part in range(3):
+  if not parts.has(part):
+    if sys.argv[2] == f"part {part}":
+      part_files.os.replace = kill
+    parts.write(part, pl.DataFrame({"user": [f"u{part}", f"u{part}"], "rank": [1, 2]}))
+part_files.os.replace = kill
+parts.finish(3, "user")
+"""
+
+
+def test_a_process_killed_while_it_writes_a_part_or_the_table_leaves_neither_a_duplicate_nor_a_gap(tmp_path):
+  """SIGKILL just before a file gets its name, then just before the table does."""
+  out = tmp_path / "a.parquet"
+  for moment, there in (("part 1", 1), ("the table", 3)):
+    ended = subprocess.run([sys.executable, "-c", WRITER, out, moment], cwd=REPOSITORY, check=False)
+    parts = PartFiles(out, {"k": 2})
+    assert ended.returncode == -signal.SIGKILL and not out.exists()
+    assert [parts.has(part) for part in range(3)] == [part < there for part in range(3)]
+  assert parts.finish(3, "user") == (6, 3)
+  assert list(pl.read_parquet(out).iter_rows()) == [(f"u{part}", rank) for part in range(3) for rank in (1, 2)]
+  assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 def test_parts_of_another_call_are_refused(tmp_path):
