@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from known_scores import DAY, recommender
+from programs import strangers_at_once
 from random_models import MAX_LENGTH, random_model
 
 from jaxrec.serving.incremental_recommender import with_states
@@ -30,6 +31,14 @@ def test_a_growing_history_is_scored_as_without_states(name):
     expected = made.score(ITEMS, histories=[EVENTS[:length], EVENTS[:1]], **given)
     np.testing.assert_allclose(found, expected, atol=1e-5)
   assert counts(incremental) == (4 + 5, 1 + 1)  # Eve's last history is encoded in one pass.
+
+
+def test_strangers_encoded_in_one_batch_have_the_vectors_of_one_event_after_the_other():
+  """With few of them; `strangers_at_once.py` has 200, of up to 1,000 events."""
+  made = random_model("HSTU")
+  histories = strangers_at_once.strangers(made.data, users=5, events=MAX_LENGTH)
+  found = strangers_at_once.compare(made, histories, alone=2)
+  assert max(map(len, histories)) > MAX_LENGTH / 2 and found.vectors < 1e-5 and found.scores < 1e-5
 
 
 def test_recommendations_and_users_of_the_data_are_the_same():
