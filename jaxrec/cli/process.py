@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from jaxrec.cli.compile_cache import use_compilation_cache
+
 _KEEP = 1 << 32  # Bytes: blocks up to this size are allocated on the heap, which glibc does not return to the kernel.
 _TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_KEEP}:glibc.malloc.trim_threshold={_KEEP}"
 _VARIABLE = "GLIBC_TUNABLES"
@@ -145,13 +147,6 @@ def is_of_interest(record: logging.LogRecord) -> bool:
   Exceptions of its threads are raised again where `jaxrec.train.checkpoint` waits for them.
   """
   return "orbax" not in record.pathname or (record.levelno >= logging.ERROR and not record.exc_info)
-
-
-def use_compilation_cache() -> None:
-  """Caches compiled programs in `$JAXREC_CACHE/jax` (default ~/.cache/jaxrec/jax), unless JAX's variables are set."""
-  root = os.environ.get("JAXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "jaxrec")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(root, "jax"))
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @contextmanager
