@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from jaxrec.analysis import html_page as page
 from jaxrec.analysis.run_figures import draw_histogram, draw_lines
+from jaxrec.data.action_columns import PREFIX
 from jaxrec.data.prepared import PreparedData
 
 MOST_EVENTS = 50_000_000  # To count them by item and domain takes about a second.
@@ -43,6 +44,7 @@ def _facts(data: PreparedData) -> dict[str, str]:
   if data.has_timestamps:
     ends = np.array([data.timestamp.min(), data.timestamp.max()], "datetime64[s]").astype("datetime64[D]")
     facts |= {"first event": str(ends[0]), "last event": str(ends[1])}
+  facts |= {column.removeprefix(PREFIX): ", ".join(names[:_MOST_BARS]) for column, names in data.action_names.items()}
   dropped = data.meta.get("counts", {}).get("dropped", {})
   return facts | {f"dropped: {reason}": f"{count:,}" for reason, count in dropped.items()}
 

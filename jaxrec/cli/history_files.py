@@ -10,7 +10,7 @@ from jaxrec.data.prepared import PreparedData
 from jaxrec.data.sources.tabular import read_table
 
 _TABLE = "table"
-_UNUSED = ("action", "rating", "title")
+_UNUSED = ("action", "actions", "rating", "title")
 
 
 def read_histories(path: str, data: PreparedData) -> dict[str, list[tuple[Any, ...]]]:

@@ -31,6 +31,7 @@ from absl import flags
 
 from jaxrec.cli.process import describe
 from jaxrec.cli.text_table import label_of_all, text_table
+from jaxrec.data.action_columns import ACTION, PREFIX, first_number
 from jaxrec.data.local_path import check_local
 from jaxrec.data.preparation.prepare import PrepareOptions, prepare, reader_parameters
 from jaxrec.data.prepared import PreparedData
@@ -40,7 +41,7 @@ from jaxrec.data.sources import GENERATED, SOURCES, generator, source_names, sou
 FLAGS = flags.FLAGS
 
 _ANY = "any source"
-_MAX_DOMAINS = 40  # More domains are not listed.
+_MAX_DOMAINS, _MAX_ACTIONS = 40, 20  # More domains or actions are not listed.
 
 
 def _all_options() -> dict[str, list[str]]:
@@ -118,9 +119,20 @@ def _notes(data: PreparedData) -> list[str]:
   if "extends" in data.meta:
     added = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in data.meta["extends"].items())
     notes.append(f"extends earlier data, whose ids stay: {added}")
+  notes += [action_note(data, column) for column in data.action_names]
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
   return [*map(printable, notes), printable(f"written to {data.path}")]
+
+
+def action_note(data: PreparedData, column: str) -> str:
+  """Returns a line with numbers, names and events of the actions of a column that the source wrote as text."""
+  values = np.asarray(data.action if column == ACTION else data.actions[column.removeprefix(PREFIX)])
+  names, first = data.action_names[column], first_number(column)
+  counts = np.bincount(values, minlength=first + len(names))[first:]
+  shown = [f"{first + i} = {name} ({counts[i]:,})" for i, name in enumerate(names[:_MAX_ACTIONS])]
+  more = f", and {len(names) - _MAX_ACTIONS:,} more" if len(names) > _MAX_ACTIONS else ""
+  return f"events by {column.removeprefix(PREFIX)}: {', '.join(shown)}{more}"
 
 
 def given_options(values: flags.FlagValues) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Actions of events, typed: what a user did with an item, such as a like, a kind of behaviour or seconds of watching.
 
 Prepared data may have any number of them. Each is a file `action.<name>.npy`; `meta["actions"]` holds their kinds.
-Tables of events name such a column `action.<name>`.
+Tables of events name such a column `action.<name>`. Where a source writes actions as text, `meta["action_names"]` holds
+the texts of a column, in the order of their numbers.
 
 | kind | values | dtype |
 |---|---|---|
@@ -23,6 +24,8 @@ from jaxrec.batches import BINARY, MULTI_CLASS, REGRESSION
 from jaxrec.data import prepared_files
 
 DTYPES: Mapping[str, type] = {BINARY: np.uint8, MULTI_CLASS: np.int32, REGRESSION: np.float32}
+ACTION = "action"
+"""The column of an action without a kind: a small integer, 0 for none."""
 PREFIX = "action."
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -56,6 +59,11 @@ def describe(
     columns[name] = values.astype(DTYPES[kind])
     meta[name] = {"kind": kind, "classes": _num_classes(columns[name], kind), **_range(columns[name])}
   return columns, meta
+
+
+def first_number(column: str) -> int:
+  """Returns the number of the first name of a column: 1 of `action`, where 0 stands for none, else 0."""
+  return 1 if column == ACTION else 0
 
 
 def check_kinds(kinds: Mapping[str, str]) -> None:

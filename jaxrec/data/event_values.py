@@ -93,6 +93,30 @@ def integer_array(name: str, values: Any, dtype: type, **limits: int) -> np.ndar
   return integers(column, wanted, lambda row: f"{name}[{row}]", **limits).to_numpy(writable=True)
 
 
+def numbers_or_names(values: pl.Series, dtype: Any, place: Place) -> pl.Series:
+  """Returns a column as numbers of `dtype`, or as text if not one of its texts is a number.
+
+  Args:
+    values: numbers or text.
+    dtype: pl.Float32, or a polars integer type.
+    place: row -> what begins an error.
+
+  Raises:
+    ValueError: a value that is empty, or no number while others are.
+
+  >>> numbers_or_names(pl.Series(["view", "buy"]), pl.Int32, str).to_list()
+  ['view', 'buy']
+  >>> numbers_or_names(pl.Series(["1", "buy"]), pl.Int32, lambda row: f"row {row}")
+  Traceback (most recent call last):
+  ValueError: row 1 holds 'buy', needs Int32
+  """
+  if isinstance(values.dtype, pl.Categorical | pl.Enum):
+    values = values.cast(pl.String)
+  if values.dtype == pl.String and values.cast(pl.Float64, strict=False).null_count() == len(values):
+    return texts(values, place)
+  return ratings(values, place) if dtype == pl.Float32 else integers(values, dtype, place)
+
+
 def texts(values: pl.Series, place: Place, *, optional: bool = False) -> pl.Series:
   """Returns a column of names or ids as text; numbers are written as text.
 

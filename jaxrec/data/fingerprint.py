@@ -40,6 +40,7 @@ def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
   parts = {"domains": list(data.domain_names), "offsets": np.asarray(data.offsets, np.int64)}
   parts |= {name: getattr(data, name) for name in _EVENT_PARTS}
   parts |= {f"action.{name}": values for name, values in data.actions.items()}
+  parts |= {f"names of {column}": list(names) for column, names in data.action_names.items()}
   parts |= table_parts(data)
   counts = {"users": data.num_users, "items": data.num_items, "domains": data.num_domains, "events": data.num_events}
   return {"counts": counts, "hashes": hashes(parts)}

@@ -240,6 +240,14 @@ class PreparedData:
     """For each typed action its kind, its number of classes, and its least, greatest and mean value."""
     return self.meta.get("actions", {})
 
+  @property
+  def action_names(self) -> Mapping[str, tuple[str, ...]]:
+    """For "action", or "action.<name>" of a typed action, the names of its actions, where the source wrote text.
+
+    The names of `action` are those of the numbers 1, 2, ..., the names of a typed action those of 0, 1, ...
+    """
+    return {column: tuple(names) for column, names in self.meta.get("action_names", {}).items()}
+
   def user_slice(self, user: int) -> slice:
     """Returns the slice of every column that holds the events of the 0-based `user`."""
     if not 0 <= user < self.num_users:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec.batches import BINARY, MULTI_CLASS, REGRESSION, ActionType
+from jaxrec.data.action_columns import PREFIX
 from jaxrec.data.batches.ranking_batches import history_batch
 from jaxrec.data.batches.ranking_rows import RankingColumns, num_tokens
 from jaxrec.data.prepared import PreparedData
@@ -47,8 +48,8 @@ class ActionRanker:
 
   @property
   def value_names(self) -> tuple[str, ...]:
-    """The names of the predicted values: actions, and classes of actions such as "reaction:2"."""
-    return tuple(name for head in self.model.heads for name in value_names(head))
+    """The names of the predicted values: actions, and classes such as "reaction:like" ("reaction:2" without names)."""
+    return tuple(name for head in self.model.heads for name in value_names(head, self._classes(head)))
 
   def rank(
     self,
@@ -66,8 +67,9 @@ class ActionRanker:
     Args:
       user: id in the raw data.
       candidates: item ids to rank; None: all items.
-      weights: action -> weight of its value: the probability of a binary action, or a number; "reaction:2" is the
-        probability of class 2 of a multi_class action. None: 1 for each binary action, or else for each number.
+      weights: action -> weight of its value: the probability of a binary action, or a number; "reaction:like" (or
+        "reaction:2" where the data have no names) is the probability of a class of a multi_class action. None: 1 for
+        each binary action, or else for each number.
       k: length of the list.
       exclude_seen: whether items of the history are left out.
 
@@ -109,7 +111,7 @@ class ActionRanker:
   def values(self, users: Int[np.ndarray, " B"], items: Int[np.ndarray, "B K"]) -> dict[str, Float[np.ndarray, "B K"]]:
     """Returns the predicted value of each action for K items of each user, at the time of the user's last event.
 
-    Probabilities of binary actions and of each class ("reaction:2") of multi_class ones; numbers of regression actions.
+    Probabilities of binary actions and of each class ("reaction:like") of multi_class ones; numbers of regression ones.
 
     Args:
       users: 0-based, each with an event.
@@ -124,7 +126,11 @@ class ActionRanker:
     histories = scorer.encode(history_batch(self.columns, self.layout, first, end, capacity))
     features = {name: self.columns.feature(name)[items] for name, _ in self.model.features}
     found = scorer.score(histories, items, self.columns.events.seconds(end - 1), features)
-    return {name: value for head in self.model.heads for name, value in action_values(head, found[head.name]).items()}
+    values = [action_values(head, found[head.name], self._classes(head)) for head in self.model.heads]
+    return {name: value for one in values for name, value in one.items()}
+
+  def _classes(self, head: ActionType) -> tuple[str, ...]:
+    return self.data.action_names.get(PREFIX + head.name, ())
 
   def _default_weights(self) -> dict[str, float]:
     kinds = {head.kind for head in self.model.heads}
@@ -134,8 +140,8 @@ class ActionRanker:
     return {head.name: 1.0 for head in self.model.heads if head.kind == kind}
 
 
-def action_values(head: ActionType, prediction: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns predictions of a head as probabilities or numbers, by name.
+def action_values(head: ActionType, prediction: np.ndarray, classes: Sequence[str] = ()) -> dict[str, np.ndarray]:
+  """Returns predictions of a head as probabilities or numbers, by name; `classes` are the names of classes, if any.
 
   >>> action_values(ActionType("seconds", "regression", mean=30.0, scale=10.0), np.array([0.5]))["seconds"].tolist()
   [35.0]
@@ -145,15 +151,17 @@ def action_values(head: ActionType, prediction: np.ndarray) -> dict[str, np.ndar
   if head.kind == REGRESSION:
     return {head.name: prediction * head.scale + head.mean}
   probabilities = np.asarray(jax.nn.softmax(prediction, axis=-1))
-  return {name: probabilities[..., i] for i, name in enumerate(value_names(head))}
+  return {name: probabilities[..., i] for i, name in enumerate(value_names(head, classes))}
 
 
-def value_names(head: ActionType) -> tuple[str, ...]:
-  """Returns the names of a head's values: the action, or each class of it.
+def value_names(head: ActionType, classes: Sequence[str] = ()) -> tuple[str, ...]:
+  """Returns the names of a head's values: the action, or each class of it, by its name if `classes` has one.
 
   >>> value_names(ActionType("stars", "multi_class", classes=2))
   ('stars:0', 'stars:1')
+  >>> value_names(ActionType("reaction", "multi_class", classes=2), ["buy", "view"])
+  ('reaction:buy', 'reaction:view')
   """
   if head.kind == MULTI_CLASS:
-    return tuple(f"{head.name}:{i}" for i in range(head.classes))
+    return tuple(f"{head.name}:{classes[i] if i < len(classes) else i}" for i in range(head.classes))
   return (head.name,)

@@ -55,8 +55,8 @@ class SequenceSettings(SourceSettings):
   rows_per_batch: int = setting(0, "0: as many as hold train.batch_size users.", at_least=0)
   packing: bool = setting(True, "Whether several histories share a row.")
   action_weights: dict = setting(
-    {}, "Action to weight of its events as targets, such as {'4': 1.0, '5': 2.0}; other events are read, but are no"
-    " targets. {}: all are.", is_open=True,
+    {}, "Action (number, or name in the raw data) to weight of its events as targets, such as {'4': 1.0, '5': 2.0};"
+    " other events are read, but are no targets. {}: all are.", is_open=True,
   )  # fmt: skip
   request_time: str = setting(
     "target", "Time of the request: that of the target, or of the last_event.", choices=REQUEST_TIMES

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxrec import models, multi_objective, parallel
 from jaxrec.batches import SequenceBatch
 from jaxrec.data import load, single_domain
+from jaxrec.data.action_columns import ACTION, first_number
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.batches.sharded_training import make_training_batches, num_shards, rows_of_batches
 from jaxrec.data.batches.training import TrainingBatches, TrainingOptions
@@ -184,7 +185,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     reveal_domain=settings.reveal_domain,
     seed=config.seed,
     only_users=train_users(config, data, last_split),
-    action_weights=action_weights(config),
+    action_weights=action_weights(config, data),
     shard_index=shard.index,
     shard_count=shard.count,
   )
@@ -211,19 +212,24 @@ def _rows(data, options, batch_size, unit):
   return rows
 
 
-def action_weights(config: ConfigDict) -> tuple[tuple[int, float], ...] | None:
+def action_weights(config: ConfigDict, data: PreparedData) -> tuple[tuple[int, float], ...] | None:
   """Returns the weights of targets by their action that `config.data.action_weights` gives; None: all weigh 1.
 
   Raises:
-    ValueError: an action that is no whole number, or a weight that is negative or not finite.
+    ValueError: an action that is neither a whole number nor a name of the data, or a weight that is negative or not
+      finite.
   """
+  names = data.action_names.get(ACTION, ())
+  numbers = {name: number for number, name in enumerate(names, first_number(ACTION))}
   pairs = []
   for action, weight in config.data.action_weights.items():
-    if not str(action).isdigit() or not math.isfinite(weight) or weight < 0:
+    is_known = str(action) in numbers or str(action).isdigit()
+    if not is_known or not math.isfinite(weight) or weight < 0:
+      known = f"whole numbers or {', '.join(map(repr, names))}" if names else "whole numbers"
       raise ValueError(
-        f"config.data.action_weights[{action!r}]={weight}: actions are whole numbers, weights finite and not negative"
+        f"config.data.action_weights[{action!r}]={weight}: actions are {known}, weights finite and not negative"
       )
-    pairs.append((int(action), float(weight)))
+    pairs.append((numbers[str(action)] if str(action) in numbers else int(action), float(weight)))
   return tuple(pairs) or None
 
 

@@ -1,5 +1,7 @@
 """Ranking by a weighted sum of predicted actions."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +62,15 @@ def test_values_of_a_multi_class_action_sum_to_one():
     "reaction:1",
     "reaction:2",
   ]
+
+
+def test_classes_have_the_names_of_the_data(ranker):
+  meta = {**DATA.meta, "action_names": {"action.reaction": ["buy", "cart", "view"]}}
+  named = dataclasses.replace(ranker, data=dataclasses.replace(DATA, meta=meta))
+  assert named.value_names == ("like", "reaction:buy", "reaction:cart", "reaction:view", "seconds")
+  found, expected = named.rank("1", weights={"reaction:cart": 1.0}), ranker.rank("1", weights={"reaction:1": 1.0})
+  assert [item[:5] for item in found] == [item[:5] for item in expected]
+  assert found[0].actions["reaction:cart"] == expected[0].actions["reaction:1"]
 
 
 def test_wrong_arguments_are_errors(ranker):

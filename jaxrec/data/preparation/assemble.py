@@ -59,6 +59,8 @@ def assemble(
     "counts": counts,
     "actions": action_meta,
   }
+  if numbered.action_names:
+    meta["action_names"] = {name: list(names) for name, names in numbered.action_names.items()}
   tables = {"item_table": _item_table(items, columns), "user_table": _user_table(numbered.users[kept_users])}
   return PreparedData(**columns, offsets=offsets, meta=meta, actions=actions, **tables)
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxrec.data import action_columns, event_values, prepared
-from jaxrec.data.preparation import filters
+from jaxrec.data import event_values, prepared
+from jaxrec.data.action_columns import ACTION, PREFIX
+from jaxrec.data.preparation import action_names, filters
 from jaxrec.data.preparation.filters import PrepareOptions
 from jaxrec.data.preparation.number_ids import NumberedEvents, raw_ids
 from jaxrec.data.prepared import PreparedData
@@ -81,10 +82,12 @@ def extended(
     counts: dropped events are added to it.
 
   Raises:
-    ValueError: only one of both has times; other typed actions; names that look like known ones.
+    ValueError: only one of both has times, or names of actions; other typed actions; names that look like known ones.
   """
   new = filters.in_seconds(filters.sort_events(numbered.events, log.in_order, counts), log.time_unit)
   _check_columns(base, new, numbered.action_kinds)
+  used = {ACTION: bool(np.any(base.action)), **{PREFIX + name: True for name in base.actions}}
+  new, names = action_names.united(base.action_names, new, numbered.action_names, used)
   domain_names = tuple(dict.fromkeys((*base.domain_names, *numbered.domain_names)))
   event_values.check_names(pl.Series(domain_names, dtype=pl.String), "domain")
   domain_of = np.array([0, *(domain_names.index(name) + 1 for name in numbered.domain_names)], np.int32)
@@ -99,7 +102,8 @@ def extended(
   )
   events = _without_repeated(_concatenated(base, new, options), options, counts)
   _add_counts(counts, base.meta["counts"])
-  return NumberedEvents(events, users, items, domain_names, numbered.action_kinds, base.num_users, base.num_items)
+  known = {"known_users": base.num_users, "known_items": base.num_items}
+  return NumberedEvents(events, users, items, domain_names, numbered.action_kinds, names, **known)
 
 
 def description(base: PreparedData, data: PreparedData) -> dict[str, int]:
@@ -159,7 +163,7 @@ def _concatenated(base: PreparedData, new: pl.DataFrame, options: PrepareOptions
   }
   columns |= {"timestamp": np.asarray(base.timestamp)} if base.has_timestamps else {}
   columns |= {"split": np.asarray(base.split)} if options.split == "given" else {}
-  columns |= {action_columns.PREFIX + name: np.asarray(values) for name, values in base.actions.items()}
+  columns |= {PREFIX + name: np.asarray(values) for name, values in base.actions.items()}
   if "action" not in new.columns:
     new = new.with_columns(action=pl.lit(0, pl.Int32))
   if missing := sorted(set(columns) - set(new.columns)):

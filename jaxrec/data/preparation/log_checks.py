@@ -7,11 +7,13 @@ import dataclasses
 import polars as pl
 
 from jaxrec.data import event_values
+from jaxrec.data.preparation import action_names
 from jaxrec.data.sources import InteractionLog
 
 
 def checked(log: InteractionLog) -> InteractionLog:
-  """Returns the log with its columns in the types of `InteractionLog`, every value unchanged.
+  """Returns the log with its columns in the types of `InteractionLog`, every value unchanged but actions as text, which
+  become numbers.
 
   Raises:
     ValueError: no events, no column of users or items, or a value that is no id, time, action or split; names the row.
@@ -23,6 +25,7 @@ def checked(log: InteractionLog) -> InteractionLog:
     raise ValueError(f"the log has no events; raw rows: {log.raw_rows}, dropped: {dict(log.dropped)}")
   if log.time_unit not in event_values.UNITS:
     raise ValueError(f"time_unit={log.time_unit!r} is not known; give one of {', '.join(event_values.UNITS)}")
+  log = action_names.with_numbers(log)
   tables = {name: _checked(getattr(log, name), name) for name in ("events", "items", "users")}
   return dataclasses.replace(log, **tables)
 

@@ -22,6 +22,7 @@ class NumberedEvents:
   users, items: one row per user and per item, in the order of their ids, with the source's ids and further columns.
   domain_names: the names of domains 1..C.
   action_kinds: the kinds of the columns `action.<name>` of the events.
+  action_names: column of the events -> names of its actions, where they have names.
   known_users, known_items: so many users (items), the first ones, stay whatever filters do: they have ids already.
   """
 
@@ -30,6 +31,7 @@ class NumberedEvents:
   items: pl.DataFrame
   domain_names: tuple[str, ...]
   action_kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  action_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   known_users: int = 0
   known_items: int = 0
 
@@ -62,7 +64,7 @@ def number_ids(events: pl.DataFrame, log: InteractionLog, items_per_domain: bool
   optional = [name for name in ("timestamp", "action", "split") if name in events.columns]
   optional += [action_columns.PREFIX + name for name in log.action_kinds]
   kept = events.select("user", "item", "domain", *optional)
-  return NumberedEvents(kept, users, items, domain_names, log.action_kinds)
+  return NumberedEvents(kept, users, items, domain_names, log.action_kinds, log.action_names)
 
 
 def raw_ids(table: pl.DataFrame, name: str) -> pl.Series:

@@ -25,8 +25,8 @@ def read_merge(
     read: reads the log of one mapping.
 
   Raises:
-    ValueError: fewer than two sources, a repeated name, two domains whose names become the same, or a source without
-      times, which give the common order.
+    ValueError: fewer than two sources, a repeated name, two domains whose names become the same, actions as text in
+      one source and as numbers in another, or a source without times, which give the common order.
   """
   if isinstance(sources, str | Mapping) or len(sources) < 2:
     raise ValueError("merge needs sources: two or more mappings with source, raw and name")
@@ -36,7 +36,8 @@ def read_merge(
   logs = _in_one_unit([_named(read(entry), entry["name"]) for entry in sources])
   shared = [name for name in ("action", "rating") if any(name in log.events.columns for log in logs)]
   shared = [name for name in shared if name == "action" or all(name in log.events.columns for log in logs)]
-  events = pl.concat([_columns(log, shared) for log in logs])
+  action = _type_of_actions(logs, names)
+  events = pl.concat([_columns(log, shared, action) for log in logs])
   items = None
   if any(log.items is not None for log in logs):
     items = pl.concat([_items(log) for log in logs], how="diagonal_relaxed")
@@ -89,10 +90,21 @@ def _in_unit(log: InteractionLog, unit: str) -> pl.DataFrame:
   return log.events.with_columns(pl.col("timestamp").cast(pl.Int64) * factor)
 
 
-def _columns(log: InteractionLog, shared: Sequence[str]) -> pl.DataFrame:
+def _type_of_actions(logs: Sequence[InteractionLog], names: Sequence[str]) -> Any:
+  """Returns text where sources name their actions, else the type of numbers."""
+  found = {name: log.events.schema.get("action") for name, log in zip(names, logs, strict=True)}
+  numbers = [name for name, dtype in found.items() if dtype is not None and dtype.is_numeric()]
+  texts = [name for name, dtype in found.items() if dtype is not None and not dtype.is_numeric()]
+  if numbers and texts:
+    raise ValueError(f"the actions of {texts} are text, those of {numbers} numbers; write them alike or leave them out")
+  return pl.String if texts else pl.Int32
+
+
+def _columns(log: InteractionLog, shared: Sequence[str], action: Any) -> pl.DataFrame:
   events = log.events
-  if "action" in shared and "action" not in events.columns:
-    events = events.with_columns(action=pl.lit(0, pl.Int32))
+  if "action" in shared:
+    found = pl.col("action") if "action" in events.columns else pl.lit(None if action == pl.String else 0)
+    events = events.with_columns(action=found.cast(action))
   return events.select(pl.col("user", "item").cast(pl.String), "domain", pl.col("timestamp").cast(pl.Int64), *shared)
 
 

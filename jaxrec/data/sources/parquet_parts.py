@@ -73,7 +73,8 @@ def read_parts(
     for first, piece in _pieces(part, list(columns)):
       table, unit = _checked(piece, columns, part, first)
       time_unit = unit or time_unit
-      pieces.append(table.with_columns(pl.col(name).cast(dtype) for name, dtype in codes.items()))
+      is_text = {name for name in texts if table.schema[name] == pl.String}
+      pieces.append(table.with_columns(pl.col(name).cast(dtype) for name, dtype in codes.items() if name in is_text))
       rows += len(piece)
     if report and len(parts) > 1:
       report(f"{number} of {len(parts)} files read, {rows:,} events")
@@ -139,10 +140,11 @@ def _checked(
 
 
 def _values(values: pl.Series, column: Column, place: event_values.Place) -> pl.Series:
+  if column.numbers is not None:
+    values = values.cast(pl.Int8) if values.dtype == pl.Boolean else values  # An action such as "clicked".
+    return event_values.numbers_or_names(values, column.numbers, place)
   if column.dtype == pl.String:
     return event_values.texts(values, place, optional=column.optional)
   if column.dtype == pl.Float32:
     return event_values.ratings(values, place)
-  if column.dtype == pl.Int32 and values.dtype == pl.Boolean:  # An action such as "clicked".
-    values = values.cast(pl.Int8)
   return event_values.integers(values, column.dtype, place)

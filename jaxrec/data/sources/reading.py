@@ -63,7 +63,7 @@ def read_columns(
       line += header.data.count(b"\n")
     if rows.data:
       table = parse_rows(path, rows, line, layout, form)
-      tables.append(_with_times(table, layout, path, rows, line))
+      tables.append(_with_values(table, layout, path, rows, line))
       breaks += rows.num_lines - len(table) if rows.quotations is not None else 0
   if not sum(map(len, tables)):
     raise ValueError(f"{path}: has no rows")
@@ -157,14 +157,17 @@ def read_lines(path: pathlib.Path) -> pl.DataFrame:
   return pl.DataFrame({"line": lines}).with_row_index("row", offset=1)
 
 
-def _with_times(
+def _with_values(
   table: pl.DataFrame, layout: Mapping[str, Column | None], path: pathlib.Path, rows: Rows, line: int
 ) -> pl.DataFrame:
+  """Returns the table with its times, and with the columns that are numbers or names."""
   for name, column in layout.items():
+    place = functools.partial(_place, path, name, rows, line)
     if column is not None and column.unit:
-      place = functools.partial(_place, path, name, rows, line)
       times, _ = event_values.times(table[name], column.unit, place, before_1970=column.before_1970)
       table = table.with_columns(times)
+    elif column is not None and column.numbers is not None:
+      table = table.with_columns(event_values.numbers_or_names(table[name], column.numbers, place).alias(name))
   return table
 
 

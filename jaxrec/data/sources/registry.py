@@ -44,8 +44,8 @@ class InteractionLog:
   """The result of reading a source: one row per event, in file order.
 
   events: columns `user`, `item` (integers or strings); optional `domain` (string), `timestamp` (int64, in `time_unit`),
-    `action` (int32, 0 for none), `rating` (float, for filters only), `split` (uint8, if the source defines it), and
-    `action.<name>` for each of `action_kinds`.
+    `action` (int32, 0 for none, or text), `rating` (float, for filters only), `split` (uint8, if the source defines
+    it), and `action.<name>` for each of `action_kinds`.
   items: the catalogue, including items without events, in the order of the item ids: `item`, optional `raw_id`,
     `title`, `domain` and further columns; None for the items of the events, sorted.
   users: `user`, `raw_id`, in the order of the user ids; None for the users of the events, sorted.
@@ -53,7 +53,9 @@ class InteractionLog:
     column `domain`.
   raw_rows: number of rows in the files.
   dropped: number of rows that the reader left out, by reason.
-  action_kinds: kinds of the typed actions; see `jaxrec.data.action_columns`.
+  action_kinds: kinds of the typed actions; see `jaxrec.data.action_columns`. Those of kind multi_class may be text.
+  action_names: column -> names of its actions where these are numbered texts; see
+    `jaxrec.data.preparation.action_names`.
   in_order: whether each user's events are in order of time already, so that `timestamp` must not reorder them.
   time_unit: "s", "ms", "us" or "ns": events are ordered by their time in full precision, which is cut to seconds last.
   """
@@ -67,6 +69,7 @@ class InteractionLog:
   in_order: bool = False
   time_unit: str = "s"
   action_kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  action_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def source_names() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from jaxrec.batches import MULTI_CLASS
 from jaxrec.data import action_columns, event_values
 from jaxrec.data.sources import cleaning
 from jaxrec.data.sources.parquet_parts import find_parts, read_parts
@@ -45,9 +46,10 @@ def read_table(
     raw: the file; of Parquet also a folder or a pattern of part files, as engines write them.
     user, item: names of the id columns.
     timestamp, domain, action, rating, title: names of further columns; None or "" if the file has no such column.
-      Without `timestamp` the order of the file is the order of time.
+      Without `timestamp` the order of the file is the order of time. Actions are whole numbers, 0 for none, or text
+      such as "view" and "buy", whose numbers are printed and kept.
     actions: further columns as typed actions, with their kinds: a mapping, or text such as
-      "like=binary,watched=regression"; see `jaxrec.data.action_columns`.
+      "like=binary,watched=regression"; see `jaxrec.data.action_columns`. Those of kind multi_class may be text too.
     ids: "string" or "int"; integers are smaller, faster and checked.
     time_unit: "s", "ms", "us" or "ns" since 1970; "float_s": seconds with decimals; "iso": ISO 8601 text, UTC if it
       names no time zone. Parquet columns of dates need none. Events are ordered by the full precision.
@@ -79,7 +81,7 @@ def read_table(
   if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
     raise ValueError(f"{missing} must name columns of the file")
   early = cleaning.keeps_before_1970(outside_period)
-  columns = {name: _column(meaning, ids, time_unit, early) for meaning, name in name_of.items()}
+  columns = {name: _column(meaning, ids, time_unit, early, kinds) for meaning, name in name_of.items()}
   if len(columns) < len(name_of):
     raise ValueError(f"a column is given for two purposes: {name_of}")
   if parts:
@@ -93,18 +95,20 @@ def read_table(
   return _log(rows, time_unit, path, kinds)
 
 
-def _column(meaning: str, ids: str, time_unit: str, early: bool) -> Column:
+def _column(meaning: str, ids: str, time_unit: str, early: bool, action_kinds: Mapping[str, str]) -> Column:
   if ids not in ("string", "int"):
     raise ValueError(f"{ids=} is not known; give 'string' or 'int'")
   kinds = {
     "timestamp": Column(event_values.written_type(time_unit), unit=time_unit, before_1970=early),
     "domain": Column(pl.String),
-    "action": Column(pl.Int32),
+    "action": Column(pl.String, numbers=pl.Int32),
     "rating": Column(pl.Float32),
     "title": Column(pl.String, optional=True),
   }
-  is_action = meaning.startswith(action_columns.PREFIX)
-  return kinds.get(meaning, Column(pl.Float32 if is_action else pl.Int64 if ids == "int" else pl.String))
+  if meaning.startswith(action_columns.PREFIX):
+    is_class = action_kinds[meaning.removeprefix(action_columns.PREFIX)] == MULTI_CLASS
+    return Column(pl.String, numbers=pl.Float32) if is_class else Column(pl.Float32)
+  return kinds.get(meaning, Column(pl.Int64 if ids == "int" else pl.String))
 
 
 def _read_csv(path: pathlib.Path, columns: dict[str, Column], form: TextFormat, header: bool, names) -> pl.DataFrame:
@@ -139,7 +143,10 @@ def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path, kinds: Mapping[
 
 def _check_actions(rows: pl.DataFrame, kinds: Mapping[str, str], path: pathlib.Path, first_row: int) -> None:
   for name, kind in kinds.items():
-    values = rows[action_columns.PREFIX + name].to_numpy()
+    column = rows[action_columns.PREFIX + name]
+    if not column.dtype.is_numeric():  # Names of classes.
+      continue
+    values = column.to_numpy()
     bad = np.flatnonzero(action_columns.wrong_values(values, kind))
     if len(bad):
       where = "line" if first_row > 1 else "row"

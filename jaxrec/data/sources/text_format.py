@@ -21,12 +21,14 @@ class Column:
   optional: whether fields may be empty.
   unit: of a time, a key of `event_values.WRITTEN_TIMES`; it is kept in full precision. None: no time.
   before_1970: whether a time may be negative.
+  numbers: of a column of text, the type that its values are read as, unless not one of them is a number. None: text.
   """
 
   dtype: Any
   optional: bool = False
   unit: str | None = None
   before_1970: bool = False
+  numbers: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
