@@ -53,7 +53,9 @@ class ClickDataSettings(SourceSettings):
   """Which events are candidates, and their histories; see `CandidateOptions`."""
 
   history_length: int = setting(CandidateOptions.history_length, "Latest events before a candidate.", at_least=1)
-  min_events: int = setting(CandidateOptions.min_events, "Users with fewer are left out.", at_least=1)
+  min_events: int = setting(
+    CandidateOptions.min_events, "Users with fewer are left out; 0: those without a target.", at_least=0
+  )
   min_history: int = setting(CandidateOptions.min_history, "Events that must precede a target.", at_least=1)
   first_target: int = setting(CandidateOptions.first_target, "Latest training target, from the user's end.", at_least=3)
   target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
@@ -122,7 +124,7 @@ def check_config(config: ConfigDict) -> None:
   check_groups(config, default_config(), GROUPS)
   if config.eval.metric not in METRICS[:-1]:
     raise ValueError(f"{config.eval.metric=} must be one of {METRICS[:-1]}")
-  changed = [name for name in _OF_DRAWN if config.data[name] != getattr(CandidateOptions, name)]
+  changed = [name for name in _OF_DRAWN if config.data[name] not in (0, getattr(CandidateOptions, name))]
   if config.data.label and changed:
     raise ValueError(f"config.data.{changed[0]} is for candidates that are drawn; {config.data.label=} draws none")
 

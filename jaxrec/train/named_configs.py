@@ -88,7 +88,12 @@ def named_config(name: str, data: PreparedData) -> ConfigDict:
 def sizes_text(config: ConfigDict, data: PreparedData) -> str:
   """Returns a line that says which sizes a named config derived from the data."""
   if config.task == CLICK_THROUGH:
-    return f"{config.train.num_epochs} epochs of {config.train.batch_size} candidates a step"
+    least = max(config.data.min_events, config.data.min_history + 1)
+    users = int(np.count_nonzero(np.diff(data.offsets) >= least))
+    return (
+      f"{config.train.num_epochs} epochs, {config.train.batch_size} candidates in a step; {users:,} users with {least}"
+      f" events or more; histories of up to {config.data.history_length} events"
+    )
   if config.task == RANKING:
     loss = f"predicts {', '.join(config.data.heads or data.actions)}"
   else:
@@ -184,6 +189,10 @@ def _autocdsr_plus(data: PreparedData) -> ConfigDict:
 def _dare(data: PreparedData) -> ConfigDict:
   config = click_task.default_config()
   config.model = {"name": "dare", "width": 16, "evaluation_norm": "running"}
+  lengths = np.diff(data.offsets)
+  if 2 * np.count_nonzero(lengths >= config.data.min_events) < np.count_nonzero(lengths):
+    config.data.min_events = 0  # The published minimum is for long histories.
+    config.data.history_length = Sizes.of(data).max_length
   examples = int(np.count_nonzero(np.asarray(data.split) == TRAIN))
   config.train.batch_size = 512
   config.train.evaluate_every_steps = int(np.clip(examples // 512 // 4, 20, 500))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxrec.data.batches import candidates
 from jaxrec.data.batches.candidates import (
   CandidateData,
   CandidateOptions,
@@ -44,6 +45,15 @@ def test_the_targets_of_a_user_are_those_of_the_paper():
   batch = all_of(examples, TEST)
   assert batch.history_item[0].tolist() == list(range(10, 210))
   assert batch.history_age[0].tolist() == list(range(200, 0, -1))
+
+
+@pytest.mark.parametrize(("lengths", "is_warned"), [([9, 9, 2, 2, 2], True), ([9, 9, 9, 2, 2], False)])
+def test_a_minimum_that_leaves_out_most_users_is_warned_about(monkeypatch, lengths, is_warned):
+  told = []
+  monkeypatch.setattr(candidates.logging, "warning", lambda text, *values: told.append(text % values))
+  CandidateData(users_with_events(lengths), OPTIONS)
+  expected = ["3 of 5 users have fewer than min_events=8 events and are left out; lower config.data.min_events"]
+  assert [text.removesuffix(" for short histories") for text in told] == expected * is_warned
 
 
 def test_a_history_ends_before_its_target_and_never_reaches_another_user():

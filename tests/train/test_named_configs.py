@@ -48,8 +48,6 @@ def with_actions(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_an_accepted_config_that_builds(folder, with_actions, name):
   config = named_config(name, PreparedData.load(with_actions if NAMES[name].typed_actions else folder))
-  if name == "dare":
-    config.data.min_events, config.data.min_history = 5, 2
   task_class(config.task).check_config(config)
   assert build_task(config).config.name == name
 
@@ -69,6 +67,23 @@ def test_the_sizes_of_a_ranking_are_told(with_actions):
   config = named_config("ranking", data)
   assert config.data.max_length == 8 and config.data.features == ("domain",)
   assert sizes_text(config, data).endswith("histories of up to 8 events; predicts like, reaction, seconds")
+
+
+@pytest.mark.parametrize(
+  ("lengths", "expected"), [([20] * 30, (0, 24)), ([20] * 11 + [300] * 10, (0, 200)), ([300] * 20, (210, 200))]
+)
+def test_click_through_reads_short_histories_where_most_users_have_one(lengths, expected):
+  """The published minimum of 210 events stays where at least half of the users have as many."""
+  config = named_config("dare", data_of(lengths))
+  assert (config.data.min_events, config.data.history_length) == expected
+  config.data.label = "like"  # Draws no candidates, for which the published minimum is.
+  task_class(config.task).check_config(config)
+
+
+def test_the_users_of_click_through_are_told():
+  data = data_of([20] * 30 + [1])
+  text = sizes_text(named_config("dare", data), data)
+  assert text.endswith("; 30 users with 2 events or more; histories of up to 24 events")
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

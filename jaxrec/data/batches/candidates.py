@@ -31,7 +31,7 @@ class CandidateOptions:
   """Which events are targets, how many negatives they get, and how much history each example has.
 
   history_length: N, the latest events before the target.
-  min_events: users with fewer events are left out.
+  min_events: users with fewer events are left out; 0: those without a target.
   min_history: events that must precede a target.
   first_target, target_stride, targets_per_user: training targets are at most targets_per_user events, counted from the
     user's last event, which is 1: first_target, first_target + target_stride, ...
@@ -114,6 +114,11 @@ class CandidateData:
     self.counts["training_targets"] = len(self._targets[TRAIN])
     self.counts["training_targets_without_history"] = most - len(self._targets[TRAIN])
     logging.info("candidates: %s", self.counts)
+    if self.counts["users_too_short"] > len(users):
+      logging.warning(
+        "%d of %d users have fewer than min_events=%d events and are left out; lower config.data.min_events for short"
+        " histories", self.counts["users_too_short"], (lengths > 0).sum(), options.min_events,
+      )  # fmt: skip
 
   def num_examples(self, split: int) -> int:
     """Returns the number of examples of a split: TRAIN, VALIDATION or TEST."""
