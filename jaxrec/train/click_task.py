@@ -144,6 +144,7 @@ class ClickTask(BaseTask):
 
   default_config = staticmethod(default_config)
   check_config = staticmethod(check_config)
+  groups = GROUPS
 
   def __post_init__(self):
     self._compiled: dict[Any, Any] = {}

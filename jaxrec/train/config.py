@@ -19,7 +19,7 @@ from jaxrec.data.seeds import check_seed
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.objectives.attention_score import OWN, SCORES
-from jaxrec.train.settings import check_group, check_names, defaults, setting
+from jaxrec.train.settings import check_all_read, check_group, check_names, defaults, setting
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 DTYPES = ("float32", "bfloat16")
@@ -27,6 +27,9 @@ OBJECTIVES = ("cross_domain_attention",)
 INNER_PRODUCTS = ("shared", "attention_path")
 SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
 _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
+_MASKED = "task", ("masked_item",)  # Where settings are read.
+_OBJECTIVES = "objectives", ()
+_TABLES = "placement", ("auto", "sharded")
 _BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
 
 
@@ -61,11 +64,13 @@ class SequenceSettings(SourceSettings):
   request_time: str = setting(
     "target", "Time of the request: that of the target, or of the last_event.", choices=REQUEST_TIMES
   )
-  mask_probability: float = setting(0.15, "masked_item only: share of masked events.", at_least=0, below=1)
-  mask_last_probability: float = setting(
-    0.0, "masked_item only: probability that only the last event is masked.", at_least=0, below=1
+  mask_probability: float = setting(
+    0.15, "masked_item only: share of masked events.", at_least=0, below=1, read_if=_MASKED
   )
-  reveal_domain: bool = setting(False, "masked_item only: whether a masked event keeps its domain.")
+  mask_last_probability: float = setting(
+    0.0, "masked_item only: probability that only the last event is masked.", at_least=0, below=1, read_if=_MASKED
+  )
+  reveal_domain: bool = setting(False, "masked_item only: whether a masked event keeps its domain.", read_if=_MASKED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +79,27 @@ class MultiObjectiveSettings:
 
   objectives: tuple = setting((), "('cross_domain_attention',) is AutoCDSR.")
   own_domain: str = setting(
-    "query", "The domain that attention should stay in: that of the event that attends, or of the target.", choices=OWN
-  )
+    "query", "The domain that attention should stay in: that of the event that attends, or of the target.", choices=OWN,
+    read_if=_OBJECTIVES,
+  )  # fmt: skip
   score: str = setting(
     "visible", "What is made small: the share of other domains among visible keys, what it exceeds their share of the"
     " events by, or the published share among all keys; see jaxrec.objectives.attention_score.", choices=SCORES,
+    read_if=_OBJECTIVES,
   )  # fmt: skip
   margin: float = setting(0.0, "score=excess only: log-odds that are free of charge.")
   gate: bool = setting(
-    False, "Whether only queries count whose target the own domain alone predicts better: one more forward pass."
-  )
+    False, "Whether only queries count whose target the own domain alone predicts better: one more forward pass.",
+    read_if=_OBJECTIVES,
+  )  # fmt: skip
   inner_products: str = setting(
     "shared", "Of gradients over all parameters but the item table, or over those of attention_path, which the second"
-    " objective can move.", choices=INNER_PRODUCTS,
+    " objective can move.", choices=INNER_PRODUCTS, read_if=_OBJECTIVES,
   )  # fmt: skip
   reweight_every: int = setting(1, "Steps between two solutions for the weights; more is faster.", at_least=1)
-  weighting: dict = setting({"name": "pareto"}, "See jaxrec.multi_objective.weighting.", is_open=True)
+  weighting: dict = setting(
+    {"name": "pareto"}, "See jaxrec.multi_objective.weighting.", is_open=True, read_if=_OBJECTIVES
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +155,23 @@ class TableSettings:
     "auto", "parameter: in params; sharded: row-sharded, and a step changes only the rows it looked up.",
     choices=("auto", "parameter", "sharded"),
   )  # fmt: skip
-  max_parameter_bytes: int = setting(2**30, "auto: up to this size, with optimizer state, in params.", at_least=0)
+  max_parameter_bytes: int = setting(
+    2**30, "auto: up to this size, with optimizer state, in params.", at_least=0, read_if=("placement", ("auto",))
+  )
   num_items: int = setting(0, "Room for items that the data does not have yet; 0: none.", at_least=0, below=2**31 - 2)
-  optimizer: str = setting("adamw", "Of a sharded table; reads config.optimizer.", choices=("adamw", "adagrad", "sgd"))
-  second_moment: str = setting("row", "Of adamw: one for each row or each element.", choices=("row", "element"))
-  moment_dtype: str = setting("float32", "Of adamw's moments.", choices=DTYPES)
-  dtype: str = setting("float32", "Of the rows.", choices=DTYPES)
-  rounding: str = setting("nearest", "How updates are rounded to bfloat16 rows.", choices=ROUNDINGS)
+  optimizer: str = setting(
+    "adamw", "Of a sharded table; reads config.optimizer.", choices=("adamw", "adagrad", "sgd"), read_if=_TABLES
+  )
+  second_moment: str = setting(
+    "row", "Of adamw: one for each row or each element.", choices=("row", "element"), read_if=("optimizer", ("adamw",))
+  )
+  moment_dtype: str = setting("float32", "Of adamw's moments.", choices=DTYPES, read_if=("optimizer", ("adamw",)))
+  dtype: str = setting("float32", "Of the rows.", choices=DTYPES, read_if=_TABLES)
+  rounding: str = setting(
+    "nearest", "How updates are rounded to bfloat16 rows.", choices=ROUNDINGS, read_if=("dtype", ("bfloat16",))
+  )
   capacity: int = setting(
-    0, "Distinct rows that a device may request from each other one in a step; 0: derived.", at_least=0
+    0, "Distinct rows that a device may request from each other one in a step; 0: derived.", at_least=0, read_if=_TABLES
   )
 
 
@@ -259,6 +277,16 @@ def check_groups(config: ConfigDict, default: ConfigDict, groups: Mapping[str, t
     check_group(f"config.{name}", values[name], group)
   check_source(config)
   check_mesh(config)
+
+
+def check_groups_read(config: ConfigDict, groups: Mapping[str, type]) -> None:
+  """Raises where a setting was changed that nothing reads, as another one says; see `setting`.
+
+  Raises:
+    ValueError: names both settings.
+  """
+  for name, group in groups.items():
+    check_all_read(f"config.{name}", config[name].to_dict(), group)
 
 
 def check_source(config: ConfigDict) -> None:

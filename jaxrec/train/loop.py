@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from jaxrec import parallel
 from jaxrec.train import changes, curves, writers
 from jaxrec.train.checkpoint import Checkpoints, check_path
+from jaxrec.train.config import check_groups_read
 from jaxrec.train.earlier_run import first_state, started_from
 from jaxrec.train.finite_state import FiniteCheck
 from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
@@ -54,8 +55,8 @@ def run(
     make_task: config to task; another one trains a task of your own.
 
   Raises:
-    ValueError: the config is wrong, or the workdir is in use by another process, or holds a run of another config or of
-      other data.
+    ValueError: the config is wrong, or has a setting that nothing reads; the workdir is in use by another process, or
+      holds a run of another config or of other data.
     OSError: a file cannot be written.
     LostRecordsError: records of metrics.jsonl that the last checkpoint depends on are missing.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
@@ -64,7 +65,7 @@ def run(
     Interrupted: a signal asked to stop; what was trained is saved.
   """
   if make_task is build_task:
-    task_class(config.task).check_config(config)
+    _check_config(config, workdir)
   check_path("workdir", workdir)
   os.makedirs(workdir, exist_ok=True)
   with FolderLock(workdir), StopSignal() as stop:
@@ -92,6 +93,13 @@ def run(
     writers.write_json(path, summary)
     curves.plot(workdir, config.eval.metric)
     return summary
+
+
+def _check_config(config, workdir):
+  task = task_class(config.task)
+  task.check_config(config)
+  if not os.path.exists(os.path.join(workdir, CONFIG_FILE)):  # Runs that have begun go on.
+    check_groups_read(config, getattr(task, "groups", {}))
 
 
 def run_phase(

@@ -56,13 +56,17 @@ class RankingDataSettings(SourceSettings):
   max_length: int = setting(RankingOptions.max_length, "Events of a history; older ones are cropped.", at_least=2)
   layout: str = setting(RankingOptions.layout, "Tokens of an event: its item and its actions, or one.", choices=LAYOUTS)
   unit: str = setting(RankingOptions.unit, "What one training example predicts.", choices=UNITS)
-  session_gap: int = setting(RankingOptions.session_gap, "unit=session: seconds that end one.", at_least=0)
+  session_gap: int = setting(
+    RankingOptions.session_gap, "unit=session: seconds that end one.", at_least=0, read_if=("unit", ("session",))
+  )
   row_length: int = setting(0, "Tokens of a row; 0: those of the longest example.", at_least=0)
   packing: bool = setting(True, "Whether several examples share a row.")
   stochastic_length: float = setting(
     0.0, "Alpha of Stochastic Length, above 1 and at most 2; 0: whole histories.", at_least=0
   )
-  stochastic_rule: str = setting(StochasticLength.rule, "Which events of a long history are kept.", choices=RULES)
+  stochastic_rule: str = setting(
+    StochasticLength.rule, "Which events of a long history are kept.", choices=RULES, read_if=("stochastic_length", ())
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +141,7 @@ class RankingTask(BaseTask):
 
   default_config = staticmethod(default_config)
   check_config = staticmethod(check_config)
+  groups = GROUPS
 
   def __post_init__(self):
     self._compiled: dict[Mesh, Any] = {}

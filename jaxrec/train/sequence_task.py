@@ -53,6 +53,7 @@ class SequenceTask(BaseTask):
 
   default_config = staticmethod(config_lib.default_config)
   check_config = staticmethod(config_lib.check_config)
+  groups = config_lib.GROUPS
 
   @classmethod
   def from_config(cls, config: ConfigDict) -> SequenceTask:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OPEN = "open"  # Metadata of a group that may hold any keys; the code that reads it checks them.
+_READ_IF = "read_if"
 
 
 def setting(
@@ -19,6 +20,7 @@ def setting(
   below: float | None = None,
   choices: Sequence[str] | None = None,
   is_open: bool = False,
+  read_if: tuple[str, Sequence[str]] | None = None,
 ) -> Any:
   """Declares a field of a settings group: its default, its help, and the values it accepts.
 
@@ -29,8 +31,10 @@ def setting(
     below: numbers must be smaller.
     choices: accepted strings.
     is_open: the default is a group whose keys are checked by the code that reads it.
+    read_if: another setting of the group, and the values with which this one is read; no values: unless it is empty
+      or 0. None: this one is always read.
   """
-  metadata = {"text": text, "at_least": at_least, "below": below, "choices": choices, OPEN: is_open}
+  metadata = {"text": text, "at_least": at_least, "below": below, "choices": choices, OPEN: is_open, _READ_IF: read_if}
   if isinstance(default, dict):
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -57,6 +61,29 @@ def check_group(name: str, values: Mapping[str, Any], group: type) -> None:
   default = group()
   for field in fields.values():
     check_value(f"{name}.{field.name}", values[field.name], getattr(default, field.name), field.metadata)
+
+
+def check_all_read(name: str, values: Mapping[str, Any], group: type) -> None:
+  """Raises where a setting of a group was changed that nothing reads, as another setting says.
+
+  Args:
+    name, values, group: as of `check_group`.
+
+  Raises:
+    ValueError: names both settings.
+  """
+  default = dataclasses.asdict(group())
+  for field in dataclasses.fields(group):
+    value, read_if = values[field.name], field.metadata.get(_READ_IF)
+    if read_if is None or value == default[field.name]:
+      continue
+    other, accepted = read_if
+    if values[other] not in accepted if accepted else not values[other]:
+      needed = f"one of {tuple(accepted)}" if accepted else "neither empty nor 0"
+      raise ValueError(
+        f"{name}.{field.name}={value!r} is read by nothing where {name}.{other}={values[other]!r}: make that"
+        f" {needed}, or leave {name}.{field.name} as it is, {default[field.name]!r}"
+      )
 
 
 def check_names(name: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrec.train import click_task, curves
-from jaxrec.train.config import check_config, default_config
+from jaxrec.train import click_task, config, curves, loop, ranking_task
+from jaxrec.train.config import check_config, check_groups_read, default_config
 from jaxrec.train.monitor import EarlyStopping, Interrupted, LossMonitor, NonFiniteLossError, StopSignal
 from jaxrec.train.writers import MetricsWriter, read_records
 
@@ -57,6 +57,41 @@ def test_a_config_that_does_not_fit_is_explained(settings, message):
   with pytest.raises(ValueError) as error:
     check_config(config_with(**settings))
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("settings", "reader"),
+  [
+    ({"data__mask_probability": 0.3}, {"data__task": "masked_item"}),
+    ({"data__reveal_domain": True}, {"data__task": "masked_item"}),
+    ({"multi_objective__weighting": {"name": "mgda"}}, {"multi_objective__objectives": ("cross_domain_attention",)}),
+    ({"multi_objective__gate": True}, {"multi_objective__objectives": ("cross_domain_attention",)}),
+    ({"tables__placement": "parameter", "tables__capacity": 9}, {"tables__placement": "sharded"}),
+    ({"tables__rounding": "stochastic"}, {"tables__dtype": "bfloat16"}),
+    ({"tables__optimizer": "sgd", "tables__second_moment": "element"}, {"tables__optimizer": "adamw"}),
+  ],
+)
+def test_a_setting_that_nothing_reads_is_refused(settings, reader):
+  *_, (changed, _) = settings.items()
+  ((name, _),) = reader.items()
+  with pytest.raises(ValueError) as error:
+    check_groups_read(config_with(**settings), config.GROUPS)
+  assert f"config.{changed.replace('__', '.')}=" in str(error.value)
+  assert f"is read by nothing where config.{name.replace('__', '.')}=" in str(error.value)
+  check_groups_read(config_with(**settings | reader), config.GROUPS)
+
+
+def test_unread_settings_of_ranking_are_refused_and_runs_that_have_begun_go_on(tmp_path):
+  settings = ranking_task.default_config()
+  settings.data.source, settings.data.session_gap = "planted_actions", 60
+  message = (
+    r"session_gap=60 is read by nothing where config.data.unit='user': make that one of \('session',\), or leave"
+  )
+  with pytest.raises(ValueError, match=message):
+    loop.run(settings, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+  (tmp_path / "config.json").write_text("{}")
+  loop._check_config(settings, str(tmp_path))
 
 
 @pytest.mark.parametrize("default", [default_config, click_task.default_config])
