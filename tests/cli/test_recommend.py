@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from conftest import REPOSITORY
 from known_scores import recommender
+from test_readme import code_blocks
 
 from jaxrec.cli import export_vectors, recommend
 from jaxrec.cli.history_files import read_histories
@@ -171,6 +172,21 @@ def test_an_existing_table_is_not_overwritten(write, tmp_path):
   with pytest.raises(SystemExit, match="exists already"):
     write("--all", f"--out={tmp_path / 'a.csv'}")
   assert (tmp_path / "a.csv").read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")  # Of SWIG.
+def test_the_example_for_faiss_finds_the_items_with_the_highest_scores(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("faiss", reason="the example needs FAISS: pip install faiss-cpu")
+  known = recommender()
+  export_vectors.export(known, tmp_path / "vectors", users=True, domain=None)
+  (block,) = [block for _, block in code_blocks("jaxrec/serving/README.md", "python") if "import faiss" in block]
+  monkeypatch.chdir(tmp_path)
+  found = {}
+  exec(block, found)
+  scores = known.score(found["items"]["item"].to_list(), users=found["users"]["user"].to_list())
+  np.testing.assert_array_equal(found["rows"], np.argsort(-scores, axis=1, kind="stable")[:, :5])
+  np.testing.assert_array_equal(found["scores"], -np.sort(-scores, axis=1)[:, :5])
+  assert capsys.readouterr().out.startswith("ann ['Heat', 'Emma'")
 
 
 def test_exported_vectors_give_the_scores_of_the_model(call, monkeypatch, tmp_path):
