@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+CUDA = ["jax[cuda13]"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
@@ -46,7 +47,8 @@ setup(
     "notebooks": NOTEBOOKS,
     "test": TEST,
     "tpu": ["jax[tpu]"],
-    "gpu": ["jax[cuda13]"],
+    "cuda13": CUDA,
+    "gpu": CUDA,  # The name of before.
     "compilers": COMPILERS,
   },
   classifiers=[
