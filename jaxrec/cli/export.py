@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
   try:
     recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
     print(write_artifact(recommender, FLAGS.out, FLAGS.overwrite))
-  except (ImportError, OSError, ValueError) as error:
+  except (ImportError, NotImplementedError, OSError, ValueError) as error:
     sys.exit(describe(error))
 
 

@@ -60,7 +60,7 @@ def _as_text() -> str:
   recommender = _recommender()
   options = _options() | {"hold_out": FLAGS.hold_out}
   if FLAGS.histories:
-    given = read_histories(FLAGS.histories, recommender.data)
+    given = _given_histories(recommender)
     found = recommender.recommend(histories=given, **options)
   else:
     found = recommender.recommend(users=_named_users(recommender.data), **options)
@@ -143,12 +143,16 @@ def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int]
   """Returns the users, and a function from a range of them to their histories."""
   data = recommender.data
   if FLAGS.histories:
-    given = read_histories(FLAGS.histories, data)
+    given = _given_histories(recommender)
     names = list(given)
     return names, lambda start, end: histories_of_events(data, {name: given[name] for name in names[start:end]})
   names = _users_of(data)
   users = np.array([data.user_index(user) for user in names], np.int64)
   return names, lambda start, end: histories_of_users(data, users[start:end])
+
+
+def _given_histories(recommender: Recommender) -> dict:
+  return read_histories(FLAGS.histories, recommender.data, getattr(recommender.model, "num_actions", 0) > 0)
 
 
 def _users_of(data: PreparedData) -> list[str]:

@@ -34,7 +34,9 @@ def check_batch(batch: SequenceBatch, model: Any = None) -> SequenceBatch:
   ValueError: batch.item_id[0, 1] = 12 is outside 0..9: the model has num_items=9
   """
   check_is_batch(batch)
-  columns = {name: getattr(batch, name) for name in _INTEGERS}
+  columns = {name: getattr(batch, name) for name in (*_INTEGERS, "action")}
+  if batch.action is None:
+    del columns["action"]
   if any(isinstance(x, jax.core.Tracer) for x in columns.values()):
     raise ValueError("batch has no values while jit traces; call check_batch outside of it")
   columns = {name: np.asarray(x) for name, x in columns.items()}
@@ -98,6 +100,9 @@ def _check_model(columns, model):
   length = int(columns["position"].max(initial=-1)) + 1
   if longest is not None and length > longest:
     raise ValueError(f"batch has histories of {length} events; the model has attention_length={longest}")
+  if (num_actions := getattr(model, "num_actions", 0)) and "action" in columns:
+    wrong = (columns["action"] < 0) | (columns["action"] > num_actions)
+    _refuse("action", columns["action"], wrong, f"is outside 0..{num_actions}: the model has {num_actions=}")
   if model.num_domains > 1:
     domain, first = columns["domain_id"], (item <= num_items).astype(int)  # The domain of a masked item may be hidden.
     outside = is_event & ((domain < first) | (domain > model.num_domains))

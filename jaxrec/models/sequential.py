@@ -35,6 +35,8 @@ class SequentialModel(nn.Module):
   num_special: rows of the item table above V.
   num_domains: C; used by the analysis of attention, by bottlenecks and by `target_domain`.
   target_domain: add an embedding of `batch.target_domain` to each event.
+  num_actions: A: actions 1..A of the events, such as ratings or kinds of behaviour, each add a vector to their events;
+    action 0 adds nothing. 0: actions are not read.
   num_bottlenecks: T of AutoCDSR+: bottleneck tokens after every `bottleneck_stride` events; 0: none, so that attention
     is among all events. See `jaxrec.layers.bottleneck`.
   attention_width: width of a second item table from which all layers project queries and keys (DARE, arXiv 2410.02604),
@@ -50,6 +52,7 @@ class SequentialModel(nn.Module):
   num_special: int = 0
   num_domains: int = 1
   target_domain: bool = False
+  num_actions: int = 0
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
   attention_width: int = 0
@@ -66,6 +69,8 @@ class SequentialModel(nn.Module):
     if self.target_domain:
       # Saved checkpoints call it "asked".
       self.target_domain_embedding = TargetDomainEmbedding(self.num_domains, self.width, self.dtype, name="asked")
+    if self.num_actions:
+      self.action_embedding = TargetDomainEmbedding(self.num_actions, self.width, self.dtype)  # A row each, 0 for none.
     if self.attention_width:
       if self.num_bottlenecks:
         raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
@@ -128,10 +133,12 @@ class SequentialModel(nn.Module):
     `jaxrec.serving.incremental` keeps the arguments; `jaxrec.layers.context.cached_context` describes them.
 
     Raises:
-      NotImplementedError: a bidirectional model, or one with bottleneck tokens.
+      NotImplementedError: a bidirectional model, or one with bottleneck tokens or actions.
     """
     if not self.causal or self.num_bottlenecks:
       raise NotImplementedError("only causal models without bottleneck tokens can read a history event by event")
+    if self.num_actions:
+      raise NotImplementedError(f"{self.num_actions=}: a history with actions is read at once, not event by event")
     x = self.embedding(
       self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
     )  # [B, 1, M]
@@ -168,8 +175,12 @@ class SequentialModel(nn.Module):
     return self.target_domain
 
   def domain_embedding(self, batch: SequenceBatch) -> Float[Array, "B N M"] | None:
-    """Returns the vectors that domains add to the embeddings of events, if any."""
-    return self.target_domain_embedding(batch.target_domain) if self.target_domain else None
+    """Returns the vectors that target domains and actions add to the embeddings of events, if any."""
+    target = self.target_domain_embedding(batch.target_domain) if self.target_domain else None
+    if not self.num_actions:
+      return target
+    action = self.action_embedding(jnp.zeros_like(batch.item_id) if batch.action is None else batch.action)
+    return action if target is None else target + action
 
   def input_vectors(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Returns rows of the item table as the encoder reads them."""

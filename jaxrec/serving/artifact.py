@@ -81,6 +81,7 @@ def write_artifact(recommender: Recommender, folder: str | pathlib.Path, overwri
   Raises:
     FolderExistsError: the folder exists and `overwrite` is False.
     ImportError: flatbuffers is missing.
+    NotImplementedError: a model that reads actions.
     ValueError: a folder to replace that is no artifact, or a model that is an artifact already.
   """
   folder = pathlib.Path(folder)
@@ -88,6 +89,8 @@ def write_artifact(recommender: Recommender, folder: str | pathlib.Path, overwri
   _check_free(folder, overwrite)
   if isinstance(recommender, ExportedRecommender):
     raise ValueError("the model is an exported program already; copy its folder")
+  if getattr(recommender.model, "num_actions", 0):
+    raise NotImplementedError("a model that reads actions cannot be exported")
   leaves, program = _program(recommender)
   with whole_folder(folder, overwrite) as unfinished:
     (unfinished / "program.bin").write_bytes(program)

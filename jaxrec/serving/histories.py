@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxrec.data.action_columns import ACTION, first_number
 from jaxrec.data.event_values import LATEST_SECOND
 from jaxrec.data.prepared import TEST, PreparedData
 
 UNKNOWN_ITEMS = ("skip", "raise")
+COLUMNS = ("item_id", "domain_id", "timestamp", "action")
+"""Of the events of `Histories`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Histories:
   user: [B] ids of the users; None for new users without a name.
   item_id, domain_id: ids of the model, from 1.
   timestamp: seconds; 0 where the data has no times.
+  action: what the user did, as in `PreparedData.action`; 0 for none.
   unknown: events that were skipped because the model does not know their item.
   """
 
@@ -32,6 +36,7 @@ class Histories:
   item_id: Int[np.ndarray, " E"]
   domain_id: Int[np.ndarray, " E"]
   timestamp: Int[np.ndarray, " E"]
+  action: Int[np.ndarray, " E"]
   unknown: Int[np.ndarray, " B"]
 
   def __len__(self) -> int:
@@ -50,7 +55,7 @@ class Histories:
     """Returns some of the histories, in the order of `index`."""
     events = _concatenated(self.offsets[:-1][index], self.lengths[index])
     offsets = np.concatenate([[0], np.cumsum(self.lengths[index])])
-    columns = (getattr(self, name)[events] for name in ("item_id", "domain_id", "timestamp"))
+    columns = (getattr(self, name)[events] for name in COLUMNS)
     return Histories([self.user[i] for i in index], offsets, *columns, self.unknown[index])
 
 
@@ -73,7 +78,7 @@ def histories_of_users(data: PreparedData, users: Int[np.ndarray, " B"], hold_ou
     raw_id = data.user_raw_id(int(users[length.argmin()]))
     raise ValueError(f"user {raw_id!r} has no event before the target; choose a user with a history")
   events = _concatenated(first, length)
-  columns = (np.asarray(getattr(data, name)[events]) for name in ("item_id", "domain_id", "timestamp"))
+  columns = (np.asarray(getattr(data, name)[events]) for name in COLUMNS)
   names = data.users["raw_id"].gather(users).to_list()
   return Histories(names, np.concatenate([[0], np.cumsum(length)]), *columns, np.zeros(len(users), np.int64))
 
@@ -102,13 +107,15 @@ def histories_of_events(
 
   Args:
     data: prepared columns; names items and domains.
-    histories: for each user the events, oldest first: `(item, time)` or `(item, time, domain)`, with the raw id of the
-      item, seconds since 1970 or a datetime, and the name of the domain, by default that of the item. Where the data
-      has no times, plain items will do. A mapping names the users.
+    histories: for each user the events, oldest first: `(item, time)`, `(item, time, domain)` or `(item, time, domain,
+      action)`, with the raw id of the item, seconds since 1970 or a datetime, the name of the domain (None: that of the
+      item), and the name or number of the action (None: none). Where the data has no times, plain items will do. A
+      mapping names the users.
     unknown: "skip" leaves events of unknown items out and counts them; "raise" refuses them.
 
   Raises:
-    ValueError: an event of another form, times that fall, an unknown domain, or an unknown item with unknown="raise".
+    ValueError: an event of another form, times that fall, an unknown domain or action, or an unknown item with
+      unknown="raise".
 
   >>> data = PreparedData.from_columns(user=[0, 0], item_id=[1, 2], raw_items=["tea", "jam"])
   >>> found = histories_of_events(data, [["jam", "gin"], []])
@@ -135,20 +142,17 @@ def histories_of_events(
     rows += known
     lengths.append(len(known))
     skipped.append(len(found) - len(known))
-  columns = np.array(rows, np.int64).reshape(-1, 3).T  # [3, E]
+  item_id, domain_id, timestamp, action = np.array(rows, np.int64).reshape(-1, 4).T  # [E] each
   offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-  item_id, domain_id = columns[:2].astype(np.int32)
-  return Histories(users, offsets, item_id, domain_id, columns[2], np.array(skipped, np.int64))
+  item_id, domain_id, action = (x.astype(np.int32) for x in (item_id, domain_id, action))
+  return Histories(users, offsets, item_id, domain_id, timestamp, action, np.array(skipped, np.int64))
 
 
 def joined(histories: Sequence[Histories]) -> Histories:
   """Returns histories of several users as one."""
   if len(histories) == 1:
     return histories[0]
-  columns = {
-    name: np.concatenate([getattr(one, name) for one in histories])
-    for name in ("item_id", "domain_id", "timestamp", "unknown")
-  }
+  columns = {name: np.concatenate([getattr(one, name) for one in histories]) for name in (*COLUMNS, "unknown")}
   lengths = np.concatenate([one.lengths for one in histories])
   return Histories([user for one in histories for user in one.user], np.append(0, np.cumsum(lengths)), **columns)
 
@@ -188,25 +192,37 @@ def seconds(value: Any, where: str) -> int:
 
 
 class _EventReader:
-  """Reads one event: (item id or 0, domain id, seconds)."""
+  """Reads one event: (item id or 0, domain id, seconds, action)."""
 
   def __init__(self, data: PreparedData):
     self._data, self._item_domain = data, data.item_domain()
     self._domains = {name: index for index, name in enumerate(data.domain_names, 1)}
+    self._actions = {name: index for index, name in enumerate(data.action_names.get(ACTION, ()), first_number(ACTION))}
 
-  def event(self, event: Any, where: str) -> tuple[int, int, int]:
+  def event(self, event: Any, where: str) -> tuple[int, int, int, int]:
     if isinstance(event, str | int | np.integer):
       event = (event,)
-    if not isinstance(event, Sequence) or not 1 <= len(event) <= 3:
-      raise ValueError(f"{where}: {event!r} must be (item, time) or (item, time, domain)")
+    if not isinstance(event, Sequence) or not 1 <= len(event) <= 4:
+      raise ValueError(f"{where}: {event!r} must be (item, time), (item, time, domain) or (item, time, domain, action)")
     if len(event) < 2 and self._data.has_timestamps:
       raise ValueError(f"{where}: {event!r} has no time; the model was trained with times: give (item, seconds)")
-    domain = event[2] if len(event) == 3 else None
+    domain = event[2] if len(event) > 2 else None
     if domain is not None and not (isinstance(domain, str) and domain in self._domains):
       raise ValueError(f"{where}: domain {domain!r} is unknown; the data has {', '.join(map(repr, self._domains))}")
     item = self._data.raw_items.find(raw_id(event[0], where), domain)
     time = seconds(event[1], where) if self._data.has_timestamps else 0
-    return item, int(self._item_domain[item]) if domain is None else self._domains[domain], time
+    domain = int(self._item_domain[item]) if domain is None else self._domains[domain]
+    return item, domain, time, self._action(event[3], where) if len(event) == 4 else 0
+
+  def _action(self, action: Any, where: str) -> int:
+    """Returns the number of an action that is given by name or number; 0 for None."""
+    if isinstance(action, str) and action in self._actions:
+      return self._actions[action]
+    is_number = isinstance(action, int | np.integer) and not isinstance(action, bool)
+    if action is not None and not (is_number and 0 <= action < 2**31):
+      known = f"one of {', '.join(map(repr, self._actions))}, or " if self._actions else ""
+      raise ValueError(f"{where}: action {action!r} must be {known}a whole number, 0 for none")
+    return int(action or 0)
 
 
 def _check_order(events, index):

@@ -67,7 +67,8 @@ class Recommender:
 
     Args:
       users: raw ids of users of the data. Give either these or `histories`.
-      histories: lists of events `(item, time[, domain])`, oldest first; see `histories_of_events`.
+      histories: lists of events `(item, time[, domain[, action]])`, oldest first; see `histories_of_events`. Models
+        with `num_actions` read the actions.
       k: how many items; fewer are returned where there are fewer candidates.
       domain: name of the domain to recommend from; None: all. Required by models that need a target domain, except with
         `hold_out`, where it is that of the test event.
@@ -263,7 +264,8 @@ class Recommender:
       if len(at) != len(histories):
         raise ValueError(f"at has {len(at)} times, for {len(histories)} histories")
       at = [at[index] for index in filled]
-    requests = _requests(self.data, histories.take(filled), target, at, held_out)
+    reads_actions = getattr(self.model, "num_actions", 0) > 0
+    requests = _requests(self.data, histories.take(filled), target, at, held_out, reads_actions)
     for batch in self._evaluation_batches(requests):
       yield filled[batch.user[batch.user >= 0]], batch
 
@@ -337,8 +339,8 @@ def _known_items(data, allowed):
   return known
 
 
-def _requests(data, histories: Histories, target_domain, at, held_out) -> PreparedData:
-  """Returns histories as prepared data with one test event each: the target of the query.
+def _requests(data, histories: Histories, target_domain, at, held_out, reads_actions) -> PreparedData:
+  """Returns histories as prepared data with one test event each: the target of the query, whose action is unknown.
 
   The model does not read the item of the target. Without a held-out event it is a copy of the last event, which sets
   the time and the domain of the query.
@@ -354,13 +356,13 @@ def _requests(data, histories: Histories, target_domain, at, held_out) -> Prepar
     target["timestamp"] = np.array(
       [_checked_time(data, *pair) for pair in zip(times, target["timestamp"].tolist(), strict=True)], np.int64
     )
+  target["action"] = np.zeros(len(ends), np.int32)
   columns = {name: np.insert(getattr(histories, name), ends, value) for name, value in target.items()}
   offsets = histories.offsets + np.arange(len(ends) + 1)
   split = np.zeros(offsets[-1], np.uint8)
   split[offsets[1:] - 1] = TEST
-  meta = {**data.meta, "num_users": len(ends), "num_events": len(split)}
-  no_action = np.zeros(len(split), np.int32)
-  return PreparedData(**columns, action=no_action, split=split, offsets=offsets, meta=meta, item_table=data.items)
+  meta = {**data.meta, "num_users": len(ends), "num_events": len(split), "has_actions": reads_actions}
+  return PreparedData(**columns, split=split, offsets=offsets, meta=meta, item_table=data.items)
 
 
 def _checked_time(data, at, last):

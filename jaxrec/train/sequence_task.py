@@ -70,6 +70,7 @@ class SequenceTask(BaseTask):
     """Returns the task of a config and data that are in memory; `config.data` says how histories become sequences."""
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
+    _check_actions(model, data)
     objective = item.build(config.objective.to_dict())
     if config.multi_objective.objectives:
       settings = config.multi_objective
@@ -296,6 +297,19 @@ def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tupl
 def row_length(config: ConfigDict) -> int:
   """Returns the positions in a row: `config.data.row_length`, or the longest history."""
   return config.data.row_length or config.data.max_length
+
+
+def _check_actions(model, data):
+  """Raises where a model reads actions that the data does not have, or has no vectors for some."""
+  most = int(np.max(data.action, initial=0)) if model.num_actions else 0
+  if model.num_actions and not data.meta.get("has_actions", most > 0):
+    raise ValueError(
+      f"config.model.num_actions={model.num_actions}, but the data has no actions; see --action of prepare"
+    )
+  if most > model.num_actions:
+    raise ValueError(
+      f"config.model.num_actions={model.num_actions} is less than {most}, the largest action of the data"
+    )
 
 
 def _num_items(config, data):

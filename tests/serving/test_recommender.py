@@ -85,7 +85,7 @@ def test_a_held_out_event_is_not_read_and_gets_its_rank(known):
     ({"histories": [[]], "hold_out": True}, "histories have no test event"),
     ({"histories": ["b1"]}, "history 0 is 'b1'; it must be a list of events"),
     ({"histories": [["b1"]]}, "history 0, event 0: .* has no time"),
-    ({"histories": [[("b1", 5, "books", 1)]]}, r"must be \(item, time\) or \(item, time, domain\)"),
+    ({"histories": [[("b1", 5, "books", 1, 2)]]}, r"must be \(item, time\), .* or \(item, time, domain, action\)"),
     ({"histories": [[("b1", 5, "music")]]}, "domain 'music' is unknown"),
     ({"histories": [[(1.5, 5)]]}, "1.5 must be an id of the raw data"),
     ({"histories": [[("b1", "noon")]]}, "time 'noon' must be seconds since 1970 or a datetime"),

@@ -95,7 +95,7 @@ def test_posted_events_continue_the_history_of_a_user(client):
     ("/recommend", {"history": [["b1", 5, ["films"]]]}, 422, "history", "domain .* is unknown"),
     ("/recommend", {"history": [["b1", 10**400]]}, 422, "history", "give seconds, not milliseconds"),
     ("/recommend", {"history": [[{"a": 1}, 5]]}, 422, "history", "must be an id of the raw data"),
-    ("/recommend", {"history": [None]}, 422, "history", "must be .item, time. or"),
+    ("/recommend", {"history": [None]}, 422, "history", "must be .item, time., "),
     ("/recommend", {"history": [["b1", 5]] * 10_001}, 422, "history", "at most 10000 items"),
     ("/score", {"user": "ann", "items": ["x9"]}, 422, "items", "x9"),
     ("/score", {"user": "ann"}, 422, "items", "Field required"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users, joined
+from jaxrec.serving.histories import COLUMNS, Histories, histories_of_events, histories_of_users, joined
 from jaxrec.serving.recommendation import MODEL, POPULARITY
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
@@ -175,10 +175,7 @@ def _continued(before, posted, has_times) -> Histories:
   if has_times:
     at_last = before.item_id[before.timestamp == last]
     is_new = (posted.timestamp > last) | ((posted.timestamp == last) & ~np.isin(posted.item_id, at_last))
-  columns = {
-    name: np.concatenate([getattr(before, name), getattr(posted, name)[is_new]])
-    for name in ("item_id", "domain_id", "timestamp")
-  }
+  columns = {name: np.concatenate([getattr(before, name), getattr(posted, name)[is_new]]) for name in COLUMNS}
   return Histories(before.user, np.array([0, len(columns["item_id"])]), **columns, unknown=posted.unknown)
 
 

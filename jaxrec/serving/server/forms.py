@@ -18,7 +18,7 @@ class _Form(BaseModel):
 
 
 class EventsForm(_Form):
-  """New events of a user: `[item, time]` or `[item, time, domain]`, oldest first."""
+  """New events of a user: `[item, time]`, `[item, time, domain]` or `[item, time, domain, action]`, oldest first."""
 
   user: Id
   events: Annotated[Events, Field(min_length=1)]
