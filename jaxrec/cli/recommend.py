@@ -100,11 +100,12 @@ def _write_table() -> str:
   identity |= {"part_size": FLAGS.part_size, "users": zlib.crc32("\n".join(names).encode())}
   parts = PartFiles(FLAGS.out, identity)
   starts = range(0, count, FLAGS.part_size)
-  bar = progress_bar(total=count, unit="user", desc="recommend")
-  for part, start in enumerate(starts):
-    end = min(start + FLAGS.part_size, count)
-    if not parts.has(part):
-      parts.write(part, table_of(start, end))
+  spans = {part: (start, min(start + FLAGS.part_size, count)) for part, start in enumerate(starts)}
+  missing = {part: span for part, span in spans.items() if not parts.has(part)}
+  there = count - sum(end - start for start, end in missing.values())
+  bar = progress_bar(total=count, initial=there, unit="user", desc="recommend")
+  for part, (start, end) in missing.items():
+    parts.write(part, table_of(start, end))
     bar.update(end - start)
   bar.close()
   rows, with_items = parts.finish(len(starts), "user")
