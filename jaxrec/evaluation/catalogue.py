@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import AnyArray
 from jaxrec.evaluation import chunked_scores
-from jaxrec.evaluation.chunked_scores import CHUNK_SIZE
+from jaxrec.evaluation.chunked_scores import CHUNK_SIZE, TOP_K_CHUNK_SIZE
 from jaxrec.parallel.row_shards import RowShards
 from pallas_kernels.integers import as_integers
 
@@ -68,7 +68,7 @@ class Catalogue:
     domains = _checked_domains(item_domain, "target_domain", target_domain, num_rows, self.num_items)
     if num_rows == 0:
       return jnp.zeros((0,), jnp.int32)
-    size = self._chunk_size(chunk_size)
+    size = chunked_scores.aligned_chunk_size(chunk_size, self._rows_of_a_shard)
     target, keep = jnp.asarray(target_item, jnp.int32), seen_target == "keep"
     return _target_ranks(
       self.shards, self.num_items, size, keep, jnp.asarray(queries), self.vectors, target, seen, domains
@@ -82,7 +82,7 @@ class Catalogue:
     seen_items: Int[AnyArray, "B S"] | None = None,
     item_domain: Int[AnyArray, " V1"] | None = None,
     domain: Int[AnyArray, " B"] | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = TOP_K_CHUNK_SIZE,
   ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
     """Returns the k best scores and their items, best first; see the function `top_k_items`."""
     num_rows = queries.shape[0]
@@ -91,9 +91,9 @@ class Catalogue:
       raise ValueError(f"{k=} must be between 1 and the number of items {self.num_items}")
     seen = _checked_seen(seen_items, num_rows, self.num_items)
     domains = _checked_domains(item_domain, "domain", domain, num_rows, self.num_items)
-    size = self._chunk_size(chunk_size, at_least=k)
     if num_rows == 0:
       return jnp.zeros((0, k), queries.dtype), jnp.zeros((0, k), jnp.int32)
+    size = chunked_scores.top_k_chunk_size(chunk_size, self._rows_of_a_shard, num_rows, k)
     return _top_k(self.shards, self.num_items, size, k, jnp.asarray(queries), self.vectors, seen, domains)
 
   def sampled_target_ranks(
@@ -114,8 +114,9 @@ class Catalogue:
     if self.shards.axes and self.vectors.shape[0] * self.shards.num_shards >= 2**31:
       raise NotImplementedError(f"{self.vectors.shape=}: item ids are int32; split catalogues of 2^31 rows or more")
 
-  def _chunk_size(self, chunk_size, at_least=1):
-    return chunked_scores.aligned_chunk_size(chunk_size, self.vectors.shape[0] // self.shards.num_shards, at_least)
+  @property
+  def _rows_of_a_shard(self):
+    return self.vectors.shape[0] // self.shards.num_shards
 
 
 def target_ranks(
@@ -174,7 +175,7 @@ def top_k_items(
   seen_items: Int[AnyArray, "B S"] | None = None,
   item_domain: Int[AnyArray, " V1"] | None = None,
   domain: Int[AnyArray, " B"] | None = None,
-  chunk_size: int = CHUNK_SIZE,
+  chunk_size: int = TOP_K_CHUNK_SIZE,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their items, best first; of equal scores the smaller id comes first.
 
@@ -185,7 +186,7 @@ def top_k_items(
     seen_items: items never to recommend, 0 padded.
     item_domain: domain of each item; with `domain`, only items of that domain are recommended.
     domain: the wanted domain of each row.
-    chunk_size: items scored at a time on each device.
+    chunk_size: items scored at a time on each device; fewer with many queries, see `chunked_scores.top_k_chunk_size`.
 
   Where fewer than k candidates are left, the rest of the row is item 0 with score -inf.
 

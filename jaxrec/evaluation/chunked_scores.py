@@ -17,6 +17,8 @@ from pallas_kernels import varying
 
 BLOCK_SIZE = 512  # Queries scored together: changes speed and memory, never results.
 CHUNK_SIZE = 4096  # Items scored together: changes speed and memory, never results.
+TOP_K_CHUNK_SIZE = 32_768  # The same where the best of a chunk are sorted: fewer, larger chunks are sorted faster.
+_MOST_SCORES = 1 << 22  # Scores of a block and a chunk for `top_k_chunk_size`: 16 MiB.
 _LANE = 128  # Chunks are multiples of this, so that every score comes from the same inner loop of the product.
 
 
@@ -39,6 +41,16 @@ def aligned_chunk_size(chunk_size: int, num_rows: int, at_least: int = 1) -> int
   (1024, 4096, 256)
   """
   return _round_up(max(at_least, min(chunk_size, num_rows)), _LANE)
+
+
+def top_k_chunk_size(chunk_size: int, num_rows: int, num_queries: int, k: int) -> int:
+  """Returns `aligned_chunk_size` of at least k items, smaller where many queries are scored together.
+
+  >>> [top_k_chunk_size(TOP_K_CHUNK_SIZE, 10**6, num_queries, 100) for num_queries in (1, 64, 512, 10_000)]
+  [32768, 32768, 8192, 8192]
+  """
+  fitting = _MOST_SCORES // min(num_queries, BLOCK_SIZE)
+  return aligned_chunk_size(min(chunk_size, fitting), num_rows, at_least=k)
 
 
 def row_scores(
