@@ -58,6 +58,16 @@ class SequenceSettings(SourceSettings):
     {}, "Action to weight of its events as targets, such as {'4': 1.0, '5': 2.0}; other events are read, but are no"
     " targets. {}: all are.", is_open=True,
   )  # fmt: skip
+  features: tuple = setting(
+    (), "Columns of the items, such as genres, that give an item a vector in addition to that of its id; see"
+    " jaxrec.data.item_features. (): ids only.",
+  )  # fmt: skip
+  min_id_events: int = setting(
+    1, "features only: items of fewer training events have no vector of their id.", at_least=0
+  )
+  id_dropout: float = setting(
+    0.2, "features only: share of the items whose id vector is left out in a step.", at_least=0, below=1
+  )
   request_time: str = setting(
     "target", "Time of the request: that of the target, or of the last_event.", choices=REQUEST_TIMES
   )
