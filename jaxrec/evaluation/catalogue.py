@@ -83,18 +83,21 @@ class Catalogue:
     item_domain: Int[AnyArray, " V1"] | None = None,
     domain: Int[AnyArray, " B"] | None = None,
     chunk_size: int = TOP_K_CHUNK_SIZE,
+    recall: float = 1.0,
   ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
     """Returns the k best scores and their items, best first; see the function `top_k_items`."""
     num_rows = queries.shape[0]
     self._check(queries, chunk_size)
     if not 1 <= k <= self.num_items:
       raise ValueError(f"{k=} must be between 1 and the number of items {self.num_items}")
+    if not 0 < recall <= 1:
+      raise ValueError(f"{recall=} must be above 0 and at most 1")
     seen = _checked_seen(seen_items, num_rows, self.num_items)
     domains = _checked_domains(item_domain, "domain", domain, num_rows, self.num_items)
     if num_rows == 0:
       return jnp.zeros((0, k), queries.dtype), jnp.zeros((0, k), jnp.int32)
     size = chunked_scores.top_k_chunk_size(chunk_size, self._rows_of_a_shard, num_rows, k)
-    return _top_k(self.shards, self.num_items, size, k, jnp.asarray(queries), self.vectors, seen, domains)
+    return _top_k(self.shards, self.num_items, size, k, recall, jnp.asarray(queries), self.vectors, seen, domains)
 
   def sampled_target_ranks(
     self,
@@ -176,6 +179,7 @@ def top_k_items(
   item_domain: Int[AnyArray, " V1"] | None = None,
   domain: Int[AnyArray, " B"] | None = None,
   chunk_size: int = TOP_K_CHUNK_SIZE,
+  recall: float = 1.0,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their items, best first; of equal scores the smaller id comes first.
 
@@ -187,6 +191,8 @@ def top_k_items(
     item_domain: domain of each item; with `domain`, only items of that domain are recommended.
     domain: the wanted domain of each row.
     chunk_size: items scored at a time on each device; fewer with many queries, see `chunked_scores.top_k_chunk_size`.
+    recall: 1: exact. Less: the share of the best items that is expected to be found, by `jax.lax.approx_max_k`, which
+      is made for TPUs; of equal scores any may come first.
 
   Where fewer than k candidates are left, the rest of the row is item 0 with score -inf.
 
@@ -199,7 +205,7 @@ def top_k_items(
   ([[2.0, 2.0, -inf]], [[2, 3, 0]])
   """
   options = {"seen_items": seen_items, "item_domain": item_domain, "domain": domain, "chunk_size": chunk_size}
-  return Catalogue(item_vectors).top_k(queries, k, **options)
+  return Catalogue(item_vectors).top_k(queries, k, **options, recall=recall)
 
 
 def sampled_target_ranks(
@@ -247,10 +253,10 @@ def _local_count(shards, num_items, chunk_size, queries, vectors, target, seen, 
   return shards.sum(count)
 
 
-@partial(jax.jit, static_argnums=range(4))
-def _top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
+@partial(jax.jit, static_argnums=range(5))
+def _top_k(shards, num_items, chunk_size, k, recall, queries, vectors, seen, domains):
   """Merges the best k of each shard in the order of ids, which the stable `top_k` keeps among equal scores."""
-  body = partial(_local_top_k, shards, num_items, chunk_size, k)
+  body = partial(_local_top_k, shards, num_items, chunk_size, k, recall)
   best = shards.shard_map(body, (_REPLICATED, shards.spec, _REPLICATED, _REPLICATED), (shards.spec, shards.spec))
   scores, items = (
     x.swapaxes(0, 1).reshape(queries.shape[0], -1) for x in best(queries, jnp.asarray(vectors), seen, domains)
@@ -263,11 +269,11 @@ def _top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
   return scores, jnp.where(scores > -jnp.inf, items, 0)
 
 
-def _local_top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
+def _local_top_k(shards, num_items, chunk_size, k, recall, queries, vectors, seen, domains):
   """The best k of this shard, with a leading axis of size 1 for the shards: [1, B, K]."""
   candidates, ids = _local_candidates(shards, num_items, vectors, domains[0])
   seen_row, domain = shards.local_rows(seen), domains[1]
-  scores, rows = chunked_scores.best_rows(queries, candidates, seen_row, domain, k, chunk_size)  # [B, K]
+  scores, rows = chunked_scores.best_rows(queries, candidates, seen_row, domain, k, chunk_size, recall)  # [B, K]
   items = jnp.where(scores > -jnp.inf, ids.at[rows].get(mode="clip"), 0)
   return scores[None], items[None]
 

@@ -116,10 +116,12 @@ def best_rows(
   domain: Int[Array, " B"],
   k: int,
   chunk_size: int,
+  recall: float = 1.0,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their rows; -inf where fewer candidates are left.
 
-  The best of each chunk are merged into the best so far.
+  The best of each chunk are merged into the best so far. With `recall` below 1 those of a chunk are found by
+  `jax.lax.approx_max_k`, each with at least this probability.
   """
   vectors, item_domain, first, end = _padded(candidates, chunk_size)
 
@@ -137,7 +139,10 @@ def best_rows(
       position = jnp.where(seen >= start, seen - start, chunk_size)  # [B, S]
       is_candidate = is_candidate.at[row, position].set(False, mode="drop")
       scores = jnp.where(is_candidate, scores, -jnp.inf)
-      chunk_scores, index_in_chunk = jax.lax.top_k(scores, k)  # [B, K]
+      if recall == 1:
+        chunk_scores, index_in_chunk = jax.lax.top_k(scores, k)  # [B, K]
+      else:
+        chunk_scores, index_in_chunk = jax.lax.approx_max_k(scores, k, recall_target=recall)  # [B, K]
       merged, order = jax.lax.top_k(jnp.concatenate([best[0], chunk_scores], axis=1), k)  # [B, K]
       return merged, jnp.take_along_axis(jnp.concatenate([best[1], rows[index_in_chunk]], axis=1), order, axis=1)
 
