@@ -9,6 +9,7 @@ same folder is loaded while the server answers. SIGTERM ends it after the reques
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -27,6 +28,7 @@ from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.server_settings import ServerSettings
 
 FLAGS = flags.FLAGS
+_NOT_STARTED = 3  # Exit status of uvicorn, too.
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
@@ -48,6 +50,7 @@ def _serve(settings):
   import uvicorn
 
   from jaxrec.serving.server.app import make_app, warm
+  from jaxrec.serving.server.draining_server import DrainingServer
   from jaxrec.serving.server.model_source import ModelSource
 
   source = ModelSource(functools.partial(_load, settings.state_bytes), _version)
@@ -58,11 +61,16 @@ def _serve(settings):
   print(f"serving {version} on http://{FLAGS.host}:{FLAGS.port}", flush=True)
   logging.getLogger("jaxrec").setLevel(logging.INFO)
   signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has drained when it raises the signal again: exit with 0.
-  uvicorn.run(
+  config = uvicorn.Config(
     make_app(recommender, version, settings, source), host=FLAGS.host, port=FLAGS.port, log_level="warning",
     access_log=False, server_header=False, limit_concurrency=settings.max_connections,
     timeout_graceful_shutdown=settings.drain_seconds,
   )  # fmt: skip
+  server = DrainingServer(config)
+  with contextlib.suppress(KeyboardInterrupt):  # Which uvicorn raises again after it has drained.
+    server.run()
+  if not server.started:  # As when the port is in use, which uvicorn has said.
+    sys.exit(_NOT_STARTED)
 
 
 def check_packages() -> None:
