@@ -3,6 +3,7 @@
     jaxrec serve --workdir=runs/shop
     jaxrec serve --artifact=artifact --port=8080
 
+A run of generative ranking answers with the actions that users of the data would take: /score and /recommend by user.
 Listens on this machine only, unless --host says otherwise: there is no password. A newer checkpoint or artifact in the
 same folder is loaded while the server answers. SIGTERM ends it after the requests in progress. Needs `jaxrec[serving]`.
 """
@@ -22,10 +23,13 @@ import zlib
 from absl import app, flags
 
 from jaxrec.cli.process import describe
+from jaxrec.cli.ranking_runs import is_ranking_run, ranker_of
 from jaxrec.recommenders import load
+from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.incremental_recommender import with_states
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.server_settings import ServerSettings
+from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
 _NOT_STARTED = 3  # Exit status of uvicorn, too.
@@ -80,11 +84,15 @@ def check_packages() -> None:
     raise ImportError(f"{', '.join(missing)} not installed; the server needs them (pip install 'jaxrec[serving]')")
 
 
-def _load(state_bytes) -> Recommender:
+def _load(state_bytes) -> Recommender | ActionRanker:
   if FLAGS.artifact is not None:
     from jaxrec.serving.artifact import load_artifact
 
     return load_artifact(FLAGS.artifact)
+  if is_ranking_run(FLAGS.workdir):
+    if state_bytes:
+      raise ValueError(f"--{state_bytes=} is for models of sequential recommendation; {FLAGS.workdir} ranks by actions")
+    return ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
   recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   return with_states(recommender, state_bytes) if state_bytes else recommender
 
