@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from jaxrec.data.fingerprint import differences
 from jaxrec.data.prepared import PreparedData
 from jaxrec.serving.recommender import Recommender
-from jaxrec.train.config import SEQUENTIAL
+from jaxrec.train import checkpoint
+from jaxrec.train.config import RANKING, SEQUENTIAL
 from jaxrec.train.loop import run
 from jaxrec.train.named_configs import named_config
-from jaxrec.train.runs import load_run
+from jaxrec.train.runs import load_config, load_run
 
 
 def load(workdir: str | os.PathLike, which: str = "best", phase: str | None = None) -> Recommender:
@@ -29,6 +30,12 @@ def load(workdir: str | os.PathLike, which: str = "best", phase: str | None = No
     FileNotFoundError: no run or no checkpoint there.
     ValueError: a run of another task than sequential recommendation.
   """
+  checkpoint.check_path("workdir", os.fspath(workdir))
+  if load_config(os.fspath(workdir)).task == RANKING:
+    raise ValueError(
+      f"{workdir} holds a run of task {RANKING!r}, whose model has no user vectors: rank with"
+      " jaxrec.serving.ActionRanker, `jaxrec recommend --workdir` or `jaxrec serve --workdir`"
+    )
   loaded = load_run(os.fspath(workdir), which, phase, task=SEQUENTIAL)
   return Recommender(loaded.task.model, loaded.params, loaded.task.data, loaded.task.config)
 

@@ -103,7 +103,7 @@ def test_flags_configs_and_settings_of_the_commands_exist(module, arguments, mon
   if module.endswith(".sweep"):
     assert sweep.make_jobs(values.configs, values.override, [int(seed) for seed in values.seeds])
   if module.endswith(".prepare"):
-    own = {"source", "raw", "out", "overwrite", "sources", "extends", "shards"}
+    own = {"source", "raw", "out", "overwrite", "sources", "extends", "shards", "item_features"}
     given = {name for name in values if values[name].present} - own
     assert given <= {*reader_parameters(values.source), *vars(PrepareOptions())}
 

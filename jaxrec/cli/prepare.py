@@ -70,7 +70,8 @@ def main(_) -> None:
   try:
     if FLAGS.raw:
       check_local("--raw", FLAGS.raw)
-    how = {"overwrite": FLAGS.overwrite, "extends": FLAGS.extends, "shards": FLAGS.shards, "report": report}
+    names = ("overwrite", "extends", "shards", "item_features")
+    how = {name: FLAGS[name].value for name in names} | {"report": report}
     data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, **how, **given_options(FLAGS))
   except ValueError as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
@@ -199,6 +200,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flag_values=values,
   )  # fmt: skip
 
+  flags.DEFINE_string(
+    "item_features", None, "Parquet file with further columns of the items: a column 'item' with raw ids, and others"
+    " of text, numbers or lists of numbers.", flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_integer(
     "shards", 1, "Folders inside --out that users are dealt out to; each host of a training opens its own.",
     lower_bound=1, flag_values=values,

@@ -3,12 +3,14 @@
     jaxrec serve --workdir=runs/shop
     jaxrec serve --artifact=artifact --port=8080
 
+A run of generative ranking answers with the actions that users of the data would take: /score and /recommend by user.
 Listens on this machine only, unless --host says otherwise: there is no password. A newer checkpoint or artifact in the
 same folder is loaded while the server answers. SIGTERM ends it after the requests in progress. Needs `jaxrec[serving]`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -21,12 +23,16 @@ import zlib
 from absl import app, flags
 
 from jaxrec.cli.process import describe
+from jaxrec.cli.ranking_runs import is_ranking_run, ranker_of
 from jaxrec.recommenders import load
+from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.incremental_recommender import with_states
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.server_settings import ServerSettings
+from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
+_NOT_STARTED = 3  # Exit status of uvicorn, too.
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
@@ -48,6 +54,7 @@ def _serve(settings):
   import uvicorn
 
   from jaxrec.serving.server.app import make_app, warm
+  from jaxrec.serving.server.draining_server import DrainingServer
   from jaxrec.serving.server.model_source import ModelSource
 
   source = ModelSource(functools.partial(_load, settings.state_bytes), _version)
@@ -58,11 +65,16 @@ def _serve(settings):
   print(f"serving {version} on http://{FLAGS.host}:{FLAGS.port}", flush=True)
   logging.getLogger("jaxrec").setLevel(logging.INFO)
   signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has drained when it raises the signal again: exit with 0.
-  uvicorn.run(
+  config = uvicorn.Config(
     make_app(recommender, version, settings, source), host=FLAGS.host, port=FLAGS.port, log_level="warning",
     access_log=False, server_header=False, limit_concurrency=settings.max_connections,
     timeout_graceful_shutdown=settings.drain_seconds,
   )  # fmt: skip
+  server = DrainingServer(config)
+  with contextlib.suppress(KeyboardInterrupt):  # Which uvicorn raises again after it has drained.
+    server.run()
+  if not server.started:  # As when the port is in use, which uvicorn has said.
+    sys.exit(_NOT_STARTED)
 
 
 def check_packages() -> None:
@@ -72,11 +84,15 @@ def check_packages() -> None:
     raise ImportError(f"{', '.join(missing)} not installed; the server needs them (pip install 'jaxrec[serving]')")
 
 
-def _load(state_bytes) -> Recommender:
+def _load(state_bytes) -> Recommender | ActionRanker:
   if FLAGS.artifact is not None:
     from jaxrec.serving.artifact import load_artifact
 
     return load_artifact(FLAGS.artifact)
+  if is_ranking_run(FLAGS.workdir):
+    if state_bytes:
+      raise ValueError(f"--{state_bytes=} is for models of sequential recommendation; {FLAGS.workdir} ranks by actions")
+    return ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
   recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
   return with_states(recommender, state_bytes) if state_bytes else recommender
 

@@ -118,6 +118,8 @@ def _plain(values) -> np.ndarray | pl.Series:
   series = pl.Series(values, dtype=pl.String) if isinstance(values, list) else values
   if series.dtype.is_integer() and not series.null_count():
     return series.cast(pl.Int64).to_numpy()
+  if isinstance(series.dtype, pl.Array) and not series.null_count():
+    return series.to_numpy()
   if series.dtype.is_nested():
     return pl.Series([str(value) for value in series.to_list()], dtype=pl.String)
   return series.cast(pl.String)

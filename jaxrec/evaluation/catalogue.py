@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import AnyArray
 from jaxrec.evaluation import chunked_scores
-from jaxrec.evaluation.chunked_scores import CHUNK_SIZE
+from jaxrec.evaluation.chunked_scores import CHUNK_SIZE, TOP_K_CHUNK_SIZE
 from jaxrec.parallel.row_shards import RowShards
 from pallas_kernels.integers import as_integers
 
@@ -68,7 +68,7 @@ class Catalogue:
     domains = _checked_domains(item_domain, "target_domain", target_domain, num_rows, self.num_items)
     if num_rows == 0:
       return jnp.zeros((0,), jnp.int32)
-    size = self._chunk_size(chunk_size)
+    size = chunked_scores.aligned_chunk_size(chunk_size, self._rows_of_a_shard)
     target, keep = jnp.asarray(target_item, jnp.int32), seen_target == "keep"
     return _target_ranks(
       self.shards, self.num_items, size, keep, jnp.asarray(queries), self.vectors, target, seen, domains
@@ -82,19 +82,22 @@ class Catalogue:
     seen_items: Int[AnyArray, "B S"] | None = None,
     item_domain: Int[AnyArray, " V1"] | None = None,
     domain: Int[AnyArray, " B"] | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = TOP_K_CHUNK_SIZE,
+    recall: float = 1.0,
   ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
     """Returns the k best scores and their items, best first; see the function `top_k_items`."""
     num_rows = queries.shape[0]
     self._check(queries, chunk_size)
     if not 1 <= k <= self.num_items:
       raise ValueError(f"{k=} must be between 1 and the number of items {self.num_items}")
+    if not 0 < recall <= 1:
+      raise ValueError(f"{recall=} must be above 0 and at most 1")
     seen = _checked_seen(seen_items, num_rows, self.num_items)
     domains = _checked_domains(item_domain, "domain", domain, num_rows, self.num_items)
-    size = self._chunk_size(chunk_size, at_least=k)
     if num_rows == 0:
       return jnp.zeros((0, k), queries.dtype), jnp.zeros((0, k), jnp.int32)
-    return _top_k(self.shards, self.num_items, size, k, jnp.asarray(queries), self.vectors, seen, domains)
+    size = chunked_scores.top_k_chunk_size(chunk_size, self._rows_of_a_shard, num_rows, k)
+    return _top_k(self.shards, self.num_items, size, k, recall, jnp.asarray(queries), self.vectors, seen, domains)
 
   def sampled_target_ranks(
     self,
@@ -114,8 +117,9 @@ class Catalogue:
     if self.shards.axes and self.vectors.shape[0] * self.shards.num_shards >= 2**31:
       raise NotImplementedError(f"{self.vectors.shape=}: item ids are int32; split catalogues of 2^31 rows or more")
 
-  def _chunk_size(self, chunk_size, at_least=1):
-    return chunked_scores.aligned_chunk_size(chunk_size, self.vectors.shape[0] // self.shards.num_shards, at_least)
+  @property
+  def _rows_of_a_shard(self):
+    return self.vectors.shape[0] // self.shards.num_shards
 
 
 def target_ranks(
@@ -174,7 +178,8 @@ def top_k_items(
   seen_items: Int[AnyArray, "B S"] | None = None,
   item_domain: Int[AnyArray, " V1"] | None = None,
   domain: Int[AnyArray, " B"] | None = None,
-  chunk_size: int = CHUNK_SIZE,
+  chunk_size: int = TOP_K_CHUNK_SIZE,
+  recall: float = 1.0,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their items, best first; of equal scores the smaller id comes first.
 
@@ -185,7 +190,9 @@ def top_k_items(
     seen_items: items never to recommend, 0 padded.
     item_domain: domain of each item; with `domain`, only items of that domain are recommended.
     domain: the wanted domain of each row.
-    chunk_size: items scored at a time on each device.
+    chunk_size: items scored at a time on each device; fewer with many queries, see `chunked_scores.top_k_chunk_size`.
+    recall: 1: exact. Less: the share of the best items that is expected to be found, by `jax.lax.approx_max_k`, which
+      is made for TPUs; of equal scores any may come first.
 
   Where fewer than k candidates are left, the rest of the row is item 0 with score -inf.
 
@@ -198,7 +205,7 @@ def top_k_items(
   ([[2.0, 2.0, -inf]], [[2, 3, 0]])
   """
   options = {"seen_items": seen_items, "item_domain": item_domain, "domain": domain, "chunk_size": chunk_size}
-  return Catalogue(item_vectors).top_k(queries, k, **options)
+  return Catalogue(item_vectors).top_k(queries, k, **options, recall=recall)
 
 
 def sampled_target_ranks(
@@ -246,10 +253,10 @@ def _local_count(shards, num_items, chunk_size, queries, vectors, target, seen, 
   return shards.sum(count)
 
 
-@partial(jax.jit, static_argnums=range(4))
-def _top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
+@partial(jax.jit, static_argnums=range(5))
+def _top_k(shards, num_items, chunk_size, k, recall, queries, vectors, seen, domains):
   """Merges the best k of each shard in the order of ids, which the stable `top_k` keeps among equal scores."""
-  body = partial(_local_top_k, shards, num_items, chunk_size, k)
+  body = partial(_local_top_k, shards, num_items, chunk_size, k, recall)
   best = shards.shard_map(body, (_REPLICATED, shards.spec, _REPLICATED, _REPLICATED), (shards.spec, shards.spec))
   scores, items = (
     x.swapaxes(0, 1).reshape(queries.shape[0], -1) for x in best(queries, jnp.asarray(vectors), seen, domains)
@@ -262,11 +269,11 @@ def _top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
   return scores, jnp.where(scores > -jnp.inf, items, 0)
 
 
-def _local_top_k(shards, num_items, chunk_size, k, queries, vectors, seen, domains):
+def _local_top_k(shards, num_items, chunk_size, k, recall, queries, vectors, seen, domains):
   """The best k of this shard, with a leading axis of size 1 for the shards: [1, B, K]."""
   candidates, ids = _local_candidates(shards, num_items, vectors, domains[0])
   seen_row, domain = shards.local_rows(seen), domains[1]
-  scores, rows = chunked_scores.best_rows(queries, candidates, seen_row, domain, k, chunk_size)  # [B, K]
+  scores, rows = chunked_scores.best_rows(queries, candidates, seen_row, domain, k, chunk_size, recall)  # [B, K]
   items = jnp.where(scores > -jnp.inf, ids.at[rows].get(mode="clip"), 0)
   return scores[None], items[None]
 

@@ -17,6 +17,8 @@ from pallas_kernels import varying
 
 BLOCK_SIZE = 512  # Queries scored together: changes speed and memory, never results.
 CHUNK_SIZE = 4096  # Items scored together: changes speed and memory, never results.
+TOP_K_CHUNK_SIZE = 32_768  # The same where the best of a chunk are sorted: fewer, larger chunks are sorted faster.
+_MOST_SCORES = 1 << 22  # Scores of a block and a chunk for `top_k_chunk_size`: 16 MiB.
 _LANE = 128  # Chunks are multiples of this, so that every score comes from the same inner loop of the product.
 
 
@@ -39,6 +41,16 @@ def aligned_chunk_size(chunk_size: int, num_rows: int, at_least: int = 1) -> int
   (1024, 4096, 256)
   """
   return _round_up(max(at_least, min(chunk_size, num_rows)), _LANE)
+
+
+def top_k_chunk_size(chunk_size: int, num_rows: int, num_queries: int, k: int) -> int:
+  """Returns `aligned_chunk_size` of at least k items, smaller where many queries are scored together.
+
+  >>> [top_k_chunk_size(TOP_K_CHUNK_SIZE, 10**6, num_queries, 100) for num_queries in (1, 64, 512, 10_000)]
+  [32768, 32768, 8192, 8192]
+  """
+  fitting = _MOST_SCORES // min(num_queries, BLOCK_SIZE)
+  return aligned_chunk_size(min(chunk_size, fitting), num_rows, at_least=k)
 
 
 def row_scores(
@@ -104,10 +116,12 @@ def best_rows(
   domain: Int[Array, " B"],
   k: int,
   chunk_size: int,
+  recall: float = 1.0,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns the k best scores and their rows; -inf where fewer candidates are left.
 
-  The best of each chunk are merged into the best so far.
+  The best of each chunk are merged into the best so far. With `recall` below 1 those of a chunk are found by
+  `jax.lax.approx_max_k`, each with at least this probability.
   """
   vectors, item_domain, first, end = _padded(candidates, chunk_size)
 
@@ -125,7 +139,10 @@ def best_rows(
       position = jnp.where(seen >= start, seen - start, chunk_size)  # [B, S]
       is_candidate = is_candidate.at[row, position].set(False, mode="drop")
       scores = jnp.where(is_candidate, scores, -jnp.inf)
-      chunk_scores, index_in_chunk = jax.lax.top_k(scores, k)  # [B, K]
+      if recall == 1:
+        chunk_scores, index_in_chunk = jax.lax.top_k(scores, k)  # [B, K]
+      else:
+        chunk_scores, index_in_chunk = jax.lax.approx_max_k(scores, k, recall_target=recall)  # [B, K]
       merged, order = jax.lax.top_k(jnp.concatenate([best[0], chunk_scores], axis=1), k)  # [B, K]
       return merged, jnp.take_along_axis(jnp.concatenate([best[1], rows[index_in_chunk]], axis=1), order, axis=1)
 

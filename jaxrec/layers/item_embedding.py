@@ -26,12 +26,22 @@ def embed_sequence(
   return jnp.where((item_id != 0)[..., None], x, 0)
 
 
+FEATURES, HAS_ID = "features", "has_id"  # Data among the parameters of an `ItemEmbedding`, which are not trained.
+
+
 class ItemEmbedding(nn.Module):
   """A table of item vectors; row 0 is padding.
+
+  With features the vector of an item is `has_id * E[id] + x[id] W`: its row of the table, if it has one, and a
+  projection of its features. `features` [num_rows, F] and `has_id` [num_rows, 1] are data: they are saved with the
+  parameters, but have no gradient. They begin as 0 and 1.
 
   num_rows: V + 1, plus special ids.
   width: M.
   normalize: scale scoring vectors, not inputs, to unit length.
+  num_features: F; 0: the vectors are the rows of the table.
+
+  Source: an item as the sum of the vectors of its features, its id among them: Kula 2015 (LightFM), arXiv 1507.08439.
 
   >>> items = ItemEmbedding(num_rows=10, width=4)
   >>> params = items.init(jax.random.key(0), jnp.array([1]))
@@ -43,18 +53,35 @@ class ItemEmbedding(nn.Module):
   width: int
   normalize: bool = True
   dtype: jnp.dtype = jnp.float32
+  num_features: int = 0
 
   def setup(self):
-    self.table = self.param("table", nn.initializers.truncated_normal(0.02), (self.num_rows, self.width), jnp.float32)
+    init = nn.initializers.truncated_normal(0.02)
+    self.table = self.param("table", init, (self.num_rows, self.width), jnp.float32)
+    if self.num_features:
+      self.projection = self.param("projection", init, (self.num_features, self.width), jnp.float32)
+      shapes = (self.num_rows, self.num_features), (self.num_rows, 1)
+      self.features = self.param(FEATURES, nn.initializers.zeros, shapes[0], jnp.float32)
+      self.has_id = self.param(HAS_ID, nn.initializers.ones, shapes[1], jnp.float32)
 
   def __call__(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Returns input vectors of items."""
-    return jnp.take(self.table, item_id, axis=0, mode="clip").astype(self.dtype)
+    return self._rows(item_id).astype(self.dtype)
 
   def vectors(self, item_id: Int[Array, "..."] | None = None) -> Float[Array, "... M"]:
     """Returns scoring vectors of items in float32; of the whole table if `item_id` is None."""
-    rows = self.table if item_id is None else jnp.take(self.table, item_id, axis=0, mode="clip")
+    rows = self._rows(item_id)
     return l2_normalize(rows) if self.normalize else rows
+
+  def _rows(self, item_id):
+    """Returns the vectors of items, or of all rows, before they are normalised."""
+    of = (lambda table: table) if item_id is None else lambda table: jnp.take(table, item_id, axis=0, mode="clip")
+    if not self.num_features:
+      return of(self.table)
+    if item_id is not None and item_id.ndim > 2:  # Negatives of each position: project each item once.
+      return jnp.take(self._rows(None), item_id, axis=0, mode="clip")
+    features, has_id = jax.lax.stop_gradient((of(self.features), of(self.has_id)))
+    return of(self.table) * has_id + features @ self.projection  # [..., M]
 
 
 class SequenceEmbedding(nn.Module):

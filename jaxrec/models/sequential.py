@@ -41,6 +41,9 @@ class SequentialModel(nn.Module):
     is among all events. See `jaxrec.layers.bottleneck`.
   attention_width: width of a second item table from which all layers project queries and keys (DARE, arXiv 2410.02604),
     so that attention and representation do not send conflicting gradients to the same rows. 0: one table.
+  num_features: F, numbers that describe each item and add to its vectors; 0: none. See `ItemEmbedding`.
+  id_dropout: with features, the share of the items whose row of the item table is left out in a training step, so that
+    features alone learn to stand for an item. See `jaxrec.objectives.item`.
   dtype: of activations; parameters and query vectors are float32.
   """
 
@@ -56,6 +59,8 @@ class SequentialModel(nn.Module):
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
   attention_width: int = 0
+  num_features: int = 0
+  id_dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
   causal: ClassVar[bool] = True
@@ -64,7 +69,7 @@ class SequentialModel(nn.Module):
     if self.output_norm not in OUTPUT_NORMS:
       raise ValueError(f"{self.output_norm=} is not one of {OUTPUT_NORMS}")
     rows = self.num_rows
-    self.items = ItemEmbedding(rows, self.width, self.output_norm == "l2", self.dtype)
+    self.items = ItemEmbedding(rows, self.width, self.output_norm == "l2", self.dtype, self.num_features)
     self.embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     if self.target_domain:
       # Saved checkpoints call it "asked".
@@ -74,6 +79,8 @@ class SequentialModel(nn.Module):
     if self.attention_width:
       if self.num_bottlenecks:
         raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
+      if self.num_features:
+        raise ValueError(f"{self.attention_width=} and {self.num_features=}: features are for models with one table")
       self.attention_items = ItemEmbedding(rows, self.attention_width, False, self.dtype)
       self.attention_embedding = SequenceEmbedding(self.max_positions, self.input_dropout, self.dtype)
     self.layers = self.build_layers()

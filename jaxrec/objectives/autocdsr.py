@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrec.batches import SequenceBatch
 from jaxrec.layers.attention import MASS, SIZES, masses_by_layer, sizes_by_layer
@@ -70,7 +70,7 @@ class CrossDomainObjective:
     """Returns the recommendation objective alone; see `ItemObjective`."""
     return self.recommendation(model, params, batch, rng, deterministic)
 
-  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
+  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Array]:
     """Returns the items that the recommendation objective scores."""
     return self.recommendation.scored_ids(model, batch, rng)
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxrec.batches import SequenceBatch
+from jaxrec.layers.item_embedding import HAS_ID
 from jaxrec.objectives import item_losses, negatives
 from jaxrec.objectives.objective import Gradients, single_gradient
 from pallas_kernels.integers import as_arrays
@@ -21,6 +22,7 @@ from pallas_kernels.integers import as_arrays
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
 SHARING = ("position", "row", "batch")
 TABLE = "items"  # The item table among the parameters of a model.
+DROPPED = "dropped"  # Next to the scored ids: which items have no row of the table in this step.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,9 @@ class ItemObjective:
     """
     dropout_key, _ = jax.random.split(rng)
     batch = as_arrays("batch", batch)
-    items = ParameterItems(model, batch, self.scored_ids(model, batch, rng)) if items is None else items
+    if items is None:
+      ids = self.scored_ids(model, batch, rng)
+      items = ParameterItems(model, batch, without_dropped(ids) if deterministic else ids)
     query = items.encode(params, batch, deterministic, {"dropout": dropout_key})  # [B, N, M]
     loss = self.loss_from_queries(query, items, params, batch, model.num_items)
     return loss, {"loss": loss, "weight": batch.target_weight.astype(query.dtype).sum()}
@@ -109,18 +113,22 @@ class ItemObjective:
 
     return single_gradient(loss_of, params)
 
-  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Int[Array, "..."]]:
+  def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Array]:
     """Returns the items that the loss scores: "target" and "negative"; "full_softmax" scores all and has no negatives.
+
+    With features of items also "dropped", see `dropped_items`.
 
     Args:
       model: its `num_items` bounds the negatives.
       batch: has the targets.
       rng: the key that `__call__` gets.
     """
+    dropped = dropped_items(model, rng)
     if self.loss == "full_softmax":
-      return {"target": batch.target_item}
+      return {"target": batch.target_item, **dropped}
     _, sample_key = jax.random.split(rng)
-    return {"target": batch.target_item, "negative": self.sample_negatives(sample_key, batch, model.num_items)}
+    negative = self.sample_negatives(sample_key, batch, model.num_items)
+    return {"target": batch.target_item, "negative": negative, **dropped}
 
   def loss_from_queries(
     self, query: Float[Array, "B N M"], items: Items, params: Any, batch: SequenceBatch, num_items: int
@@ -144,10 +152,10 @@ class ItemObjective:
     query = jnp.where((batch.target_weight != 0)[..., None], query, 0)  # NaN elsewhere would reach the gradients.
     if self.loss == "full_softmax":
       return items.full_softmax(params, query, self.temperature, self.chunk_size)
-    return self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items)
+    return self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items, items.is_candidate(params))
 
-  def sampled_loss(self, query, vectors, ids, batch, num_items) -> Float[Array, "B N"]:
-    """Returns the loss of each position from the vectors of its target and of sampled items."""
+  def sampled_loss(self, query, vectors, ids, batch, num_items, is_candidate=None) -> Float[Array, "B N"]:
+    """Returns the loss of each position from the vectors of its target and of sampled items that are candidates."""
     negative_id = ids["negative"]
     target = jnp.where((batch.target_weight != 0)[..., None], vectors["target"], 0)
     positive_logit, negative_logit = item_losses.sampled_logits(
@@ -157,6 +165,9 @@ class ItemObjective:
       positive_logit -= negatives.log_probability(self.sampler, batch.target_item, num_items)
       log_q = negatives.log_probability(self.sampler, negative_id, num_items)
       negative_logit -= item_losses.per_position(log_q)
+    if is_candidate is not None:
+      is_sampled = item_losses.per_position(jnp.take(is_candidate, negative_id, mode="clip"))
+      negative_logit = jnp.where(is_sampled, negative_logit, item_losses.EXCLUDED)
     if self.loss == "sampled_softmax":
       return item_losses.sampled_softmax(positive_logit, negative_logit)
     beta = item_losses.gbce_calibration(num_items, self.num_negatives, self.gbce_t) if self.loss == "gbce" else 1.0
@@ -180,7 +191,7 @@ class Items(Protocol):
   ids: what `ItemObjective.scored_ids` returned.
   """
 
-  ids: dict[str, Int[Array, "..."]]
+  ids: dict[str, Array]
 
   def encode(self, params: Any, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
     """Returns the query vectors of the model."""
@@ -194,11 +205,39 @@ class Items(Protocol):
     """Returns the scoring vectors of `ids`."""
     ...
 
+  def is_candidate(self, params: Any) -> Bool[Array, " rows"] | None:
+    """Returns which items the target is compared with; None: all."""
+    ...
+
   def full_softmax(
     self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
     """Returns `-log softmax` of the target among all items; see `item_losses.full_softmax`."""
     ...
+
+
+def dropped_items(model: nn.Module, rng: PRNGKeyArray) -> dict[str, Bool[Array, " V1"]]:
+  """Returns {"dropped": the items whose row of the table is left out}; {} for a model without features of items.
+
+  In a step such an item is known by its features alone, wherever it occurs: in histories, as target, as negative. So
+  the projection of features learns to rank items that have no row.
+
+  Args:
+    model: `id_dropout` is the probability of each item.
+    rng: the key of the step.
+
+  Source: Volkovs, Yu, Poutanen 2017, "DropoutNet: Addressing Cold Start in Recommender Systems", NeurIPS, section 4.1.
+  Choice: items are drawn for a step, not for each of their events, so that vectors of an item agree within a step.
+  """
+  if not (getattr(model, "num_features", 0) and model.id_dropout):
+    return {}
+  key = jax.random.fold_in(rng, 0)
+  return {DROPPED: jax.random.bernoulli(key, model.id_dropout, (model.num_items + 1,))}
+
+
+def without_dropped(ids: Mapping[str, Array]) -> dict[str, Array]:
+  """Returns the scored ids without "dropped"."""
+  return {name: x for name, x in ids.items() if name != DROPPED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,28 +246,47 @@ class ParameterItems:
 
   model: nn.Module
   batch: SequenceBatch
-  ids: dict[str, Int[Array, "..."]]
+  ids: dict[str, Array]
 
   def encode(self, params: Any, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
     """See `Items`."""
-    return self.model.apply({"params": params}, batch, deterministic=deterministic, rngs=rngs)
+    return self.model.apply({"params": self._kept(params)}, batch, deterministic=deterministic, rngs=rngs)
 
   def input(self, params: Any) -> Float[Array, "B N M"]:
     """See `Items`."""
-    return self.model.apply({"params": params}, self.batch.item_id, method="input_vectors")
+    return self.model.apply({"params": self._kept(params)}, self.batch.item_id, method="input_vectors")
 
   def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
     """See `Items`."""
-    return {name: self._vectors(params, ids) for name, ids in self.ids.items()}
+    return {name: self._vectors(params, ids) for name, ids in without_dropped(self.ids).items()}
+
+  def is_candidate(self, params: Any) -> Bool[Array, " rows"] | None:
+    """See `Items`. Items without a row of the table are no candidates: they came after training.
+
+    Choice: as negatives they would teach the projection of features that nobody chooses items like them.
+    """
+    has_id = params.get(TABLE, {}).get(HAS_ID)
+    return None if has_id is None else has_id[:, 0] > 0
 
   def full_softmax(
     self, params: Any, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
     """See `Items`."""
-    return item_losses.full_softmax(query, self._vectors(params, None), self.ids["target"], temperature, chunk_size)
+    vectors, is_candidate = self._vectors(params, None), self.is_candidate(params)
+    if is_candidate is not None:
+      is_candidate = is_candidate[: vectors.shape[0]]
+    return item_losses.full_softmax(query, vectors, self.ids["target"], temperature, chunk_size, is_candidate)
 
   def _vectors(self, params, ids):
-    return self.model.apply({"params": params}, ids, method="item_vectors")
+    return self.model.apply({"params": self._kept(params)}, ids, method="item_vectors")
+
+  def _kept(self, params):
+    """Returns the parameters without the rows of dropped items."""
+    if DROPPED not in self.ids:
+      return params
+    table = params[TABLE]["table"]
+    dropped = jnp.pad(self.ids[DROPPED], (0, table.shape[0] - self.ids[DROPPED].shape[0]))[:, None]  # [rows, 1]
+    return {**params, TABLE: {**params[TABLE], "table": jnp.where(dropped, 0, table)}}
 
 
 def build(config: Mapping) -> ItemObjective:

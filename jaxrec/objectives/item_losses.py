@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pallas_kernels import varying
 
-_EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as in the released HSTU code
+EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as in the released HSTU code
 
 
 def weighted_mean(value: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
@@ -45,7 +45,7 @@ def sampled_logits(
   negative_logit = jnp.einsum(equation, query, negative) / temperature  # [B, N, R]
   negative_id = per_position(negative_id)
   is_positive = negative_id == positive_id[..., None]  # [B, N, R]
-  return positive_logit, jnp.where(is_positive, _EXCLUDED, negative_logit)
+  return positive_logit, jnp.where(is_positive, EXCLUDED, negative_logit)
 
 
 def per_position(x: Shaped[Array, "... R"]) -> Shaped[Array, "_ _ R"]:
@@ -75,18 +75,25 @@ def full_softmax(
   positive_id: Int[Array, "..."],
   temperature: float = 1.0,
   chunk_size: int = 4096,
+  is_candidate: Bool[Array, " V1"] | None = None,
 ) -> Float[Array, "..."]:
   """Returns `-log softmax` of the positive over items 1..V at each position, `chunk_size` scores at a time.
+
+  Of items that are no candidates only the positive counts; None: all are candidates.
 
   The backward pass recomputes the scores chunk by chunk from the log-sum-exp of each position. The gradient rule is for
   reverse mode only: `jax.jvp` is not supported.
   """
   flat = query.reshape(-1, query.shape[-1])  # [T, M]
-  is_candidate = jnp.ones(item_vectors.shape[0] - 1, bool)
-  log_sum = log_sum_exp(flat, item_vectors[1:], is_candidate, temperature, chunk_size).reshape(query.shape[:-1])
+  counted = jnp.ones(item_vectors.shape[0] - 1, bool) if is_candidate is None else is_candidate[1:]
+  log_sum = log_sum_exp(flat, item_vectors[1:], counted, temperature, chunk_size).reshape(query.shape[:-1])
   positive = jnp.take(item_vectors, positive_id, axis=0, mode="clip")
   positive = jnp.where((positive_id != 0)[..., None], positive, 0)  # Row 0 is padding.
-  return log_sum - (query * positive).sum(axis=-1) / temperature
+  score = (query * positive).sum(axis=-1) / temperature
+  if is_candidate is not None:
+    is_counted = jnp.take(is_candidate, positive_id, mode="clip")
+    log_sum = jnp.where(is_counted, log_sum, jnp.logaddexp(log_sum, score))
+  return log_sum - score
 
 
 def log_sum_exp(

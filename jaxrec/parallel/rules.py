@@ -20,6 +20,7 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 PARAMETER_AXES: Rules = (
   (r"(^|/)(attention_)?items/table$", ("vocabulary", "embed")),
+  (r"(^|/)items/(features|has_id)$", ("vocabulary", None)),
   (r"(^|/)uvqk(/|_)kernel$", ("embed", "heads")),
   (r"(^|/)(query|key|value)/kernel$", ("embed", "heads")),
   (r"(^|/)(layers_\d+|attention)/output(/|_)kernel$", ("heads", "embed")),

@@ -28,6 +28,7 @@ INNER_PRODUCTS = ("shared", "attention_path")
 SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
 _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
 _MASKED = "task", ("masked_item",)  # Where settings are read.
+_FEATURES = "features", ()
 _OBJECTIVES = "objectives", ()
 _TABLES = "placement", ("auto", "sharded")
 _BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
@@ -61,6 +62,20 @@ class SequenceSettings(SourceSettings):
     {}, "Action (number, or name in the raw data) to weight of its events as targets, such as {'4': 1.0, '5': 2.0};"
     " other events are read, but are no targets. {}: all are.", is_open=True,
   )  # fmt: skip
+  features: tuple = setting(
+    (), "Columns of the items, such as genres, that give an item a vector in addition to that of its id; see"
+    " jaxrec.data.item_features. (): ids only.",
+  )  # fmt: skip
+  min_id_events: int = setting(
+    1, "features only: items of fewer training events have no vector of their id.", at_least=0, read_if=_FEATURES
+  )
+  id_dropout: float = setting(
+    0.2,
+    "features only: share of the items whose id vector is left out in a step.",
+    at_least=0,
+    below=1,
+    read_if=_FEATURES,
+  )
   request_time: str = setting(
     "target", "Time of the request: that of the target, or of the last_event.", choices=REQUEST_TIMES
   )
@@ -363,22 +378,6 @@ def _with_defaults(saved, default, name):
     return saved
   prefix = name and f"{name}."
   return default | {key: _with_defaults(value, default.get(key, {}), prefix + key) for key, value in saved.items()}
-
-
-def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:
-  """Returns a line for each setting that differs between two configs given as dicts.
-
-  >>> config_differences({"seed": 1, "a": {"b": 2}}, {"seed": 1, "a": {"b": 3}})
-  ['config.a.b was 2, is 3']
-  """
-  lines = []
-  for key in sorted(old.keys() | new.keys()):
-    before, after = old.get(key, "not set"), new.get(key, "not set")
-    if isinstance(before, dict) and isinstance(after, dict):
-      lines += config_differences(before, after, f"{prefix}.{key}")
-    elif before != after:
-      lines.append(f"{prefix}.{key} was {before!r}, is {after!r}")
-  return lines
 
 
 def _metric_names(settings):

@@ -22,6 +22,7 @@ from jaxrec.data.fingerprint import Fingerprint, missing_from
 from jaxrec.data.prepared import PreparedData
 from jaxrec.train import checkpoint, saved_step, writers
 from jaxrec.train.identity import DATA_FILE, RunIdentity, different_settings
+from jaxrec.train.item_feature_data import with_features_of
 from jaxrec.train.item_growth import ItemGrowth
 from jaxrec.train.item_table import InParams
 from jaxrec.train.runs import load_config, load_run
@@ -29,6 +30,7 @@ from jaxrec.train.state import TrainState
 from jaxrec.train.task import SELECT, Task
 
 STARTED_FILE = "started_from.json"
+_OF_MODEL = "config.task ", "config.model.", "config.data.features "
 
 
 def first_state(task: Task, workdir: str, phase: str, fresh: TrainState) -> TrainState:
@@ -65,6 +67,7 @@ def first_state(task: Task, workdir: str, phase: str, fresh: TrainState) -> Trai
     return _started(state, step, folder, growth, workdir, phase)
   identity = RunIdentity(source, before, data)
   state, step = checkpoint.load_state(folder, fresh, "best", task.item_table, identity, growth)
+  state = with_features_of(state, fresh)
   return _at_step_zero(_started(state, step, folder, growth, workdir, phase))
 
 
@@ -91,7 +94,7 @@ def _with_parameters(source: str, phase: str, fresh: TrainState, growth: ItemGro
   run = load_run(source, phase=phase)
   params = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), run.params, fresh.params)
   average = None if fresh.average is None else jax.tree.map(jnp.copy, params)
-  return fresh.replace(params=params, average=average), run.step
+  return with_features_of(fresh.replace(params=params, average=average), fresh), run.step
 
 
 def started_from(workdir: str, phase: str) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def started_from(workdir: str, phase: str) -> dict[str, Any]:
 def _check_settings(before: ConfigDict, task: Task, source: str) -> None:
   config = task.config
   lines = different_settings(before.to_dict(), config)
-  if lines := [line for line in lines if line.startswith(("config.task ", "config.model."))]:
+  if lines := [line for line in lines if line.startswith(_OF_MODEL)]:
     raise ValueError(
       f"config.train.start_from={source!r} is a run of another model: {'; '.join(lines)}. Set them as they were"
     )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxrec.data.fingerprint import Fingerprint, differences
 from jaxrec.train import writers
-from jaxrec.train.config import config_differences, saved_config
+from jaxrec.train.config import saved_config
 
 CONFIG_FILE, DATA_FILE, CHANGES_FILE = "config.json", "data.json", "changes.json"
 _GROUPS = ("data", "model", "optimizer", "train", "parallel", "eval")
@@ -144,3 +144,19 @@ def _changed_on_request(workdir):
 
 def _as_json(value):
   return json.loads(json.dumps(value))
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:
+  """Returns a line for each setting that differs between two configs given as dicts.
+
+  >>> config_differences({"seed": 1, "a": {"b": 2}}, {"seed": 1, "a": {"b": 3}})
+  ['config.a.b was 2, is 3']
+  """
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    before, after = old.get(key, "not set"), new.get(key, "not set")
+    if isinstance(before, dict) and isinstance(after, dict):
+      lines += config_differences(before, after, f"{prefix}.{key}")
+    elif before != after:
+      lines.append(f"{prefix}.{key} was {before!r}, is {after!r}")
+  return lines

@@ -152,11 +152,11 @@ IN_PARAMS = InParams()
 
 @dataclasses.dataclass(frozen=True)
 class _InParamsGathered:
-  """See `Gathered`; the lookups are the ids of the scored items."""
+  """See `Gathered`; the lookups are what `ItemObjective.scored_ids` returned."""
 
   model: Any
   params: Params
-  lookups: dict[str, Int[Array, "..."]]
+  lookups: dict[str, Array]
   scalars: dict[str, Array]
 
   def items(self, batch, lookup):
@@ -296,6 +296,9 @@ class ShardedItems:
     """See `Items`."""
     return {name: self.model.scoring(row) for name, row in self._read(params[TABLE], self.ids).items()}
 
+  def is_candidate(self, params: Params) -> None:
+    """See `Items`: all are."""
+
   def full_softmax(
     self, params: Params, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
@@ -333,6 +336,7 @@ def make_item_table(
   needs_params = {
     "config.model.attention_width": model.attention_width, "config.train.average": config.train.average,
     "config.multi_objective.reweight_every > 1": config.multi_objective.reweight_every > 1,
+    "config.data.features": getattr(model, "num_features", 0),
   }  # fmt: skip
   if wrong := [name for name, is_set in needs_params.items() if is_set]:
     raise ValueError(f"{', '.join(wrong)}: the item table must be a parameter; set config.tables.placement='parameter'")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import models, multi_objective, parallel
 from jaxrec.batches import SequenceBatch
-from jaxrec.data import load, single_domain
+from jaxrec.data import item_features, load, single_domain
 from jaxrec.data.action_columns import ACTION, first_number
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.batches.sharded_training import make_training_batches, num_shards, rows_of_batches
@@ -31,6 +31,7 @@ from jaxrec.objectives import item
 from jaxrec.objectives.autocdsr import CrossDomainObjective, shared_parameters
 from jaxrec.objectives.objective import Objective
 from jaxrec.train import config as config_lib
+from jaxrec.train.item_feature_data import trained_only, with_item_features
 from jaxrec.train.item_table import make_item_table
 from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
@@ -69,6 +70,9 @@ class SequenceTask(BaseTask):
   def from_data(cls, config: ConfigDict, data: PreparedData) -> SequenceTask:
     """Returns the task of a config and data that are in memory; `config.data` says how histories become sequences."""
     sizes = {"num_items": _num_items(config, data), "num_domains": data.num_domains}
+    if config.data.features:
+      features = item_features.feature_matrix(data, config.data.features)
+      sizes |= {"num_features": features.shape[1], "id_dropout": config.data.id_dropout}
     model = models.build(config.model.to_dict(), **sizes, dtype=jnp.dtype(config.train.dtype))
     _check_actions(model, data)
     objective = item.build(config.objective.to_dict())
@@ -101,6 +105,10 @@ class SequenceTask(BaseTask):
     shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
     seed = self.config.seed
     state = create_state(**self._ingredients(total_steps), seed=seed, shardings_of=shardings_of)
+    if names := self.config.data.features:
+      features = item_features.feature_matrix(self.data, names)
+      has_id = item_features.has_training_events(self.data, self.config.data.min_id_events)
+      state = with_item_features(state, features, has_id)
     return state.replace(tables=self.item_table.init(jax.random.key(seed)))
 
   def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
@@ -145,6 +153,8 @@ class SequenceTask(BaseTask):
 
   def _optimizer(self, total_steps: int) -> optax.GradientTransformation:
     inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)
+    if self.config.data.features:
+      inner = trained_only(inner)
     if len(self.objective.names) == 1:
       return inner
     settings = self.config.multi_objective
@@ -155,7 +165,8 @@ class SequenceTask(BaseTask):
 
 def _part_of_shards(config: ConfigDict) -> tuple[int, int]:
   """Returns which part of prepared shards this host opens: its own, or all where only the events of all users tell."""
-  if config.data.only_domain or config.data.train_users != "all" or config.eval.beyond_accuracy:
+  settings = config.data
+  if settings.only_domain or settings.train_users != "all" or settings.features or config.eval.beyond_accuracy:
     return 0, 1
   shard = parallel.host_shard(parallel.make_mesh(config.parallel.to_dict()))
   return shard.index, shard.count

@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxrec.cli import evaluate, recommend
+import jaxrec
+from jaxrec.cli import evaluate, recommend, serve
 from jaxrec.cli.ranking_runs import ranking_text
 from jaxrec.serving.action_ranker import RankedItem
 from jaxrec.train import loop
@@ -87,3 +88,28 @@ def test_flags_that_make_no_sense_for_a_ranking_run_are_refused(trained, call):
     call(recommend, f"--workdir={trained[0]}", "--all", "--weights=love=1", "--out=a.csv")
   with pytest.raises(SystemExit, match="must be like like=1"):
     call(recommend, f"--workdir={trained[0]}", "--user=3", "--weights=like")
+
+
+def test_what_needs_user_vectors_names_what_to_use_instead(trained):
+  with pytest.raises(ValueError, match="holds a run of task 'ranking'.* jaxrec.serving.ActionRanker, .*jaxrec serve"):
+    jaxrec.load(trained[0])
+
+
+def test_a_ranking_run_is_served(trained, call, monkeypatch):
+  pytest.importorskip("fastapi", reason="the server needs pip install 'jaxrec[test]'")
+  from jaxrec.serving.server.draining_server import DrainingServer
+  from jaxrec.serving.server.forms import ScoreForm
+
+  served = []
+
+  def run(server):
+    served.append(server.config.app.state.service.answers)
+    server.started = True
+
+  monkeypatch.setattr(DrainingServer, "run", run)
+  monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+  assert "serving " in call(serve, f"--workdir={trained[0]}")
+  (answer,) = served[0].run([ScoreForm(user="3", items=["2", "1"])])
+  assert answer["scores"] == answer["actions"]["like"] and len(answer["scores"]) == 2
+  with pytest.raises(SystemExit, match="state_bytes=9 is for models of sequential recommendation"):
+    call(serve, f"--workdir={trained[0]}", "--state_bytes=9")

@@ -1,5 +1,7 @@
 """Ranks and best items over the whole catalogue, against values worked out by hand and a plain NumPy count."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,26 @@ def test_input_that_does_not_fit_is_refused(change, message):
   arguments = {"queries": np.ones((1, 1), np.float32), "item_vectors": VECTORS, "target_item": np.array([1])} | change
   with pytest.raises(ValueError, match=message):
     target_ranks(**arguments)
+
+
+def test_an_approximate_search_finds_the_share_that_is_asked_for():
+  rng = np.random.default_rng(5)
+  queries, vectors = (rng.normal(size=shape).astype(np.float32) for shape in ((16, 8), (5001, 8)))
+  exact = np.asarray(top_k_items(queries, vectors, 20)[1])
+  found = np.asarray(top_k_items(queries, vectors, 20, recall=0.8, chunk_size=1024)[1])
+  assert np.mean([len({*a} & {*b}) / 20 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]) >= 0.8
+  candidates = chunked_scores.Candidates(jnp.asarray(vectors), None, 1, 5001)
+  nobody = jnp.full((16, 1), -1)
+  for recall in (1.0, 0.8):
+    search = partial(chunked_scores.best_rows, k=20, chunk_size=1024, recall=recall)
+    program = jax.make_jaxpr(search)(queries, candidates, nobody, jnp.zeros(16, jnp.int32))
+    assert ("approx_top_k" in str(program)) == (recall < 1)
+
+
+@pytest.mark.parametrize("recall", [0, 1.5, float("nan")])
+def test_a_recall_that_is_no_share_is_refused(recall):
+  with pytest.raises(ValueError, match="recall=.* must be above 0 and at most 1"):
+    top_k_items(np.ones((1, 1), np.float32), VECTORS, 2, recall=recall)
 
 
 def test_more_best_items_than_the_catalogue_holds_are_refused():

@@ -16,12 +16,12 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import time
 
 import httpx
 import numpy as np
+from server_process import running_server
 
 LARGEST = 1 << 20
 
@@ -193,21 +193,10 @@ def main():
   parser.add_argument("--port", type=int, default=8765)
   parser.add_argument("--seed", type=int, default=0)
   options, rest = parser.parse_known_args()
-  command = [sys.executable, "-m", "experiments.serve", f"--workdir={options.workdir}", f"--port={options.port}"]
-  command += ["--timeout_seconds=20", "--reload_seconds=0.2", *rest]
-  base = f"http://127.0.0.1:{options.port}"
-  process = subprocess.Popen(command)
-  try:
-    while process.poll() is None:
-      try:
-        httpx.get(base + "/healthz")
-        break
-      except httpx.TransportError:
-        time.sleep(0.2)
+  flags = [f"--workdir={options.workdir}", "--timeout_seconds=20", "--reload_seconds=0.2", *rest]
+  with running_server(options.port, flags) as (process, base):
     is_right = asyncio.run(drive(options, process, base))
     status = process.wait(60)
-  finally:
-    process.kill()
   print(f"exit status of the server: {status}")
   sys.exit(not is_right or status != 0)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxrec.data import prepared_files
+from jaxrec.data.item_features import with_item_file
 from jaxrec.data.preparation import extend, filters, log_checks
 from jaxrec.data.preparation.assemble import assemble, json_values
 from jaxrec.data.preparation.filters import PrepareOptions
@@ -41,6 +42,7 @@ def prepare(
   overwrite: bool = False,
   extends: str | os.PathLike | None = None,
   shards: int = 1,
+  item_features: str | os.PathLike | None = None,
   report: Callable[[str], None] | None = None,
   **options: Any,
 ) -> PreparedData:
@@ -56,6 +58,7 @@ def prepare(
       new ones come after them. Options that are not given are those of that folder. Limits on events drop new users and
       items only, counted over the events of both. The folder stays as it is, unless it is `out`.
     shards: folders inside `out` that users are dealt out to, so that each host of a training opens its own; 1: none.
+    item_features: a Parquet file with further columns of the items; see `jaxrec.data.item_features.with_item_file`.
     report: called with a line of text at each stage; None for no reports.
     **options: the fields of `PrepareOptions` and the keyword arguments of the source's reader.
 
@@ -86,6 +89,9 @@ def prepare(
       raise ValueError(f"{raw}: {error}" if raw is not None else str(error)) from error
   if before is not None:
     data = dataclasses.replace(data, meta={**data.meta, "raw_files": before})
+  if item_features is not None:
+    report(f"reading {item_features}")
+    data = with_item_file(data, item_features)
   if out is None:
     return data
   report(f"writing {out}")

@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.answers import Answers
 from jaxrec.serving.server.batcher import Batcher
@@ -25,6 +26,7 @@ from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
 from jaxrec.serving.server.limits import Limits
 from jaxrec.serving.server.model_source import ModelSource, watch_source
 from jaxrec.serving.server.posted_events import PostedEvents
+from jaxrec.serving.server.ranking_answers import RankingAnswers
 from jaxrec.serving.server.refusals import RefusedRequest
 from jaxrec.serving.server.server_metrics import ServerMetrics
 from jaxrec.serving.server.server_settings import ServerSettings
@@ -35,19 +37,20 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 class Service:
   """What the routes share: the model in use, the queue in front of it, and the counters."""
 
-  def __init__(self, recommender: Recommender, version: str, settings: ServerSettings):
+  def __init__(self, model: Recommender | ActionRanker, version: str, settings: ServerSettings):
     self.settings, self.metrics = settings, ServerMetrics()
-    self.posted = PostedEvents(settings.max_users, recommender.config.data.max_length)
-    self.answers = Answers(recommender, self.posted, version)
+    longest = model.max_length if isinstance(model, ActionRanker) else model.config.data.max_length
+    self.posted = PostedEvents(settings.max_users, longest)
+    self.answers = answers_of(model, self.posted, version)
     self.batcher = Batcher(self._run, settings.max_batch, settings.batch_wait_ms / 1000, settings.max_queue)
     self.is_closing = threading.Event()
     self._watch()
 
-  async def use(self, recommender: Recommender, version: str) -> None:
+  async def use(self, model: Recommender | ActionRanker, version: str) -> None:
     """Answers with another model from the next batch on."""
     if self.settings.warm:
-      await asyncio.to_thread(warm, recommender, self.settings.max_batch, self.is_closing.is_set)
-    self.answers = Answers(recommender, self.posted, version)
+      await asyncio.to_thread(warm, model, self.settings.max_batch, self.is_closing.is_set)
+    self.answers = answers_of(model, self.posted, version)
 
   def _run(self, forms):
     start, answers = time.perf_counter(), self.answers
@@ -69,18 +72,25 @@ class Service:
     return 0 if states is None else getattr(states.counters, name)
 
 
+def answers_of(model: Recommender | ActionRanker, posted: PostedEvents, version: str) -> Answers | RankingAnswers:
+  """Returns what answers requests with a model."""
+  if isinstance(model, ActionRanker):
+    return RankingAnswers(model, version)
+  return Answers(model, posted, version)
+
+
 def make_app(
-  recommender: Recommender, version: str, settings: ServerSettings, source: ModelSource | None = None
+  model: Recommender | ActionRanker, version: str, settings: ServerSettings, source: ModelSource | None = None
 ) -> FastAPI:
   """Returns the application.
 
   Args:
-    recommender: answers.
+    model: answers.
     version: its name, in each answer.
     settings: bounds of work and memory.
     source: is watched for newer models; None: no reload.
   """
-  service = Service(recommender, version, settings)
+  service = Service(model, version, settings)
 
   @contextlib.asynccontextmanager
   async def lifespan(app):
@@ -107,14 +117,21 @@ def make_app(
   return app
 
 
-def warm(recommender: Recommender, max_batch: int, is_closing: Callable[[], bool] = lambda: False) -> None:
+def warm(model: Recommender | ActionRanker, max_batch: int, is_closing: Callable[[], bool] = lambda: False) -> None:
   """Compiles the programs of batches of all sizes, for histories of each padded length.
 
   Args:
-    recommender: to be used.
+    model: to be used.
     max_batch: largest batch.
     is_closing: whether to stop before the next size.
   """
+  if isinstance(model, ActionRanker):
+    RankingAnswers(model, "").warm()
+  else:
+    _warm_recommender(model, max_batch, is_closing)
+
+
+def _warm_recommender(recommender, max_batch, is_closing):
   data = recommender.data
   item = (data.items["raw_id"][0], 0, data.domain_names[int(data.items["domain_id"][0]) - 1])
   event = item if data.has_timestamps else item[:1]
