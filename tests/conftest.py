@@ -1,6 +1,7 @@
 """What every test relies on: a CPU, a compilation cache, checked shapes, and where data and golden files are."""
 
 import gc
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # Prog
 os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time goes into compiling programs that run once or twice. Values differ by rounding only.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # Half the time of compiling; later versions have no flag.
+  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import flax.struct  # noqa: E402
 import jax  # noqa: E402
@@ -106,6 +109,11 @@ def call(monkeypatch, capsys):
     return capsys.readouterr().out
 
   return run
+
+
+def xla_flags(num_devices: int) -> str:
+  """The variable XLA_FLAGS of a program with this many simulated devices."""
+  return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
 
 
 def existing_folder(path: Path, option: str) -> Path:

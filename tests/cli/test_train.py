@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import tiny_run
-from conftest import REPOSITORY
+from conftest import REPOSITORY, xla_flags
 
 from jaxrec.train import loop
 from jaxrec.train.monitor import NonFiniteLossError
@@ -138,7 +138,7 @@ def test_a_workdir_with_a_run_of_another_config_is_refused(uninterrupted):
 
 def test_two_devices_give_the_result_of_one(tmp_path):
   settings = ("--config.data.rows_per_batch=20", "--config.train.num_epochs=1", "--config.train.accumulate=2")
-  both = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  both = {"XLA_FLAGS": xla_flags(2)}
   processes = [start(tmp_path / "one", *settings), start(tmp_path / "two", *settings, **both)]
   for process in processes:
     finish(process)
@@ -154,7 +154,7 @@ def click_run(tmp_path_factory):
 
 
 def test_click_through_on_eight_devices_equals_one(click_run, tmp_path):
-  eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  eight = {"XLA_FLAGS": xla_flags(8)}
   finish(start(tmp_path, "--config.train.retrain=true", config="tiny_click", **eight))
   assert_same_metrics(click_run, tmp_path, but=PAIRS, rtol=1e-4)
 

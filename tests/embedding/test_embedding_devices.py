@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PYTHON_PATH, REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY, xla_flags
 
 from jaxrec.embedding import Table, Tables
 
 PROGRAMS = REPOSITORY / "tests" / "programs"
 
 
-def start(program, *arguments, flags="", **variables):
+def start(program, *arguments, num_devices=1, **variables):
   """Starts a program of `tests/programs`."""
-  environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": flags, **variables}
+  environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": xla_flags(num_devices), **variables}
   command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -41,8 +41,7 @@ def output_of(processes, seconds):
 @pytest.fixture(scope="module")
 def results():
   """Returns the results of `table_devices.py`."""
-  flags = "--xla_force_host_platform_device_count=8"
-  return json.loads(output_of([start("table_devices.py", flags=flags)], seconds=400))
+  return json.loads(output_of([start("table_devices.py", num_devices=8)], seconds=400))
 
 
 def test_steps_on_any_mesh_equal_those_of_dense_tables(results):

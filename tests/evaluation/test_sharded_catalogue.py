@@ -8,14 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import PYTHON_PATH, REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY, xla_flags
 from programs import sharded_catalogue_devices
 
 
 @pytest.fixture(scope="module")
 def on_devices():
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": PYTHON_PATH}
+  environment = {**os.environ, "XLA_FLAGS": xla_flags(8), "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, sharded_catalogue_devices.__file__]
   result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
   assert result.returncode == 0, result.stderr[-3000:]

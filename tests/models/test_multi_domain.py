@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PYTHON_PATH
+from conftest import PYTHON_PATH, xla_flags
 from programs import multi_domain_devices
 from sequences import NUM_ITEMS, batch_of
 
@@ -288,7 +288,7 @@ def test_a_wrong_option_is_refused_by_name(option, text):
 
 
 def test_a_step_on_eight_devices_is_that_of_one():
-  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": PYTHON_PATH}
+  environment = os.environ | {"XLA_FLAGS": xla_flags(8), "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, multi_domain_devices.__file__]
   one, eight = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
   np.testing.assert_allclose(eight, one, atol=1e-5)

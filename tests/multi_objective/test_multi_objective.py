@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import PYTHON_PATH, REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY, xla_flags
 from programs import multi_objective_devices
 
 from jaxrec.multi_objective import (
@@ -266,7 +266,7 @@ def test_the_random_order_of_pcgrad_depends_on_seed_and_step_only():
 
 @pytest.fixture(scope="module")
 def on_eight_devices():
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": PYTHON_PATH}
+  flags = {"XLA_FLAGS": xla_flags(8), "PYTHONPATH": PYTHON_PATH}
   command = [sys.executable, multi_objective_devices.__file__]
   result = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, cwd=REPOSITORY)
   assert result.returncode == 0, result.stderr[-3000:]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PYTHON_PATH
+from conftest import PYTHON_PATH, xla_flags
 from golden_checks.compile import quick_jit
 
 from pallas_kernels import IntervalMask, RelativeBias, aot, gpu, reference
@@ -155,7 +155,7 @@ def compile_once_for_the_whole_grid():
 def test_simulated_kernels_give_the_outputs_and_gradients_of_the_definition():
   """All cases in one process, which starts and loads the simulator once."""
   environment = dict(os.environ)
-  environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"  # 16 threads: blocked ones hold theirs
+  environment["XLA_FLAGS"] = xla_flags(16)  # 16 threads: blocked ones hold theirs
   environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   environment["PYTHONPATH"] = PYTHON_PATH
   result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=900)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import PYTHON_PATH
+from conftest import PYTHON_PATH, xla_flags
 from jax.sharding import AbstractMesh, PartitionSpec
 from programs import parallel_devices
 
@@ -31,9 +31,8 @@ def specs(shapes, **tables):
 @pytest.fixture(scope="module")
 def on_eight_devices(tmp_path_factory):
   """Returns the results of `parallel_devices.py`."""
-  flags = "--xla_force_host_platform_device_count=8"
   command = [sys.executable, parallel_devices.__file__, str(tmp_path_factory.mktemp("checkpoints"))]
-  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": PYTHON_PATH}
+  environment = {**os.environ, "XLA_FLAGS": xla_flags(8), "PYTHONPATH": PYTHON_PATH}
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import PYTHON_PATH, REPOSITORY
+from conftest import PYTHON_PATH, REPOSITORY, xla_flags
 from sequences import NUM_ITEMS, batch_of
 
 from jaxrec.embedding import RowSGD, Table, Tables
@@ -113,7 +113,7 @@ def test_steps_on_several_meshes_equal_those_on_one_device_and_checkpoints_resto
   program = REPOSITORY / "tests" / "programs" / "table_step_devices.py"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": xla_flags(8),
     "PYTHONPATH": PYTHON_PATH,
   }
   done = subprocess.run([sys.executable, str(program), tmp_path], env=env, capture_output=True, text=True, timeout=600)
