@@ -182,6 +182,7 @@ class RankingEvalSettings:
     "first", "Events of a split to predict: the first of each user, or all, each with everything before it as history.",
     choices=TARGETS,
   )  # fmt: skip
+  targets_per_user: int = setting(0, "targets=all: at most so many of a user, evenly spaced; 0: no limit.", at_least=0)
   recent_days: tuple = setting(
     (1, 7, 30), "Under split=by_time, popularity in so many days before the split is a baseline too."
   )

@@ -241,7 +241,8 @@ def evaluate_baselines(
   Raises:
     ValueError: no user has an event in this split.
   """
-  batches = evaluation_batches(data, split, 1024, config.data.max_length, targets=config.eval.targets)
+  asked = {name: config.eval[name] for name in ("targets", "targets_per_user")}
+  batches = evaluation_batches(data, split, 1024, config.data.max_length, **asked)
   options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
   options["report"] = list_report(data, config, split)
   users = train_users(config, data, split - 1)
