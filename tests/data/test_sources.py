@@ -17,11 +17,13 @@ from raw_files import (
   abxi,
   packed,
   read,
+  record,
   rows,
   shards,
   write,
 )
 
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.sources import GENERATED, generator, reading, source_names, source_reader
 from jaxrec.data.sources.crc32c import masked_crc
@@ -161,6 +163,26 @@ def test_kuairand_shards_define_the_split(tmp_path):
   assert data.domain_names == ("4", "9")
   assert data.user_raw_id(2) == "testing/partition_0/0"
   assert data.meta["counts"]["dropped"] == {"outside the published vocabulary": 3}
+
+
+def test_the_core_of_the_kuairand_shards_has_items_that_occur_in_training(tmp_path):
+  other = record(sequence_data=[7, 5, 9, 300], sequence_event_type=[9, 9, 4, 4])
+  raw = shards(tmp_path, testing=other)
+  write(raw, {"training/partition_1.tfrecord": record(sequence_data=[5, 7], sequence_event_type=[9, 9])})
+  data = prepare("kuairand-1k", raw, min_user_events=0, min_training_events=2)
+  assert data.items["raw_id"].to_list() == ["5", "7"]  # 300 has one training event, 9 none.
+  dropped = {"outside the published vocabulary": 2, "of items with few training events": 4}
+  assert data.meta["counts"]["dropped"] == dropped
+  assert [data.split[data.user_slice(u)].tolist() for u in range(4)] == [[0, 0], [0, 0], [0, 1], [0, 2]]
+
+
+def test_all_events_of_held_out_kuairand_rows_can_be_targets(tmp_path):
+  data = prepare("kuairand-1k", shards(tmp_path), min_user_events=3, held_out="all")
+  assert data.split.reshape(3, 3).tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+  batches = evaluation_batches(data, 2, 4, max_length=8, targets="all")
+  assert batches.users.tolist() == [2, 2] and batches.without_history == 1
+  with pytest.raises(ValueError, match="held_out='some' must be one of"):
+    prepare("kuairand-1k", shards(tmp_path), held_out="some")
 
 
 def test_varints_of_every_length_are_read():
