@@ -262,6 +262,49 @@ def test_merged_sources_share_users_and_not_items(tmp_path):
   assert data.meta["counts"]["users_in_several_domains"] == 1
 
 
+STRANGERS = {
+  "a.csv": "user,item,timestamp\n2,x,10\n2,y,30\n7,x,500\n9,x,1\n9,y,2\n",
+  "b.csv": "user,item,timestamp\nbob,z,900\nann,x,820\nann,y,840\nann,x,860\n",
+}
+
+
+def strangers(folder, **options):
+  sources = [{"source": "table", "raw": write(folder, STRANGERS) / f"{name}.csv", "name": name} for name in "ab"]
+  return prepare("merge", sources=sources, **options)
+
+
+def test_users_paired_by_number_are_one_user_each(tmp_path):
+  data = strangers(tmp_path, pair_users="by_number")
+  assert data.num_users == 2  # 2 with ann, 7 with bob; 9 has no partner.
+  raw = data.items["raw_id"].to_list()
+  assert [raw[item - 1] for item in data.item_id] == ["x", "y", "x", "y", "x", "x", "z"]
+  assert data.domain_id[data.user_slice(0)].tolist() == [1, 1, 2, 2, 2]
+  assert data.meta["counts"]["dropped"] == {
+    "a: of users without a partner": 2, "b: of users without a partner": 0
+  }  # fmt: skip
+  with pytest.raises(ValueError, match="pair_users='at random' must be one of"):
+    strangers(tmp_path, pair_users="at random")
+
+
+def test_relative_times_mix_histories_of_different_years(tmp_path):
+  data = strangers(tmp_path, pair_users="by_number", pair_times="relative")
+  assert data.domain_id[data.user_slice(0)].tolist() == [2, 1, 2, 1, 2]
+  assert data.timestamp[data.user_slice(0)].tolist() == [166666, 250000, 500000, 750000, 833333]
+
+
+def test_a_part_of_a_source_is_every_second_user(tmp_path):
+  write(tmp_path, STRANGERS)
+  sources = [
+    {"source": "table", "raw": tmp_path / "a.csv", "name": name, "part": part}
+    for name, part in (("odd", "1/2"), ("even", "2/2"))
+  ]
+  data = prepare("merge", sources=sources, pair_users="by_number")
+  assert data.num_users == 1 and data.num_items == 3  # Users 2 and 7; 9 has no partner.
+  assert data.domain_id.tolist() == [1, 1, 2]
+  with pytest.raises(ValueError, match="part='3/2' of source 'odd' must be such as '1/2'"):
+    prepare("merge", sources=[sources[0] | {"part": "3/2"}, sources[1]])
+
+
 def test_reading_in_chunks_equals_reading_at_once(tmp_path, monkeypatch):
   text = "user,item,timestamp,title\n" + "".join(f'{i},{i % 7},{i},"a ""{i}""\nb"\n' for i in range(60))
   raw = write(tmp_path, {"a.csv.gz": text}) / "a.csv.gz"
