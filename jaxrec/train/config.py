@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
 from jaxrec.data.seeds import check_seed
+from jaxrec.data.time_window import check_cuts
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.objectives.attention_score import OWN, SCORES
@@ -39,6 +40,10 @@ class SourceSettings:
   prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
   only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
+  time_cuts: tuple = setting(
+    (), "Three times in seconds, at which validation, test, and what is left out begin, for all users; (): the split of"
+    " the prepared data.",
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +264,8 @@ def check_groups(config: ConfigDict, default: ConfigDict, groups: Mapping[str, t
   for name, group in groups.items():
     check_group(f"config.{name}", values[name], group)
   check_source(config)
+  if config.data.time_cuts:
+    check_cuts(config.data.time_cuts)
   check_mesh(config)
 
 

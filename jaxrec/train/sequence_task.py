@@ -152,7 +152,8 @@ class SequenceTask(BaseTask):
 
 def _part_of_shards(config: ConfigDict) -> tuple[int, int]:
   """Returns which part of prepared shards this host opens: its own, or all where only the events of all users tell."""
-  if config.data.only_domain or config.data.train_users != "all" or config.eval.beyond_accuracy:
+  settings = config.data
+  if settings.only_domain or settings.time_cuts or settings.train_users != "all" or config.eval.beyond_accuracy:
     return 0, 1
   shard = parallel.host_shard(parallel.make_mesh(config.parallel.to_dict()))
   return shard.index, shard.count
