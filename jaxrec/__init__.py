@@ -35,6 +35,7 @@ _HOMES = {
   "STU": "jaxrec.layers.stu",
   "STULayer": "jaxrec.layers.stu",
   "SASRecLayer": "jaxrec.layers.transformer",
+  "LiGRLayer": "jaxrec.layers.ligr",
   "BERT4RecLayer": "jaxrec.layers.transformer",
   "ItemObjective": "jaxrec.objectives.item",
   "RankingMetrics": "jaxrec.evaluation.metrics",

@@ -4,7 +4,7 @@
 |---|---|---|
 | hstu | `HSTU` | pointwise SiLU attention with time and position bias |
 | stu | `STUModel` | the production variant of the HSTU layer |
-| sasrec | `SASRec` | causal softmax transformer |
+| sasrec | `SASRec` | causal softmax transformer; with `layer="ligr"` that of eSASRec |
 | bert4rec | `BERT4Rec` | bidirectional softmax transformer, trained on masked items |
 | multi_domain_hstu | `MultiDomainHSTU` | HSTU with attention inside each domain |
 | ranking | `RankingModel` | generative ranking of events with actions; built by `jaxrec.models.ranking.build` |

@@ -16,6 +16,7 @@ SIZES = {"width": 8, "num_layers": 1, "max_positions": 9}
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 7}
 MULTI = {**HSTU, "name": "multi_domain_hstu", "num_domains": 3}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
+LIGR = {**SASREC, "layer": "ligr"}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 STU = {**HSTU, "name": "stu"}
 
@@ -27,6 +28,7 @@ STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections of the width of attention; targ
 TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same at the width of the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
+LIGR_LAYER = ATTENTION + 2 * 16 + 2 * (8 * 8 + 8) + 3 * 8 * 6  # Norms, gates, and SwiGLU without biases.
 
 # name -> config, number of parameters with two layers
 CONTRACT = {
@@ -66,6 +68,11 @@ CONTRACT = {
     EMBEDDINGS + 8 + (12 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
   ),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
+  "sasrec_ligr": (LIGR, EMBEDDINGS + 2 * LIGR_LAYER),
+  "sasrec_ligr_decoupled": (
+    {**LIGR, "attention_width": 6},
+    EMBEDDINGS + (11 + 9) * 6 + 2 * (LIGR_LAYER - 2 * 8 * 8 + 2 * 6 * 8),
+  ),
   # One more item (the mask), two norms per layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
 }
@@ -260,6 +267,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
     ("hstu", {"activation": "relu"}, "activation='relu' is not one of"),
     ("hstu", {"attention_width": 4, "num_bottlenecks": 1}, "bottleneck tokens have one table only"),
     ("stu", {"attention_width": 4}, "self.attention_width=4: STU projects queries, keys and values together"),
+    ("sasrec", {"layer": "gru"}, r"layer='gru' is not one of \('sasrec', 'ligr'\)"),
     ("sasrec", {"num_heads": 3}, "width=8 must be divisible by self.num_heads=3"),
     ("sasrec", {"feed_forward_activation": "silu"}, "activation='silu' is not one of"),
   ],

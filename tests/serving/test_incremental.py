@@ -19,6 +19,7 @@ MODELS = {
   "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
   "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
+  "ligr": {"name": "sasrec", **SIZES, "hidden": 6, "layer": "ligr"},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "num_layers": 2, "attention_width": 6},
   "states_of_the_target_domain": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
