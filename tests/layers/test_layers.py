@@ -22,6 +22,7 @@ from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding, dropo
 from jaxrec.layers.ligr import LiGRLayer
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transformer import BERT4RecLayer, FeedForward, SASRecLayer
+from pallas_kernels import RelativeBias, segment_attention
 
 BATCH = batch_of([[[3, 1, 4], [1, 5]], [[9, 2, 6]]], length=6)
 
@@ -100,8 +101,9 @@ def test_the_gate_multiplies_the_normalized_attention():
   np.testing.assert_allclose(gate(u, layer_norm(attended), True), [[[2, 3, -1, 1, -2, 3]]], atol=1e-5)
 
 
-def test_an_hstu_layer_is_its_three_equations():
-  layer = HSTULayer(num_heads=1, head_width=2, value_width=2, attention_length=4)
+@pytest.mark.parametrize("normalizer", ["length", "keys"])
+def test_an_hstu_layer_is_its_three_equations(normalizer):
+  layer = HSTULayer(num_heads=1, head_width=2, value_width=2, attention_length=4, normalizer=normalizer)
   x = jax.random.normal(jax.random.key(0), (2, 6, 3))
   params = jax.jit(layer.init)(jax.random.key(1), x, causal_context(BATCH))["params"]
   params = jax.tree.map(lambda p: p + 0.2 * np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape), params)
@@ -118,7 +120,8 @@ def test_an_hstu_layer_is_its_three_equations():
   for i, j in [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (4, 3), (4, 4)]:
     bucket = int(math.log(max(abs(target_time[i] - time[j]), 1)) / 0.301)
     score = q[i] @ k[j] + w["time_table"][bucket] + w["position_table"][i - j + 3]
-    attended[i] += silu(score) / 4 * v[j]
+    divisor = 4 if normalizer == "length" else int(BATCH.position[0, i]) + 1
+    attended[i] += silu(score) / divisor * v[j]
   gated = u * np.asarray(layer_norm(jnp.asarray(attended)))
   expected = row + gated @ w["output"]["kernel"] + w["output"]["bias"]
   np.testing.assert_allclose(out[0, :5], expected[:5], atol=1e-5)

@@ -37,6 +37,9 @@ CONTRACT = {
   "hstu_softmax": ({**HSTU, "activation": "softmax"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
+  "hstu_tables_by_head": ({**HSTU, "bias_tables": "head"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 2 * TABLES)),
+  "hstu_normalized_by_keys": ({**HSTU, "normalizer": "keys"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
+  "hstu_dropout_on_the_output": ({**HSTU, "dropout_on": "output"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "stu": (STU, EMBEDDINGS + 2 * STU_LAYER),
   "stu_group_norm": ({**STU, "group_norm": True, "scale": 0.3}, EMBEDDINGS + 2 * (STU_LAYER - 2 * 10 + 2 * 2)),
@@ -199,7 +202,7 @@ def test_the_number_of_parameters_is_the_one_of_the_equations(name):
   assert all(x.dtype == jnp.float32 for x in params)
 
 
-@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("name", ["hstu", "hstu_dropout_on_the_output", "stu", "sasrec", "sasrec_ligr", "bert4rec"])
 @pytest.mark.parametrize("where", ["dropout", "input_dropout"])
 def test_dropout_changes_the_output_by_its_key_and_only_in_training(name, where):
   apply = compiled(name, **{where: 0.5})
@@ -264,6 +267,10 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
   [
     ("hstu", {"output_norm": "l1"}, "output_norm='l1' is not one of"),
     ("hstu", {"linear_activation": "relu"}, "linear_activation='relu' is not one of"),
+    ("hstu", {"bias_tables": "layer"}, r"bias_tables='layer' is not one of \('shared', 'head'\)"),
+    ("hstu", {"normalizer": "n"}, "normalizer='n' is not one of"),
+    ("hstu", {"normalizer": "keys", "activation": "softmax"}, "self.normalizer='keys' is for activation='silu'"),
+    ("hstu", {"dropout_on": "input"}, "dropout_on='input' is not one of"),
     ("hstu", {"activation": "relu"}, "activation='relu' is not one of"),
     ("hstu", {"attention_width": 4, "num_bottlenecks": 1}, "bottleneck tokens have one table only"),
     ("stu", {"attention_width": 4}, "self.attention_width=4: STU projects queries, keys and values together"),
