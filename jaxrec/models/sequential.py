@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import SequenceBatch, check_is_batch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
@@ -121,7 +121,7 @@ class SequentialModel(nn.Module):
     slot: CacheSlot,
     key_position: Int[Array, "B L"],
     key_time: Int[Array, "B L"],
-    is_seen: Bool[Array, "B C"],
+    num_seen: Int[Array, "B C"],
   ) -> Float[Array, "B 1 M"]:
     """Returns the query vectors of one new event per row, whose history is in the collection "cache".
 
@@ -135,7 +135,7 @@ class SequentialModel(nn.Module):
     x = self.embedding(
       self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
     )  # [B, 1, M]
-    context = cached_context(batch, slot, key_position, key_time, is_seen)
+    context = cached_context(batch, slot, key_position, key_time, num_seen, self.num_states)
     return self.normalize_queries(self.encode(x, self.layer_context(context, batch, True), True), batch)
 
   def layer_context(self, context: AttentionContext, batch: SequenceBatch, deterministic: bool) -> AttentionContext:
@@ -156,6 +156,11 @@ class SequentialModel(nn.Module):
     if self.output_norm == "l2":
       return l2_normalize(x)
     return layer_norm(x) if self.output_norm == "layer_norm" else x
+
+  @property
+  def num_states(self) -> int:
+    """The number of events of each other domain whose states are read, where states are read."""
+    return 1
 
   @property
   def num_cache_groups(self) -> int:

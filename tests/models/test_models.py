@@ -48,6 +48,7 @@ CONTRACT = {
     EMBEDDINGS + 3 * 8 + 2 * (UVQK + OUTPUT + TABLES),
   ),
   "multi_domain": (MULTI, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES)),
+  "multi_domain_last_states": ({**MULTI, "last_states": 3}, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES)),
   "multi_domain_gate": (
     {**MULTI, "combination": "gate"},
     EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES + 20 * 10 + 10),

@@ -24,6 +24,9 @@ MODELS = {
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "num_layers": 2, "attention_width": 6},
   "states_of_the_target_domain": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
+  "last_two_states": {"name": "multi_domain_hstu", **HSTU, "last_states": 2},
+  "last_three_keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value", "last_states": 3},
+  "last_two_states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top", "last_states": 2},
   "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
   "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},
 }
