@@ -29,6 +29,7 @@ _HOMES = {
   "BERT4Rec": "jaxrec.models",
   "STUModel": "jaxrec.models",
   "MultiDomainHSTU": "jaxrec.models",
+  "DomainEncoders": "jaxrec.models",
   "ClickThroughRanker": "jaxrec.models",
   "DecoupledEmbedding": "jaxrec.layers.ctr.decoupled",
   "HSTULayer": "jaxrec.layers.hstu",

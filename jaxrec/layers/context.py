@@ -31,6 +31,7 @@ class AttentionContext:
   states: the domain states that each token may read.
   slot: what is kept of the tokens, or where those are that were kept before; None if the whole history is in the batch.
   attention_input: vectors that queries and keys are projected from; None: from the layer's input, as values are.
+  is_scored: whether layers store what their tokens attend to, where that is asked for.
   """
 
   mask: IntervalMask
@@ -48,6 +49,7 @@ class AttentionContext:
   states: DomainStates | None = None
   slot: CacheSlot | Prefill | CachedRows | None = None
   attention_input: Float[Array, "B S A"] | None = None
+  is_scored: bool = flax.struct.field(pytree_node=False, default=True)
 
   @classmethod
   def causal(

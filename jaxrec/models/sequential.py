@@ -35,6 +35,7 @@ class SequentialModel(nn.Module):
   num_special: rows of the item table above V.
   num_domains: C; used by the analysis of attention, by bottlenecks and by `target_domain`.
   target_domain: add an embedding of `batch.target_domain` to each event.
+  event_domain: add an embedding of its own domain to each event, none where that is hidden.
   num_bottlenecks: T of AutoCDSR+: bottleneck tokens after every `bottleneck_stride` events; 0: none, so that attention
     is among all events. See `jaxrec.layers.bottleneck`.
   attention_width: width of a second item table from which all layers project queries and keys (DARE, arXiv 2410.02604),
@@ -50,6 +51,7 @@ class SequentialModel(nn.Module):
   num_special: int = 0
   num_domains: int = 1
   target_domain: bool = False
+  event_domain: bool = False
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
   attention_width: int = 0
@@ -66,6 +68,8 @@ class SequentialModel(nn.Module):
     if self.target_domain:
       # Saved checkpoints call it "asked".
       self.target_domain_embedding = TargetDomainEmbedding(self.num_domains, self.width, self.dtype, name="asked")
+    if self.event_domain:
+      self.event_domains = TargetDomainEmbedding(self.num_domains, self.width, self.dtype)
     if self.attention_width:
       if self.num_bottlenecks:
         raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
@@ -174,7 +178,11 @@ class SequentialModel(nn.Module):
 
   def domain_embedding(self, batch: SequenceBatch) -> Float[Array, "B N M"] | None:
     """Returns the vectors that domains add to the embeddings of events, if any."""
-    return self.target_domain_embedding(batch.target_domain) if self.target_domain else None
+    target = self.target_domain_embedding(batch.target_domain) if self.target_domain else None
+    if not self.event_domain:
+      return target
+    own = self.event_domains(batch.domain_id)
+    return own if target is None else own + target
 
   def input_vectors(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Returns rows of the item table as the encoder reads them."""

@@ -143,6 +143,16 @@ class SequenceTrainSettings(TrainSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalTrainSettings(SequenceTrainSettings):
+  """Training of sequence models that rank a catalogue."""
+
+  uniform_start: float = setting(
+    0.0, "All parameters, scales of norms too, start uniform in +- this, in AutoCDSR's released code 0.05; 0: as the"
+    " layers define.", at_least=0,
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class TableSettings:
   """Where the item table lives: in `params`, or row-sharded outside them; see jaxrec.embedding."""
 
@@ -199,7 +209,7 @@ class RankingEvalSettings:
 
 GROUPS = {
   "data": SequenceSettings, "multi_objective": MultiObjectiveSettings, "optimizer": OptimizerSettings,
-  "train": SequenceTrainSettings, "tables": TableSettings, "parallel": ParallelSettings, "eval": RankingEvalSettings,
+  "train": RetrievalTrainSettings, "tables": TableSettings, "parallel": ParallelSettings, "eval": RankingEvalSettings,
 }  # fmt: skip
 
 

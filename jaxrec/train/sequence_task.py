@@ -96,9 +96,12 @@ class SequenceTask(BaseTask):
     """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
     self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
     shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
-    seed = self.config.seed
-    state = create_state(**self._ingredients(total_steps), seed=seed, shardings_of=shardings_of)
-    return state.replace(tables=self.item_table.init(jax.random.key(seed)))
+    seed, start = self.config.seed, self.config.train.uniform_start
+    state = create_state(**self._ingredients(total_steps), seed=seed, uniform_start=start, shardings_of=shardings_of)
+    tables = self.item_table.init(jax.random.key(seed))
+    if start and tables is not None:
+      raise ValueError(f"config.train.uniform_start={start} is for an item table in the parameters, not a sharded one")
+    return state.replace(tables=tables)
 
   def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""

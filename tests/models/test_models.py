@@ -19,6 +19,10 @@ SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
 LIGR = {**SASREC, "layer": "ligr"}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 STU = {**HSTU, "name": "stu"}
+ENCODERS = {
+  **BERT4REC, "name": "domain_encoders", "num_domains": 3, "num_domain_layers": 1, "num_bottlenecks": 2,
+  "bottleneck_stride": 2,
+}  # fmt: skip
 
 # Parameters of an HSTU layer: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
@@ -79,8 +83,17 @@ CONTRACT = {
   ),
   # One more item (the mask), two norms per layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
+  "bert4rec_event_domain": (
+    {**BERT4REC, "event_domain": True, "num_domains": 3},
+    EMBEDDINGS + 8 + 3 * 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
+  ),
+  # A layer for each domain, two tokens, and a norm more.
+  "domain_encoders": (
+    ENCODERS,
+    EMBEDDINGS + 8 + (3 + 2) * (ATTENTION + FEED_FORWARD + 2 * 16) + 2 * 8 + 16 + 16 + 72 + 16,
+  ),
 }
-BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled"}
+BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled", "bert4rec_event_domain", "domain_encoders"}
 CAUSAL = sorted(set(CONTRACT) - BIDIRECTIONAL)
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -252,9 +265,8 @@ def test_output_norms_are_unit_length_layer_norm_or_none():
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
-  with pytest.raises(
-    ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'multi_domain_hstu', 'sasrec', 'stu'\]"
-  ):
+  known = r"\['bert4rec', 'domain_encoders', 'hstu', 'multi_domain_hstu', 'sasrec', 'stu'\]"
+  with pytest.raises(ValueError, match=f"model 'gru4rec' is not one of {known}"):
     build({"name": "gru4rec"}, num_items=3)
 
 
