@@ -100,6 +100,8 @@ def load(workdir: str, single: bool = False) -> Run:
       f"{workdir}: config.data.only_domain={config.data.only_domain!r}, but --runs are of several domains and --single"
       " of one of them"
     )
+  if config.eval.targets != "first":
+    raise ValueError(f"{workdir}: {config.eval.targets=}, but strata are of users with one target")
   try:
     autocdsr_analysis.check_model(model)
   except ValueError as error:

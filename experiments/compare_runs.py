@@ -4,7 +4,9 @@
       --out=runs/comparison.json
 
 Each --run is a name and the folders of its seeds, in the same order for all; all others are compared with the first.
-Targets are ranked within their own domain, as in `jaxrec certificate`; --protocol=full ranks among all items.
+Targets are ranked within their own domain, as in `jaxrec certificate`; --protocol=full ranks among all items. With
+--targets=all every held-out event is a target (data of several held-out events a user: `prepare --held_out_events=5`);
+users are drawn with all their targets.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from absl import app, flags
 from jaxrec.analysis.paired_bootstrap import UserValues, user_values
 from jaxrec.cli.certificate import compare, report
 from jaxrec.cli.process import describe
+from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.local_path import check_local
 from jaxrec.evaluation.model import user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> None:
     (base, (_, domain_names)), *others = found.items()
     pairs = [(name, base) for name, _ in others]
     record = compare({name: values for name, (values, _) in found.items()}, pairs, domain_names, FLAGS.resamples)
-    settings = {name: FLAGS[name].value for name in ("run", "k", "split", "protocol", "resamples")}
+    settings = {name: FLAGS[name].value for name in ("run", "k", "split", "protocol", "targets", "resamples")}
     write_json(FLAGS.out, {"settings": settings, **record})
   except (OSError, ValueError) as error:
     sys.exit(describe(error))
@@ -68,7 +71,7 @@ def parse_runs(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def values_of(workdirs: Sequence[str]) -> tuple[UserValues, Sequence[str]]:
-  """Returns NDCG@k of each user for the runs in some folders, and the names of the domains.
+  """Returns NDCG@k of each target for the runs in some folders, and the names of the domains.
 
   Raises:
     FileNotFoundError: no run in a folder.
@@ -80,6 +83,7 @@ def values_of(workdirs: Sequence[str]) -> tuple[UserValues, Sequence[str]]:
     task = loaded.task
     with task.config.unlocked():
       task.config.eval.protocol = FLAGS.protocol
+      task.config.eval.targets = FLAGS.targets or task.config.eval.targets
     ranks.append(user_ranks(task.model, loaded.params, task.data, task.config, 1 if FLAGS.split == "validation" else 2))
   return user_values(ranks, np.asarray(task.data.item_domain()), FLAGS.k), task.data.domain_names
 
@@ -91,6 +95,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_integer("k", 10, "NDCG@k is compared.", lower_bound=1, flag_values=values)
   flags.DEFINE_enum("split", "test", ["validation", "test"], "Split of the targets.", flag_values=values)
   flags.DEFINE_enum("protocol", "full_per_domain", PROTOCOLS, "Candidates.", flag_values=values)
+  flags.DEFINE_enum(
+    "targets", None, TARGETS, "Held-out events to rank: the first of each user, or all; default: as in the configs.",
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_integer("resamples", 2000, "Draws of users and seeds.", lower_bound=100, flag_values=values)
   flags.DEFINE_string("out", None, "JSON file of the numbers.", flag_values=values)
   flags.mark_flags_as_required(["run", "out"], flag_values=values)

@@ -22,6 +22,9 @@ INTRA_DOMAIN = {
   "intra_tape_ddsr_target_domain": dict(target_domain=True),
   "intra_tape_ddsr_target": dict(read="target"),
   "intra_tape_ddsr_kv": dict(read="key_value"),
+  "intra_tape_ddsr_last2": dict(last_states=2),
+  "intra_tape_ddsr_last4": dict(last_states=4),
+  "intra_tape_ddsr_kv_last4": dict(read="key_value", last_states=4),
   "intra_tape_ddsr_top": dict(states="top"),
   "intra_tape_ddsr_gate": dict(combination="gate"),
 }
@@ -50,7 +53,7 @@ def apply(
   AutoCDSR choices have the published score of all keys, with which the recorded results were obtained; ..._visible and
     ..._excess name the other scores of `jaxrec.objectives.attention_score`, ..._gate penalises by query.
   intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "target_domain": as above; "target": reads
-    the state of the target domain only.
+    the state of the target domain only; "last4": the states of the four latest events of each other domain.
 
   A number behind a third hyphen is a fixed weight of the second objective, "hstu-autocdsr-0.1"; else it is one of
   `RULES`, "sasrec-autocdsr_visible-keep.5".

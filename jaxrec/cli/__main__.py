@@ -8,7 +8,7 @@ from jaxrec.cli.process import start
 
 PROGRAMS = (
   "prepare", "audit", "certificate", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep",
-  "check", "demo",
+  "rolling", "check", "demo",
 )  # fmt: skip
 
 

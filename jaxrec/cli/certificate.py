@@ -3,13 +3,14 @@
     jaxrec certificate --config=hstu --data=prepared/two --out=runs/certificate --seeds=1,2,3
     python -m experiments.certificate --config=experiments/configs/abxi.py --out=runs/abxi_certificate --seeds=1,2,3,4,5
 
-Trains the config in these variants and ranks each user's target within its own domain:
+Trains the config in these variants and ranks each user's target within its own domain (with --config.eval.targets=all
+every held-out event; users are drawn with all of theirs):
 
     merged                 one model of all events
     target_domain          merged, and the target's domain is an input
     intra                  one model, in which an event attends to events of its own domain only (HSTU)
     intra_target_domain    intra, with the target's domain as an input and in transition-aware positions (HSTU)
-    single                 a model for each domain, of its events alone
+    single                 a model for each domain, of its events alone (first targets only)
 
 The differences are means over users (those that both models rank for: a model of one domain needs an event of it
 before the target) and seeds, with intervals of 95% from draws of both. Where intra (or single) is
@@ -112,24 +113,28 @@ def checked_config(config: ConfigDict, k: int) -> ConfigDict:
   """Returns a copy of the config that is evaluated within the target's domain.
 
   Raises:
-    ValueError: a config of another task, with several objectives, of one domain, or without retrieval of first targets.
+    ValueError: a config of another task, with several objectives, of one domain, or that trains anew.
   """
   config = ConfigDict(config.to_dict())
   if config.task != SEQUENTIAL:
     raise ValueError(f"{config.task=} ranks no catalogue; give a config of task {SEQUENTIAL!r}")
   if config.multi_objective.objectives or config.data.only_domain:
     raise ValueError("give a config with one objective and all domains: the variants are made from it")
-  if config.train.retrain or config.eval.targets != "first":
-    raise ValueError(f"{config.train.retrain=} must be False here, and {config.eval.targets=} 'first'")
+  if config.train.retrain:
+    raise ValueError(f"{config.train.retrain=} must be False here")
   config.eval.protocol, config.eval.metric = "full_per_domain", f"NDCG@{k}"
   config.eval.ks = tuple(sorted({*config.eval.ks, k}))
   return config
 
 
 def variants_for(config: ConfigDict) -> tuple[str, ...]:
-  """Returns the variants that there are for the config's model: attention inside a domain is for HSTU."""
+  """Returns the variants that there are: attention inside a domain is for HSTU, "single" for first targets.
+
+  The data of one domain keep a user's later targets only where the first one is in that domain.
+  """
   is_hstu = config.model.name in ("hstu", "multi_domain_hstu")
-  return VARIANTS if is_hstu else tuple(name for name in VARIANTS if not name.startswith("intra"))
+  names = VARIANTS if is_hstu else tuple(name for name in VARIANTS if not name.startswith("intra"))
+  return names if config.eval.targets == "first" else tuple(name for name in names if name != "single")
 
 
 def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], domains: Sequence[str]) -> list[Run]:
@@ -146,7 +151,8 @@ def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], d
   """
   known = variants_for(config)
   if wrong := sorted(set(variants) - set(known)):
-    raise ValueError(f"--variants={wrong} are not among {known}, those of model {config.model.name!r}")
+    asked = f"model {config.model.name!r} and eval.targets={config.eval.targets!r}"
+    raise ValueError(f"--variants={wrong} are not among {known}, those of {asked}")
   return [run for seed in seeds for variant in variants for run in _runs(config, variant, seed, domains)]
 
 

@@ -82,8 +82,9 @@ def _evaluate_actions(out: str) -> str:
       f"a ranking run predicts actions and ranks no catalogue; it does not take --{', --'.join(ignored)}"
     )
   loaded = load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
-  scores = ranking_runs.scores_of(loaded, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
-  write_json(out, {"split": FLAGS.split, "step": loaded.step, **scores})
+  scores, reliability = ranking_runs.scores_of(loaded, 1 if FLAGS.split == "validation" else 2, FLAGS.baselines)
+  bins = {name: [one._asdict() for one in of_action] for name, of_action in reliability.items()}
+  write_json(out, {"split": FLAGS.split, "step": loaded.step, **scores, "reliability": bins})
   found = ranking_runs.score_table(scores, [head.name for head in loaded.task.model.heads])
   return f"{found}\n{FLAGS.split} events, parameters of step {loaded.step}; written to {out}"
 

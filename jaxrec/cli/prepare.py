@@ -248,7 +248,10 @@ def option_help(name: str, sources: Sequence[str], chosen: str | None = None) ->
   if sources == [_ANY]:
     return _described(inspect.getdoc(PrepareOptions) or "").get(name, "")
   source = chosen if chosen in sources else sources[0]
-  function = (source_reader if source in SOURCES else generator)(source)
+  if source == "merge":
+    from jaxrec.data.sources.merge import read_merge as function
+  else:
+    function = (source_reader if source in SOURCES else generator)(source)
   text = _described(inspect.getdoc(function) or "").get(name, "")
   return text if source == chosen else f"of {', '.join(sources)}: {text}"
 

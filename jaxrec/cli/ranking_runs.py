@@ -15,11 +15,12 @@ from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.printable import printable
 from jaxrec.evaluation.action_baselines import evaluate_baselines
+from jaxrec.evaluation.action_metrics import ReliabilityBin, action_metrics, reliability_by_action
 from jaxrec.serving.action_ranker import ActionRanker, RankedItem
 from jaxrec.train.config import RANKING
 from jaxrec.train.runs import LoadedRun, load_config
 
-_COLUMNS = ("AUC", "GAUC", "accuracy", "log_loss", "NE", "calibration", "RMSE", "MAE", "RIG")
+_COLUMNS = ("AUC", "GAUC", "accuracy", "log_loss", "NE", "calibration", "ECE", "RMSE", "MAE", "RIG")
 
 
 def is_ranking_run(workdir: str) -> bool:
@@ -27,8 +28,11 @@ def is_ranking_run(workdir: str) -> bool:
   return os.path.exists(os.path.join(workdir, "config.json")) and load_config(workdir).task == RANKING
 
 
-def scores_of(loaded: LoadedRun, split: int, baselines: bool) -> dict[str, dict[str, float | int]]:
-  """Returns the metrics of the model and, with `baselines`, of others: predictor -> metric -> value.
+def scores_of(
+  loaded: LoadedRun, split: int, baselines: bool
+) -> tuple[dict[str, dict[str, float | int]], dict[str, list[ReliabilityBin]]]:
+  """Returns the metrics of the model and, with `baselines`, of others: predictor -> metric -> value; and the bins of
+  predicted and observed shares of the model's actions.
 
   Args:
     loaded: run of generative ranking.
@@ -37,8 +41,11 @@ def scores_of(loaded: LoadedRun, split: int, baselines: bool) -> dict[str, dict[
   """
   task = loaded.task
   mesh = parallel.make_mesh(task.config.parallel.to_dict())
-  scores = {"model": task.evaluate(loaded.state, split, mesh)}
-  return scores | (evaluate_baselines(task.data, task.model.heads, split) if baselines else {})
+  heads = task.model.heads
+  predictions, labels, users = task.predictions(loaded.state.evaluated, split, mesh)
+  scores = {"model": action_metrics(predictions, labels, users, heads)}
+  scores |= evaluate_baselines(task.data, heads, split) if baselines else {}
+  return scores, reliability_by_action(predictions, labels, heads)
 
 
 def score_table(scores: dict[str, dict[str, float | int]], heads: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.data import single_domain
+from jaxrec.data import single_domain, time_window
 from jaxrec.data.local_path import check_local
 from jaxrec.data.preparation.download import cache_root
 from jaxrec.data.preparation.prepare import generate, prepare, recorded_options, without_paths
@@ -35,9 +35,10 @@ def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedD
   was taken when they were written.
 
   Args:
-    settings: the group `data` of a config: `source`, `raw`, `prepared`, `options` (keyword arguments of `prepare`), and
-      `only_domain`, the name of the one domain to keep, or "" for all.
-    part: which part of the shards to open, see `PreparedData.load`; one domain needs all.
+    settings: the group `data` of a config: `source`, `raw`, `prepared`, `options` (keyword arguments of `prepare`),
+      `only_domain`, the name of the one domain to keep, or "" for all, and perhaps `time_cuts` of
+      `jaxrec.data.time_window`, or () for the split that the data was prepared with.
+    part: which part of the shards to open, see `PreparedData.load`; one domain or a window of time needs all.
 
   Raises:
     ValueError: unknown source, option or domain, raw data that cannot be read, a folder that was prepared with other
@@ -47,7 +48,12 @@ def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedD
   >>> load_data(ConfigDict(group)).num_users
   5
   """
-  data = _all_domains(settings, part)
+  return _chosen_events(_all_domains(settings, part), settings)
+
+
+def _chosen_events(data: PreparedData, settings: ConfigDict) -> PreparedData:
+  if cuts := settings.get("time_cuts", ()):
+    data = time_window.time_window(data, cuts)
   return single_domain.only_domain(data, settings.only_domain) if settings.only_domain else data
 
 
@@ -83,7 +89,7 @@ def saved_data(settings: ConfigDict) -> PreparedData | None:
     return None
   data = PreparedData.load(folder)
   _check_described(settings, data)
-  return single_domain.only_domain(data, settings.only_domain) if settings.only_domain else data
+  return _chosen_events(data, settings)
 
 
 def _folder(settings: ConfigDict) -> str | os.PathLike:

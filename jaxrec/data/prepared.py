@@ -344,19 +344,21 @@ class PreparedData:
     return RawItems(self.items["raw_id"], self.items["domain_id"].to_list(), self.domain_names)
 
 
-def leave_one_out(offsets: np.ndarray) -> np.ndarray:
-  """Returns the split of each event: a user's last event 2, the second-to-last 1, earlier ones 0.
+def leave_one_out(offsets: np.ndarray, held_out: int = 1) -> np.ndarray:
+  """Returns the split of each event: a user's last ones 2, as many before them 1, earlier ones and those of others 0.
 
-  All events of users with fewer than 3 events are 0.
+  Args:
+    offsets: where the events of each user begin.
+    held_out: number of 2, and of 1; users with no more events than both have only 0.
 
-  >>> leave_one_out(np.array([0, 4, 6])).tolist()
-  [0, 0, 1, 2, 0, 0]
+  >>> leave_one_out(np.array([0, 4, 6])).tolist(), leave_one_out(np.array([0, 5]), held_out=2).tolist()
+  ([0, 0, 1, 2, 0, 0], [0, 1, 1, 2, 2])
   """
-  offsets = np.asarray(offsets, np.int64)
-  split = np.zeros(offsets[-1], np.uint8)
-  ends = offsets[1:][np.diff(offsets) >= 3]
-  split[ends - 1] = TEST
-  split[ends - 2] = VALIDATION
+  offsets, split = np.asarray(offsets, np.int64), np.zeros(offsets[-1], np.uint8)
+  ends = offsets[1:][np.diff(offsets) > 2 * held_out]
+  for back in range(1, held_out + 1):
+    split[ends - back] = TEST
+    split[ends - held_out - back] = VALIDATION
   return split
 
 

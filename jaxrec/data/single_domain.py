@@ -6,12 +6,11 @@ same candidates (protocol "full_per_domain"); only the histories shrink.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
+from jaxrec.data.event_selection import selected_events
 from jaxrec.data.prepared import TEST, VALIDATION, PreparedData
 
 _HELD_OUT_ELSEWHERE = "users_held_out_elsewhere"  # In `meta`: split -> users.
@@ -52,7 +51,8 @@ def only_domain(data: PreparedData, name: str) -> PreparedData:
   }
   logging.info("domain %r: %d events kept; dropped: %s", name, keep.sum(), dropped)
   elsewhere = {str(split): _users_with(data, user, ~keep, split) for split in (VALIDATION, TEST)}
-  return _select(data, keep, {"only_domain": name, _HELD_OUT_ELSEWHERE: elsewhere}, dropped)
+  meta = {"only_domain": name, _HELD_OUT_ELSEWHERE: elsewhere}
+  return selected_events(data, keep, meta, ("dropped_by_only_domain", dropped))
 
 
 def held_out_users(data: PreparedData, last_split: int) -> Int[np.ndarray, " K"]:
@@ -89,20 +89,3 @@ def _has_target_elsewhere(data, user, in_domain, split) -> Bool[np.ndarray, " E"
 
 def _users_with(data, user, is_dropped, split) -> list[int]:
   return np.unique(user[is_dropped & (np.asarray(data.split) == split)]).tolist()
-
-
-def _select(data, keep, more_meta, dropped) -> PreparedData:
-  columns = {name: np.asarray(getattr(data, name))[keep] for name in ("item_id", "domain_id", "timestamp", "action")}
-  kept_before = np.concatenate([[0], np.cumsum(keep)])
-  counts = {**data.meta["counts"], "dropped_by_only_domain": dropped}
-  return dataclasses.replace(
-    data,
-    **columns,
-    actions={name: np.asarray(values)[keep] for name, values in data.actions.items()},
-    split=np.asarray(data.split)[keep],
-    offsets=kept_before[np.asarray(data.offsets)],
-    meta={**data.meta, **more_meta, "num_events": int(keep.sum()), "counts": counts},
-    path=None,
-    item_table=data.items,
-    user_table=data.users,
-  )

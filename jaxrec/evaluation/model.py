@@ -111,13 +111,7 @@ def list_report(data: PreparedData, config: ConfigDict, split: int) -> ListRepor
 def user_ranks(
   model: nn.Module, params: Params, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh | None = None
 ) -> UserRanks:
-  """Returns the rank of each user's target by full ranking; the arguments are those of `evaluate`.
-
-  Raises:
-    ValueError: `config.eval.targets` asks for more than one target a user.
-  """
-  if config.eval.targets != "first":
-    raise ValueError(f"{config.eval.targets=} must be 'first' here: there is one rank a user")
+  """Returns the rank of each user's target, or targets, by full ranking; the arguments are those of `evaluate`."""
   mesh = mesh or parallel.make_mesh()
   ranker, batches = model_ranker(model, params, data.num_items, mesh), evaluation_batches(data, config, split, mesh)
   options = {"exclude_seen": config.eval.exclude_seen, "protocol": config.eval.protocol}
@@ -128,7 +122,7 @@ def evaluation_batches(data: PreparedData, config: ConfigDict, split: int, mesh:
   """Returns the evaluation users in batches that the devices divide; every host gets all of them."""
   size = -(-config.eval.batch_size // mesh.size) * mesh.size
   options = {"request_time": config.data.request_time, "reveal_domain": config.data.reveal_domain}
-  options["targets"] = config.eval.targets
+  options |= {"targets": config.eval.targets, "targets_per_user": config.eval.targets_per_user}
   return batches_of_split(data, split, size, config.data.max_length, config.data.task, **options)
 
 

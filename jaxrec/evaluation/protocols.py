@@ -93,11 +93,11 @@ def _check_finite(queries, batch):
 
 
 class UserRanks(NamedTuple):
-  """The rank of each user's target, from 1; users in ascending order."""
+  """The rank of each target, from 1; users in ascending order, those with several targets in a row, oldest first."""
 
-  user: Int[np.ndarray, " U"]
-  target_item: Int[np.ndarray, " U"]
-  rank: Int[np.ndarray, " U"]
+  user: Int[np.ndarray, " T"]
+  target_item: Int[np.ndarray, " T"]
+  rank: Int[np.ndarray, " T"]
 
 
 def ranks_of_users(

@@ -3,12 +3,12 @@
     import jaxrec.layers
     layer = jaxrec.layers.HSTULayer(num_heads=2, head_width=8, value_width=8, attention_length=64)
 
-Sequences: `HSTULayer`, `STU`, `STULayer`, `STUPositionalEncoder`, `SASRecLayer`, `BERT4RecLayer`, `MultiHeadAttention`,
-`FeedForward`, `ItemEmbedding`, `SequenceEmbedding`, under a context from `causal_context`, `bidirectional_context`,
-`intra_domain_context` or `with_bottlenecks`. Domains: `TransitionAwarePositionalEmbedding`, `TargetDomainEmbedding`,
-`DomainStateAttention`, `Combination`, `BottleneckTokens`. Click-through: `DecoupledEmbedding`, `FieldEmbedding`,
-`FieldProjection`, `AttentionUnit`, `BatchNorm`. Actions: `ActionEmbedding`, `ActionHeads`. Names are loaded
-when they are first used.
+Sequences: `HSTULayer`, `STU`, `STULayer`, `STUPositionalEncoder`, `SASRecLayer`, `LiGRLayer`, `BERT4RecLayer`,
+`MultiHeadAttention`, `FeedForward`, `GatedFeedForward`, `ItemEmbedding`, `SequenceEmbedding`, under a context from
+`causal_context`, `bidirectional_context`, `intra_domain_context` or `with_bottlenecks`. Domains:
+`TransitionAwarePositionalEmbedding`, `TargetDomainEmbedding`, `DomainStateAttention`, `Combination`,
+`BottleneckTokens`. Click-through: `DecoupledEmbedding`, `FieldEmbedding`, `FieldProjection`, `AttentionUnit`,
+`BatchNorm`. Actions: `ActionEmbedding`, `ActionHeads`. Names are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _HOMES = {
   "FieldEmbedding": "ctr.decoupled",
   "FieldProjection": "ctr.decoupled",
   "FieldWidths": "ctr.decoupled",
+  "GatedFeedForward": "ligr",
   "HSTULayer": "hstu",
   "ItemEmbedding": "item_embedding",
+  "LiGRLayer": "ligr",
   "MultiHeadAttention": "transformer",
   "SASRecLayer": "transformer",
   "STU": "stu",

@@ -56,6 +56,7 @@ def attend(
   """
   options["finite_padding"] = context.is_token is None
   wanted = [name for name in (MASS, SIZES) if module.is_mutable_collection(name) and not module.is_initializing()]
+  wanted = wanted if context.is_scored else []
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
   bottlenecks = context.bottlenecks

@@ -104,10 +104,24 @@ def append_to_cache(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> 
   return slot.read_group(cached.value)
 
 
-def update_latest(module: nn.Module, name: str, x: Array, slot: CacheSlot) -> Array:
-  """Makes `x [B, 1, ...]` the latest entry of its group and returns the latest of every group, `[B, 1, G, ...]`."""
-  cached = module.variable(CACHE, name, jnp.zeros, (x.shape[0], slot.num_groups, *x.shape[2:]), x.dtype)
+def update_latest(module: nn.Module, name: str, x: Array, slot: CacheSlot, count: int = 1) -> Array:
+  """Makes `x [B, 1, ...]` the latest entry of its group and returns the K latest of all groups, `[B, 1, G K, ...]`.
+
+  Those of a group lie side by side, the latest one first.
+
+  Args:
+    module: the layer that owns the cache.
+    name: of the cache.
+    x: new entries.
+    slot: their groups; nothing is kept where it is full.
+    count: K.
+  """
+  shape = (x.shape[0], slot.num_groups, count, *x.shape[2:])
+  cached = module.variable(CACHE, name, jnp.zeros, (shape[0], shape[1] * count, *shape[3:]), x.dtype)
+  before = cached.value.reshape(shape)  # [B, G, K, ...]
+  latest = jnp.broadcast_to(x[:, :, None], (*shape[:2], 1, *shape[3:]))
   is_kept = (slot.index < slot.capacity)[:, None] & (jnp.arange(slot.num_groups)[None] == slot.group[:, None])  # [B, G]
-  is_kept = is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - 2))
-  cached.value = jnp.where(is_kept, x, cached.value)
+  is_kept = is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - 1))
+  after = jnp.where(is_kept, jnp.concatenate([latest, before[:, :, :-1]], axis=2), before)
+  cached.value = after.reshape(cached.value.shape)
   return cached.value[:, None]

@@ -31,6 +31,7 @@ class AttentionContext:
   states: the domain states that each token may read.
   slot: what is kept of the tokens, or where those are that were kept before; None if the whole history is in the batch.
   attention_input: vectors that queries and keys are projected from; None: from the layer's input, as values are.
+  is_scored: whether layers store what their tokens attend to, where that is asked for.
   """
 
   mask: IntervalMask
@@ -48,6 +49,7 @@ class AttentionContext:
   states: DomainStates | None = None
   slot: CacheSlot | Prefill | CachedRows | None = None
   attention_input: Float[Array, "B S A"] | None = None
+  is_scored: bool = flax.struct.field(pytree_node=False, default=True)
 
   @classmethod
   def causal(
@@ -159,15 +161,16 @@ class Bottlenecks:
 class DomainStates:
   """The domain states that tokens may read, for tokens in the order of the batch in X blocks of T tokens.
 
-  The S = T + C states of a block are those of its own tokens, then one per domain from before the block.
+  The S = T + R states of a block are those of its own tokens, then K of each of the C domains from before the block.
 
-  carried: column of the latest event of each domain before the block, 0 if there is none; None: the states are the C
-    cached ones, and no others.
-  may_read: whether the state is the latest of its domain in the token's sequence, and of another domain than the token.
+  carried: columns of the R = K C latest events before the block, the latest one of each domain first, 0 if there is
+    none; None: the states are the cached ones, and no others.
+  may_read: whether the state is one of the K latest of its domain in the token's sequence, and of another domain than
+    the token.
   is_target_domain: whether the state's domain is the target domain of the token.
   """
 
-  carried: Int[Array, "B X C"] | None
+  carried: Int[Array, "B X R"] | None
   may_read: Bool[Array, "B X T S"]
   is_target_domain: Bool[Array, "B X T S"]
 
@@ -202,7 +205,8 @@ def cached_context(
   slot: CacheSlot,
   key_position: Int[Array, "B L"],
   key_time: Int[Array, "B L"],
-  is_seen: Bool[Array, "B C"],
+  num_seen: Int[Array, "B C"],
+  num_states: int = 1,
 ) -> AttentionContext:
   """Returns the context of one new token per row, which reads itself and the cached tokens of its group.
 
@@ -210,14 +214,16 @@ def cached_context(
     batch: `[B, 1]`; a row without an event (sequence 0) reads nothing.
     slot: cache slot of the new token.
     key_position, key_time: positions and times of the L cached tokens of its group, the new one included.
-    is_seen: domains that have had an event, the new one included.
+    num_seen: events that each domain has had, the new one included.
+    num_states: K, states of each other domain that the token reads.
   """
   zero = jnp.zeros_like(batch.position)
   end = jnp.where(batch.sequence_id != 0, slot.index[:, None] + 1, 0).astype(jnp.int32)
   mask = IntervalMask(zero, end, zero, zero, jnp.zeros(end.shape, bool))
   return AttentionContext(
     mask, batch.position, key_position, batch.target_time, key_time, batch.item_id != 0, batch.sequence_id != 0,
-    batch.domain_id, is_seen.shape[1] + 1, batch.target_domain, slot=slot, states=_cached_states(batch, is_seen),
+    batch.domain_id, num_seen.shape[1] + 1, batch.target_domain, slot=slot,
+    states=_cached_states(batch, num_seen, num_states),
   )  # fmt: skip
 
 
@@ -245,9 +251,11 @@ def token_context(
   return AttentionContext(mask, position, key_position, time, key_time, is_real, is_real, none, 1, none, slot=slot)
 
 
-def _cached_states(batch, is_seen):
-  domain = jnp.arange(1, is_seen.shape[1] + 1, dtype=jnp.int32)[None]
-  may_read = is_seen & (domain != batch.domain_id)  # [B, C]
+def _cached_states(batch, num_seen, num_states):
+  """The cached states lie side by side by domain, the latest one first."""
+  domain = jnp.repeat(jnp.arange(1, num_seen.shape[1] + 1, dtype=jnp.int32), num_states)[None]  # [1, C K]
+  age = jnp.tile(jnp.arange(num_states, dtype=jnp.int32), num_seen.shape[1])[None]
+  may_read = (age < jnp.repeat(num_seen, num_states, axis=1)) & (domain != batch.domain_id)  # [B, C K]
   return DomainStates(None, may_read[:, None, None], (domain == batch.target_domain)[:, None, None])
 
 

@@ -1,13 +1,15 @@
-"""Dynamic Domain States: a token reads the state of the latest event in each other domain.
+"""Dynamic Domain States: a token reads the states of the latest events in each other domain.
 
 For the token at i and each domain d, `last(i, d)` is the latest event of d in the token's sequence, up to i; its state
 is a vector that the layer computes for that event anyway. When attention stays inside a domain, these C vectors are all
-that crosses between domains, at a cost of O(N C) instead of O(N^2).
+that crosses between domains, at a cost of O(N C) instead of O(N^2). With K states the token reads those of the K latest
+events of each other domain.
 
 Source: DDSR, Loureiro et al. 2025, arXiv 2508.20945. The abstract: one dynamic state per domain, stored and read when
   later tokens are predicted; separate intra- and inter-domain representations, then combined.
 Choice: the equations are not public; these are ours. A token does not read the state of its own domain, because it
-  holds that domain's latest event itself; with a single domain nothing is added.
+  holds that domain's latest event itself; with a single domain nothing is added. K above 1 is ours: one state may have
+  forgotten the event that matters, such as the one before the latest.
 """
 
 from __future__ import annotations
@@ -63,12 +65,14 @@ def read_states(
     module: the calling layer, which owns the cached states if the context has a cache slot.
     q, k, v: queries, keys and values of all tokens, in the order of the context.
     context: says which states each token may read.
-    only_target: read the state of the target domain only.
+    only_target: read the states of the target domain only.
   """
   states = context.states
   may_read = states.may_read & states.is_target_domain if only_target else states.may_read
   if context.slot is not None:
-    k, v = (update_latest(module, name, x, context.slot) for name, x in (("key_state", k), ("value_state", v)))
+    count = may_read.shape[-1] // context.slot.num_groups
+    named = (("key_state", k), ("value_state", v))
+    k, v = (update_latest(module, name, x, context.slot, count) for name, x in named)
     return attend_states(q[:, None], k, v, may_read)[:, 0]  # [B, 1, H, E]
   q, k, v = (context.order.undo(x) for x in (q, k, v))
   q = _blocks(q, may_read.shape[2])
@@ -80,14 +84,14 @@ def read_states(
 
 
 class DomainStateAttention(nn.Module):
-  """Attention of each token to the states of the other domains.
+  """Attention of each token to the states of the other domains; how many of each, the context says.
 
   `c_i = sum_d softmax_d((W_q z_i + Q[t]) . (W_k z_last(i,d) + M[d]) / sqrt(D)) W_v z_last(i,d)`, where z is layer
   normalised and t is the target domain.
 
   num_domains: C.
   num_heads: H, used by "all".
-  read: "all": attention over all other domains; "target": `W_v z` of the target domain alone.
+  read: "all": attention over all other domains; "target": `W_v z` of the target domain alone, the mean of its states.
 
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.intra_domain import intra_domain_context
@@ -118,7 +122,7 @@ class DomainStateAttention(nn.Module):
     z = layer_norm(context.without_padding(z))
     v = self._project("value", z)
     if self.read == "target":
-      zero = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # At most one state is read, so its score does not matter.
+      zero = jnp.zeros((*z.shape[:2], 1, 1), z.dtype)  # Equal scores: the mean.
       return read_states(self, zero, zero, v[:, :, None], context, only_target=True)[:, :, 0]
     init = nn.initializers.normal(0.02)
     target_table = self.param("asked_table", init, (self.num_domains + 1, width), jnp.float32).astype(self.dtype)
@@ -171,6 +175,6 @@ def _blocks(x, size):
 
 
 def _with_carried(x, carried, size):
-  """`[B, N, ...]` -> `[B, X, T + C, ...]`: the tokens of each block, then the latest of each domain before it."""
-  before = jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, carried)  # [B, X, C, ...]
+  """`[B, N, ...]` -> `[B, X, T + R, ...]`: the tokens of each block, then the latest of each domain before it."""
+  before = jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, carried)  # [B, X, R, ...]
   return jnp.concatenate([_blocks(x, size), before], axis=2)

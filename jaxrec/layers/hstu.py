@@ -48,6 +48,11 @@ def gate(u: Float[Array, "B N W"], normalized: Float[Array, "B N W"], concat_ua:
   return jnp.concatenate([u, normalized, gated], axis=-1) if concat_ua else gated
 
 
+BIAS_TABLES = ("shared", "head")
+NORMALIZERS = ("length", "keys")
+DROPOUTS = ("gated", "output")
+
+
 class HSTULayer(nn.Module):
   """One HSTU layer.
 
@@ -57,7 +62,11 @@ class HSTULayer(nn.Module):
   head_width, value_width: width of a query or key (D) and of a value (E), per head.
   attention_length: N of the equations: the divisor of the SiLU weights and the reach of the position table. It is a
     constant of the model, not the padded length of a batch, so that padding never changes a result.
-  time_bias, position_bias: which terms of rab^{p,t} exist; heads share the tables.
+  time_bias, position_bias: which terms of rab^{p,t} exist.
+  bias_tables: "shared" by the heads of the layer, as published, or one of each "head".
+  normalizer: what SiLU weights are divided by: "length", N, or the number of "keys" that the query reads. Since LN(A V)
+    follows, it matters only where A V is so small that the epsilon of LN counts.
+  dropout_on: the "gated" output of attention, before W_o, as released, or the "output" of the layer, before X is added.
   concat_ua: see `gate`.
   activation: "silu", or "softmax" over the keys that may be attended, for the ablation.
   linear_activation: "silu" or "none", applied to the input projection.
@@ -84,6 +93,9 @@ class HSTULayer(nn.Module):
   concat_ua: bool = False
   activation: str = "silu"
   linear_activation: str = "silu"
+  bias_tables: str = "shared"
+  normalizer: str = "length"
+  dropout_on: str = "gated"
   implementation: str = "auto"
   dtype: jnp.dtype = jnp.float32
 
@@ -92,8 +104,7 @@ class HSTULayer(nn.Module):
     self, x: Float[Array, "B N M"], context: AttentionContext, deterministic: bool = True
   ) -> Float[Array, "B N M"]:
     check_context(context)
-    if self.linear_activation not in ("silu", "none"):
-      raise ValueError(f"{self.linear_activation=} is not one of ('silu', 'none')")
+    self._check_options()
     x, attention_input = context.without_padding(x), context.attention_input
     if attention_input is not None:
       attention_input = context.without_padding(attention_input)
@@ -103,11 +114,11 @@ class HSTULayer(nn.Module):
     u, v, q, k = split_uvqk(projected, self.num_heads, self.head_width, self.value_width)
     attended = attend(
       self, q, k, v, context, activation=self.activation, bias=self.relative_bias(context),
-      normalizer=self.attention_length if self.activation == "silu" else None, implementation=self.implementation,
+      normalizer=self._divisor(context), implementation=self.implementation,
     )  # fmt: skip
     normalized = self.combine_domains(layer_norm(attended.reshape(u.shape)), q, k, v, context)
     y = gate(u, normalized, self.concat_ua)
-    y = dropout(self, y, self.dropout, deterministic)
+    y = dropout(self, y, self.dropout if self.dropout_on == "gated" else 0.0, deterministic)
     fan_in = y.shape[-1]
     output = nn.Dense(
       x.shape[-1],
@@ -116,7 +127,23 @@ class HSTULayer(nn.Module):
       dtype=self.dtype,
       name="output",
     )
-    return x + output(y)
+    return x + dropout(self, output(y), self.dropout if self.dropout_on == "output" else 0.0, deterministic)
+
+  def _divisor(self, context):
+    if self.activation != "silu":
+      return None
+    return self.attention_length if self.normalizer == "length" else keys_read(context)
+
+  def _check_options(self):
+    choices = {
+      "linear_activation": ("silu", "none"), "bias_tables": BIAS_TABLES, "normalizer": NORMALIZERS,
+      "dropout_on": DROPOUTS,
+    }  # fmt: skip
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"self.{name}={getattr(self, name)!r} is not one of {known}")
+    if self.normalizer == "keys" and self.activation != "silu":
+      raise ValueError(f"{self.normalizer=} is for activation='silu', not {self.activation!r}: it normalises already")
 
   def combine_domains(
     self, normalized: Float[Array, "B N W"], q: Array, k: Array, v: Array, context: AttentionContext
@@ -143,14 +170,27 @@ class HSTULayer(nn.Module):
     if not (self.time_bias or self.position_bias):
       return None
     time = position = {}
+    heads = (self.num_heads,) if self.bias_tables == "head" else ()
     if self.time_bias:
-      table = self.param("time_table", init, (NUM_TIME_BUCKETS,), jnp.float32)
+      table = self.param("time_table", init, (*heads, NUM_TIME_BUCKETS), jnp.float32)
       time = {"time_table": table, "query_time": context.query_time, "key_time": context.key_time}
     if self.position_bias:
-      table = self.param("position_table", init, (2 * self.attention_length - 1,), jnp.float32)
+      table = self.param("position_table", init, (*heads, 2 * self.attention_length - 1), jnp.float32)
       position = {"position_table": table, "query_position": context.query_position}
       position["key_position"] = context.key_position
     return RelativeBias(**time, **position)
+
+
+def keys_read(context: AttentionContext) -> Float[Array, "B Q"]:
+  """Returns how many keys each query reads, itself among them; 1 on padding.
+
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.layers.context import causal_context
+  >>> keys_read(causal_context(next_item_batch(jnp.array([[5, 3, 8, 0]])))).tolist()
+  [[1.0, 2.0, 3.0, 1.0]]
+  """
+  others = context.mask.count_keys(jnp.zeros_like(context.key_position), 1)[..., 0]  # [B, Q]
+  return (1 + others).astype(jnp.float32)
 
 
 def uniform(bound: float):

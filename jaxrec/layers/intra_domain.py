@@ -17,10 +17,13 @@ from pallas_kernels.integers import as_arrays
 BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.
 
 
-def intra_domain_context(batch: SequenceBatch, num_domains: int, causal: bool = True) -> AttentionContext:
+def intra_domain_context(
+  batch: SequenceBatch, num_domains: int, causal: bool = True, num_states: int = 1
+) -> AttentionContext:
   """Returns a context in which each token reads itself and earlier tokens of its sequence and domain.
 
   With `causal=False` it reads later ones too, and masked events, whose domain is hidden, count to that of their target.
+  Of each other domain it may read the states of the `num_states` latest events.
   Its tokens are sorted: apply `context.order(x)` to the layers' input and `context.order.undo(y)` to their output.
 
   >>> from jaxrec.batches import next_item_batch
@@ -33,7 +36,7 @@ def intra_domain_context(batch: SequenceBatch, num_domains: int, causal: bool = 
   if not causal:
     batch = batch.replace(domain_id=jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id))
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
-  states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains)
+  states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains, num_states)
   batch = jax.tree.map(order, batch)
   return AttentionContext(
     mask=IntervalMask.intra_domain(batch.sequence_id, batch.domain_id) if causal else _both_ways(batch),
@@ -63,56 +66,75 @@ def domain_states(
   domain_id: Int[Array, "B N"],
   target_domain: Int[Array, "B N"],
   num_domains: int,
+  num_states: int = 1,
   block: int = BLOCK,
 ) -> DomainStates:
-  """Returns which states each token may read: the latest event of each other domain; see `DomainStates`.
+  """Returns which states each token may read: the K latest events of each other domain; see `DomainStates`.
 
-  Gathering C states for each of N tokens takes N C rows. A block of T tokens shares its T own states and the C from
-  before it, which takes only (C / T + 1) N rows.
+  Gathering C K states for each of N tokens takes N C K rows. A block of T tokens shares its T own states and the C K
+  from before it, which takes only (C K / T + 1) N rows.
 
   Args:
     sequence_id, domain_id, target_domain: in the order of the batch; 0 on padding.
     num_domains: C.
+    num_states: K.
     block: T.
   """
   padding = ((0, 0), (0, -sequence_id.shape[1] % block))
   sequence_id, domain_id, target_domain = (jnp.pad(x, padding) for x in (sequence_id, domain_id, target_domain))
   blocks = lambda x: x.reshape(x.shape[0], x.shape[1] // block, block, *x.shape[2:])  # noqa: E731  # [B, X, T, ...]
-  latest = blocks(latest_events(sequence_id, domain_id, num_domains))  # [B, X, T, C]
   index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)
-  domains = jnp.arange(1, num_domains + 1, dtype=jnp.int32).reshape(1, 1, -1)
-  last = jax.lax.cummax(
-    jnp.where(domain_id[..., None] == domains, index[None, :, None], -1), axis=1
-  )  # In any sequence.
-  before = jnp.pad(last, ((0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :-1:block]  # [B, X, C]
+  seen, last = _seen_and_last(domain_id, num_domains)  # [B, N, C] each, in any sequence
+  carried = _carried(last, domain_id, num_states, block)  # [B, X, K C]
+  age = jnp.repeat(jnp.arange(num_states, dtype=jnp.int32), num_domains)  # [K C]
   own = blocks(domain_id)  # [B, X, T]
-  key_index = jnp.broadcast_to(jnp.maximum(own - 1, 0)[:, :, None], (*own.shape, block))  # [B, X, T, T] domain of a key
-  is_latest = jnp.take_along_axis(latest, key_index, axis=3) == index.reshape(1, -1, 1, block)
-  is_carried = (latest == before[:, :, None]) & (latest >= 0)
-  may_read = jnp.concatenate([is_latest & (own != 0)[:, :, None], is_carried], axis=3)  # [B, X, T, T + C]
-  key_domain = jnp.concatenate([own, jnp.broadcast_to(domains, before.shape)], axis=2)[:, :, None]  # [B, X, 1, T + C]
+  carried_domain = jnp.tile(jnp.arange(1, num_domains + 1, dtype=jnp.int32), num_states).reshape(1, 1, -1)
+  key_domain = jnp.concatenate([own, jnp.broadcast_to(carried_domain, carried.shape)], axis=2)  # [B, X, S]
+  key_sequence = jnp.concatenate([blocks(sequence_id), jnp.where(carried >= 0, _at(sequence_id, carried), 0)], axis=2)
+  key_index = jnp.concatenate([jnp.broadcast_to(blocks(index[None]), own.shape), carried], axis=2)
+  # Events are numbered by domain: a token may read those whose number is one of the last K up to itself.
+  own_number = jnp.take_along_axis(blocks(seen), jnp.maximum(own - 1, 0)[..., None], axis=3)[..., 0]  # [B, X, T]
+  carried_number = jnp.tile(_before_blocks(seen, block, 0), (1, 1, num_states)) - age.reshape(1, 1, -1)
+  key_number = jnp.concatenate([own_number, carried_number], axis=2)  # [B, X, S]
+  shape = (*own.shape, key_domain.shape[2])  # [B, X, T, S]
+  read_domain = jnp.broadcast_to(jnp.maximum(key_domain - 1, 0)[:, :, None], shape)
+  number_of_last = jnp.take_along_axis(blocks(seen), read_domain, axis=3)
+  key_domain = key_domain[:, :, None]  # [B, X, 1, S]
+  is_other = (key_domain != own[..., None]) & (key_domain != 0)
+  is_before = (key_sequence[:, :, None] == blocks(sequence_id)[..., None]) & (
+    key_index[:, :, None] <= blocks(index[None])[..., None]
+  )
+  is_recent = key_number[:, :, None] > number_of_last - num_states
   return DomainStates(
-    carried=jnp.maximum(before, 0),
-    may_read=may_read & (key_domain != own[..., None]),
+    carried=jnp.maximum(carried, 0),
+    may_read=is_other & is_before & is_recent & (own != 0)[..., None],
     is_target_domain=key_domain == blocks(target_domain)[..., None],
   )
 
 
-def latest_events(
-  sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"], num_domains: int
-) -> Int[Array, "B N C"]:
-  """Returns the column of the latest event of each domain in a token's sequence, up to the token; -1 if none.
+def _seen_and_last(domain_id, num_domains):
+  """Returns how many events of each domain the columns up to each one have, and the last of these, or -1."""
+  index = jnp.arange(domain_id.shape[1], dtype=jnp.int32)
+  is_domain = domain_id[..., None] == jnp.arange(1, num_domains + 1, dtype=jnp.int32).reshape(1, 1, -1)  # [B, N, C]
+  last = jax.lax.cummax(jnp.where(is_domain, index[None, :, None], -1), axis=1)
+  return jnp.cumsum(is_domain, axis=1, dtype=jnp.int32), last
 
-  >>> one = jnp.array([[1, 1, 1, 2, 0]])
-  >>> latest_events(one, jnp.array([[2, 1, 2, 1, 0]]), 2)[0].tolist()
-  [[-1, 0], [1, 0], [1, 2], [3, -1], [-1, -1]]
-  """
-  index = jnp.arange(sequence_id.shape[1], dtype=jnp.int32)[None]  # [1, N]
-  is_domain = (domain_id[..., None] == jnp.arange(1, num_domains + 1, dtype=jnp.int32).reshape(1, 1, -1)) & (
-    sequence_id != 0
-  )[..., None]  # [B, N, C]
-  last = jax.lax.cummax(jnp.where(is_domain, index[..., None], -1), axis=1)
-  changes = jnp.pad(sequence_id[:, 1:] != sequence_id[:, :-1], ((0, 0), (1, 0)))
-  first = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)  # [B, N] first column of the sequence
-  is_seen = (last >= first[..., None]) & (sequence_id != 0)[..., None]
-  return jnp.where(is_seen, last, -1).astype(jnp.int32)
+
+def _carried(last, domain_id, num_states, block):
+  """Returns the columns of the K latest events of each domain before each block, latest first, or -1: `[B, X, K C]`."""
+  earlier = jnp.pad(last, ((0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :-1]  # [B, N, C]
+  previous = jnp.take_along_axis(earlier, jnp.maximum(domain_id - 1, 0)[..., None], axis=2)[..., 0]  # [B, N]
+  carried = [_before_blocks(last, block, -1)]
+  for _ in range(num_states - 1):
+    carried.append(jnp.where(carried[-1] >= 0, _at(previous, carried[-1]), -1))
+  return jnp.concatenate(carried, axis=2)
+
+
+def _before_blocks(x, block, start):
+  """`[B, N, C]` -> `[B, X, C]`: the values of the column before each block, `start` before the first."""
+  return jnp.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=start)[:, :-1:block]
+
+
+def _at(x, column):
+  """`x[b, column]` of columns `[B, X, R]`; -1 reads the first."""
+  return jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, jnp.maximum(column, 0))

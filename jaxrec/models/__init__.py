@@ -4,8 +4,9 @@
 |---|---|---|
 | hstu | `HSTU` | pointwise SiLU attention with time and position bias |
 | stu | `STUModel` | the production variant of the HSTU layer |
-| sasrec | `SASRec` | causal softmax transformer |
+| sasrec | `SASRec` | causal softmax transformer; with `layer="ligr"` that of eSASRec |
 | bert4rec | `BERT4Rec` | bidirectional softmax transformer, trained on masked items |
+| domain_encoders | `DomainEncoders` | AutoCDSR+: encoders of domains with bottleneck tokens, below a `BERT4Rec` |
 | multi_domain_hstu | `MultiDomainHSTU` | HSTU with attention inside each domain |
 | ranking | `RankingModel` | generative ranking of events with actions; built by `jaxrec.models.ranking.build` |
 | dare, twin, ... | `ClickThroughRanker` | click-through ranking; names in `jaxrec.models.ctr.VARIANTS` |
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 
 from jaxrec.models.bert4rec import BERT4Rec
 from jaxrec.models.ctr import ClickHead, ClickThroughRanker
+from jaxrec.models.domain_encoders import DomainEncoders
 from jaxrec.models.hstu import HSTU
 from jaxrec.models.multi_domain_hstu import MultiDomainHSTU, MultiDomainHSTULayer
 from jaxrec.models.ranking import RankingModel
@@ -26,12 +28,13 @@ from jaxrec.models.sequential import SequentialModel
 from jaxrec.models.stu import STUModel
 
 MODELS: dict[str, type[SequentialModel]] = {
-  "hstu": HSTU, "stu": STUModel, "sasrec": SASRec, "bert4rec": BERT4Rec, "multi_domain_hstu": MultiDomainHSTU,
+  "hstu": HSTU, "stu": STUModel, "sasrec": SASRec, "bert4rec": BERT4Rec,
+  "domain_encoders": DomainEncoders, "multi_domain_hstu": MultiDomainHSTU,
 }  # fmt: skip
 
 __all__ = [
-  "BERT4Rec", "ClickHead", "ClickThroughRanker", "HSTU", "MODELS", "MultiDomainHSTU", "MultiDomainHSTULayer",
-  "RankingModel", "SASRec", "STUModel", "SequentialModel", "build",
+  "BERT4Rec", "ClickHead", "ClickThroughRanker", "DomainEncoders", "HSTU", "MODELS", "MultiDomainHSTU",
+  "MultiDomainHSTULayer", "RankingModel", "SASRec", "STUModel", "SequentialModel", "build",
 ]  # fmt: skip
 
 

@@ -34,6 +34,9 @@ class HSTU(SequentialModel):
   concat_ua: bool = False
   activation: str = "silu"
   linear_activation: str = "silu"
+  bias_tables: str = "shared"
+  normalizer: str = "length"
+  dropout_on: str = "gated"
   implementation: str = "auto"
 
   def build_layers(self):
@@ -43,7 +46,8 @@ class HSTU(SequentialModel):
     """Returns the fields that the layers share with the model."""
     names = (
       "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias",
-      "concat_ua", "activation", "linear_activation", "implementation", "dtype",
+      "concat_ua", "activation", "linear_activation", "bias_tables", "normalizer", "dropout_on", "implementation",
+      "dtype",
     )  # fmt: skip
     return {name: getattr(self, name) for name in names}
 

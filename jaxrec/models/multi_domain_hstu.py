@@ -59,6 +59,7 @@ class MultiDomainHSTU(HSTU):
   states: "every_layer", "top" (once, on the output of the last layer) or "none".
   read: which states a token reads: "all", "target", or "key_value", which needs "every_layer".
   combination: "sum" or "gate" of the outputs of attention and states.
+  last_states: K, latest events of each other domain whose states a token reads.
 
   >>> import jax
   >>> import jax.numpy as jnp
@@ -75,8 +76,11 @@ class MultiDomainHSTU(HSTU):
   states: str = "every_layer"
   read: str = "all"
   combination: str = "sum"
+  last_states: int = 1
 
   def build_layers(self):
+    if self.last_states < 1:
+      raise ValueError(f"{self.last_states=} must be at least 1; states='none' reads none")
     for name, value, known in (("states", self.states, STATES), ("read", self.read, READS)):
       if value not in known:
         raise ValueError(f"{name}={value!r} is not one of {known}")
@@ -96,6 +100,10 @@ class MultiDomainHSTU(HSTU):
     return self.num_domains
 
   @property
+  def num_states(self):
+    return self.last_states
+
+  @property
   def needs_target_domain(self):
     return self.target_domain or self.tape or self.states != "none"
 
@@ -109,7 +117,7 @@ class MultiDomainHSTU(HSTU):
   def build_context(self, x, batch):
     if self.num_bottlenecks:
       raise ValueError(f"{self.num_bottlenecks=}: bottleneck tokens need attention among all events; use 'hstu'")
-    context = intra_domain_context(batch, self.num_domains)
+    context = intra_domain_context(batch, self.num_domains, num_states=self.last_states)
     return context.order(x), context
 
   def encode(self, x, context, deterministic):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import SequenceBatch, check_is_batch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
@@ -37,6 +37,7 @@ class SequentialModel(nn.Module):
   target_domain: add an embedding of `batch.target_domain` to each event.
   num_actions: A: actions 1..A of the events, such as ratings or kinds of behaviour, each add a vector to their events;
     action 0 adds nothing. 0: actions are not read.
+  event_domain: add an embedding of its own domain to each event, none where that is hidden.
   num_bottlenecks: T of AutoCDSR+: bottleneck tokens after every `bottleneck_stride` events; 0: none, so that attention
     is among all events. See `jaxrec.layers.bottleneck`.
   attention_width: width of a second item table from which all layers project queries and keys (DARE, arXiv 2410.02604),
@@ -56,6 +57,7 @@ class SequentialModel(nn.Module):
   num_domains: int = 1
   target_domain: bool = False
   num_actions: int = 0
+  event_domain: bool = False
   num_bottlenecks: int = 0
   bottleneck_stride: int = 8
   attention_width: int = 0
@@ -76,6 +78,8 @@ class SequentialModel(nn.Module):
       self.target_domain_embedding = TargetDomainEmbedding(self.num_domains, self.width, self.dtype, name="asked")
     if self.num_actions:
       self.action_embedding = TargetDomainEmbedding(self.num_actions, self.width, self.dtype)  # A row each, 0 for none.
+    if self.event_domain:
+      self.event_domains = TargetDomainEmbedding(self.num_domains, self.width, self.dtype)
     if self.attention_width:
       if self.num_bottlenecks:
         raise ValueError(f"{self.attention_width=} and {self.num_bottlenecks=}: bottleneck tokens have one table only")
@@ -133,7 +137,7 @@ class SequentialModel(nn.Module):
     slot: CacheSlot,
     key_position: Int[Array, "B L"],
     key_time: Int[Array, "B L"],
-    is_seen: Bool[Array, "B C"],
+    num_seen: Int[Array, "B C"],
   ) -> Float[Array, "B 1 M"]:
     """Returns the query vectors of one new event per row, whose history is in the collection "cache".
 
@@ -149,7 +153,7 @@ class SequentialModel(nn.Module):
     x = self.embedding(
       self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
     )  # [B, 1, M]
-    context = cached_context(batch, slot, key_position, key_time, is_seen)
+    context = cached_context(batch, slot, key_position, key_time, num_seen, self.num_states)
     return self.normalize_queries(self.encode(x, self.layer_context(context, batch, True), True), batch)
 
   def layer_context(self, context: AttentionContext, batch: SequenceBatch, deterministic: bool) -> AttentionContext:
@@ -172,6 +176,11 @@ class SequentialModel(nn.Module):
     return layer_norm(x) if self.output_norm == "layer_norm" else x
 
   @property
+  def num_states(self) -> int:
+    """The number of events of each other domain whose states are read, where states are read."""
+    return 1
+
+  @property
   def num_cache_groups(self) -> int:
     """The number of groups of events that attend to each other but not to other groups: 1, or one per domain."""
     return 1
@@ -182,12 +191,15 @@ class SequentialModel(nn.Module):
     return self.target_domain
 
   def domain_embedding(self, batch: SequenceBatch) -> Float[Array, "B N M"] | None:
-    """Returns the vectors that target domains and actions add to the embeddings of events, if any."""
-    target = self.target_domain_embedding(batch.target_domain) if self.target_domain else None
-    if not self.num_actions:
-      return target
-    action = self.action_embedding(jnp.zeros_like(batch.item_id) if batch.action is None else batch.action)
-    return action if target is None else target + action
+    """Returns the vectors that domains and actions add to the embeddings of events, if any."""
+    parts = []
+    if self.target_domain:
+      parts.append(self.target_domain_embedding(batch.target_domain))
+    if self.num_actions:
+      parts.append(self.action_embedding(jnp.zeros_like(batch.item_id) if batch.action is None else batch.action))
+    if self.event_domain:
+      parts.append(self.event_domains(batch.domain_id))
+    return sum(parts[1:], parts[0]) if parts else None
 
   def input_vectors(self, item_id: Int[Array, "..."]) -> Float[Array, "... M"]:
     """Returns rows of the item table as the encoder reads them."""

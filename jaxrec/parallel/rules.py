@@ -27,7 +27,7 @@ PARAMETER_AXES: Rules = (
   (r"(^|/)layer_\d+/output_kernel$", ("heads", "embed")),
   (r"(^|/)feed_forward/hidden/kernel$", ("embed", "mlp")),
   (r"(^|/)feed_forward/output/kernel$", ("mlp", "embed")),
-  (r"(^|/)(head|gate)/kernel$", ("embed", "mlp")),
+  (r"(^|/)(head|(\w+_)?gate)/kernel$", ("embed", "mlp")),
 )
 MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
   "vocabulary": "model", "embed": "fsdp", "heads": "model", "mlp": "model",

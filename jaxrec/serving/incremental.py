@@ -250,7 +250,7 @@ def _run(model, params, state, slot, next_domain, target_time):
   key_position = slot.read_group(slot.write(state.position, position))
   key_time = slot.read_group(slot.write(state.time, state.seen_at))
   queries, variables = model.apply(
-    {"params": params, CACHE: state.cache}, batch, slot, key_position, key_time, state.num_events > 0,
+    {"params": params, CACHE: state.cache}, batch, slot, key_position, key_time, state.num_events,
     method="next_event", mutable=[CACHE],
   )  # fmt: skip
   return queries[:, 0], variables[CACHE]

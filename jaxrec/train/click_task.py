@@ -127,6 +127,11 @@ def check_config(config: ConfigDict) -> None:
   changed = [name for name in _OF_DRAWN if config.data[name] not in (0, getattr(CandidateOptions, name))]
   if config.data.label and changed:
     raise ValueError(f"config.data.{changed[0]} is for candidates that are drawn; {config.data.label=} draws none")
+  if config.data.time_cuts and not config.data.label:
+    raise ValueError(
+      f"{config.data.time_cuts=} split the events, but candidates that are drawn are split by their place in the"
+      " history of a user; give config.data.label, or no cuts"
+    )
 
 
 @dataclasses.dataclass

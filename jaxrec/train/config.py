@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
 from jaxrec.data.seeds import check_seed
+from jaxrec.data.time_window import check_cuts
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
 from jaxrec.objectives.attention_score import OWN, SCORES
@@ -43,6 +44,10 @@ class SourceSettings:
   prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
   only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
+  time_cuts: tuple = setting(
+    (), "Three times in seconds, at which validation, test, and what is left out begin, for all users; (): the split of"
+    " the prepared data.",
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +168,16 @@ class SequenceTrainSettings(TrainSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalTrainSettings(SequenceTrainSettings):
+  """Training of sequence models that rank a catalogue."""
+
+  uniform_start: float = setting(
+    0.0, "All parameters, scales of norms too, start uniform in +- this, in AutoCDSR's released code 0.05; 0: as the"
+    " layers define.", at_least=0,
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class TableSettings:
   """Where the item table lives: in `params`, or row-sharded outside them; see jaxrec.embedding."""
 
@@ -215,6 +230,7 @@ class RankingEvalSettings:
     "first", "Events of a split to predict: the first of each user, or all, each with everything before it as history.",
     choices=TARGETS,
   )  # fmt: skip
+  targets_per_user: int = setting(0, "targets=all: at most so many of a user, evenly spaced; 0: no limit.", at_least=0)
   recent_days: tuple = setting(
     (1, 7, 30), "Under split=by_time, popularity in so many days before the split is a baseline too."
   )
@@ -226,7 +242,7 @@ class RankingEvalSettings:
 
 GROUPS = {
   "data": SequenceSettings, "multi_objective": MultiObjectiveSettings, "optimizer": OptimizerSettings,
-  "train": SequenceTrainSettings, "tables": TableSettings, "parallel": ParallelSettings, "eval": RankingEvalSettings,
+  "train": RetrievalTrainSettings, "tables": TableSettings, "parallel": ParallelSettings, "eval": RankingEvalSettings,
 }  # fmt: skip
 
 
@@ -291,6 +307,8 @@ def check_groups(config: ConfigDict, default: ConfigDict, groups: Mapping[str, t
   for name, group in groups.items():
     check_group(f"config.{name}", values[name], group)
   check_source(config)
+  if config.data.time_cuts:
+    check_cuts(config.data.time_cuts)
   check_mesh(config)
 
 
@@ -317,11 +335,7 @@ def check_source(config: ConfigDict) -> None:
 
 
 def check_mesh(config: ConfigDict) -> None:
-  """Raises unless the sizes of the mesh are positive, one of them perhaps -1.
-
-  Raises:
-    ValueError: another size.
-  """
+  """Raises ValueError unless the sizes of the mesh are positive, one of them perhaps -1."""
   sizes = config.parallel.to_dict()
   if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
     raise ValueError(f"config.parallel={sizes}: sizes must be at least 1, and one of them may be -1 for the rest")

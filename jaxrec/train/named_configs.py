@@ -155,6 +155,26 @@ def _sasrec(data: PreparedData) -> ConfigDict:
   return config
 
 
+def _gsasrec(data: PreparedData) -> ConfigDict:
+  config = _sasrec(data)
+  # As published: dot products, 256 negatives, t = 0.75; shared by a row, unlike there.
+  config.model.output_norm = "layer_norm"
+  config.objective = {
+    "name": "gbce", "num_negatives": 256, "sharing": "row", "temperature": 1.0, "gbce_t": 0.75
+  }  # fmt: skip
+  config.optimizer.learning_rate = 1e-3
+  return config
+
+
+def _esasrec(data: PreparedData) -> ConfigDict:
+  config = _sasrec(data)
+  config.model = {
+    "name": "sasrec", "layer": "ligr", "width": 64, "num_layers": 2, "num_heads": 2, "hidden": 256,
+    "max_positions": config.data.max_length + 1, "input_dropout": 0.2, "dropout": 0.2,
+  }  # fmt: skip
+  return config
+
+
 def _bert4rec(data: PreparedData) -> ConfigDict:
   config = _sequential(data)
   config.data.task = "masked_item"
@@ -234,6 +254,8 @@ NAMES: Mapping[str, NamedConfig] = {
   "hstu": NamedConfig("HSTU, 2 layers: attention with time and position bias; the one to start with", _hstu),
   "hstu_large": NamedConfig("HSTU, 8 layers", _hstu_large),
   "sasrec": NamedConfig("SASRec: causal softmax transformer; reads no times", _sasrec),
+  "gsasrec": NamedConfig("gSASRec: SASRec with a binary loss that is calibrated for its negatives (gBCE)", _gsasrec),
+  "esasrec": NamedConfig("eSASRec: SASRec with LiGR layers, whose residual branches are gated", _esasrec),
   "bert4rec": NamedConfig("BERT4Rec: bidirectional transformer, trained on masked items", _bert4rec),
   "multi_domain_hstu": NamedConfig(
     "HSTU with attention inside each domain and domain states; recommends for a given domain", _multi_domain_hstu, True

@@ -103,13 +103,16 @@ class SequenceTask(BaseTask):
     """See `Task`; sharded over the mesh as `jaxrec.parallel.PARAMETER_AXES` says. None: the default device."""
     self.item_table = make_item_table(self.config, self.model, total_steps, mesh)
     shardings_of = None if mesh is None else functools.partial(parallel.parameter_shardings, mesh=mesh)
-    seed = self.config.seed
-    state = create_state(**self._ingredients(total_steps), seed=seed, shardings_of=shardings_of)
+    seed, start = self.config.seed, self.config.train.uniform_start
+    state = create_state(**self._ingredients(total_steps), seed=seed, uniform_start=start, shardings_of=shardings_of)
     if names := self.config.data.features:
       features = item_features.feature_matrix(self.data, names)
       has_id = item_features.has_training_events(self.data, self.config.data.min_id_events)
       state = with_item_features(state, features, has_id)
-    return state.replace(tables=self.item_table.init(jax.random.key(seed)))
+    tables = self.item_table.init(jax.random.key(seed))
+    if start and tables is not None:
+      raise ValueError(f"config.train.uniform_start={start} is for an item table in the parameters, not a sharded one")
+    return state.replace(tables=tables)
 
   def abstract_state(self, mesh: Mesh, total_steps: int) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state`, to compile a step for devices that are not here."""
@@ -166,7 +169,8 @@ class SequenceTask(BaseTask):
 def _part_of_shards(config: ConfigDict) -> tuple[int, int]:
   """Returns which part of prepared shards this host opens: its own, or all where only the events of all users tell."""
   settings = config.data
-  if settings.only_domain or settings.train_users != "all" or settings.features or config.eval.beyond_accuracy:
+  needs_all = settings.only_domain or settings.time_cuts or settings.features or settings.train_users != "all"
+  if needs_all or config.eval.beyond_accuracy:
     return 0, 1
   shard = parallel.host_shard(parallel.make_mesh(config.parallel.to_dict()))
   return shard.index, shard.count
@@ -260,7 +264,8 @@ def evaluate_baselines(
   Raises:
     ValueError: no user has an event in this split.
   """
-  batches = evaluation_batches(data, split, 1024, config.data.max_length, targets=config.eval.targets)
+  asked = {name: config.eval[name] for name in ("targets", "targets_per_user")}
+  batches = evaluation_batches(data, split, 1024, config.data.max_length, **asked)
   options = {name: config.eval[name] for name in ("ks", "exclude_seen", "protocol", "sampled_negatives")}
   options["report"] = list_report(data, config, split)
   users = train_users(config, data, split - 1)

@@ -49,6 +49,7 @@ def create_state(
   seed: int,
   keep_average: bool = False,
   init_arguments: Callable[[Any], dict[str, Any]] = lambda batch: {},
+  uniform_start: float = 0.0,
   shardings_of: Callable[[TrainState], Any] | None = None,
 ) -> TrainState:
   """Returns the state before the first step.
@@ -60,10 +61,11 @@ def create_state(
     seed: of the parameters.
     keep_average: whether a moving average is kept; it starts at the initial parameters.
     init_arguments: a batch to further arguments of `model.init`.
+    uniform_start: where above 0, all parameters start uniform between minus this and this instead.
     shardings_of: shapes of the state to its shardings, over the devices of all hosts: no device then ever holds more
       than its share. None: the default device.
   """
-  init, arguments = _initializer(model, optimizer, batch, seed, keep_average, init_arguments)
+  init, arguments = _initializer(model, optimizer, batch, seed, keep_average, init_arguments, uniform_start)
   shardings = None if shardings_of is None else shardings_of(jax.eval_shape(init, *arguments))
   # It runs once, so a CPU should compile it quickly; the values are the same.
   options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
@@ -82,19 +84,27 @@ def state_shapes(
   return jax.eval_shape(init, *arguments)
 
 
-def _initializer(model, optimizer, batch, seed, keep_average, init_arguments):
+def _initializer(model, optimizer, batch, seed, keep_average, init_arguments, uniform_start=0.0):
   """Returns the function that makes a state, and its arguments: a key and one row of the batch."""
 
   def init(key_data, rows):
     key = jax.random.wrap_key_data(key_data)
     variables = dict(model.init(key, rows, deterministic=True, **init_arguments(rows)))
     params = variables.pop("params")
+    params = _uniform(params, jax.random.fold_in(key, 1), uniform_start) if uniform_start else params
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, None, variables)
 
   with jax.ensure_compile_time_eval():  # NumPy arrays, which several hosts may give to one program.
     arguments = jax.device_get((jax.random.key_data(jax.random.key(seed)), jax.tree.map(lambda x: x[:1], batch)))
   return init, arguments
+
+
+def _uniform(params, key, bound):
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  drawn = (jax.random.uniform(k, x.shape, x.dtype, -bound, bound) for k, x in zip(keys, leaves, strict=True))
+  return jax.tree.unflatten(tree, drawn)
 
 
 def num_parameters(params: Params) -> int:

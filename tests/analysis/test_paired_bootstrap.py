@@ -48,6 +48,31 @@ def test_seeds_that_disagree_widen_the_interval():
   assert found.error == pytest.approx(np.sqrt(0.08 / 3 / 3), rel=0.1)  # Of the mean of three draws.
 
 
+def test_a_user_is_drawn_with_all_targets():
+  of_user = RNG.normal(size=300)
+  user = np.repeat(np.arange(300), 10)
+  clustered = bootstrap(of_user[user][None], 1000, user=user)
+  independent = bootstrap(of_user[user][None], 1000)
+  assert clustered.mean == pytest.approx(independent.mean) and (clustered.count, independent.count) == (300, 3000)
+  assert clustered.error == pytest.approx(of_user.std() / np.sqrt(300), rel=0.1)
+  assert independent.error == pytest.approx(clustered.error / np.sqrt(10), rel=0.1)
+
+
+def test_the_targets_of_a_user_are_paired_in_their_order():
+  base = values([1, 1, 2, 2, 3], [1, 2, 1, 1, 2], [[0, 1, 2, 3, 4.0]])
+  other = values([1, 1, 2], [1, 2, 1], [[1, 3, 2.0]])  # The second model misses targets of two users.
+  found = paired_difference(other, base)
+  assert found.mean == pytest.approx((1 + 2 + 0) / 3) and found.count == 2
+  assert paired_difference(other, base, 2).mean == 2
+  with pytest.raises(ValueError, match="the targets of a user differ"):
+    paired_difference(other._replace(domain=np.array([2, 2, 1])), base)
+
+
+def test_one_target_a_user_gives_the_interval_of_the_plain_bootstrap():
+  draw = RNG.normal(size=(2, 50))
+  assert bootstrap(draw, 100, user=np.arange(50)) == bootstrap(draw, 100)
+
+
 def test_an_interval_covers_the_truth_nineteen_times_in_twenty():
   draws = [RNG.normal(size=(1, 200)) for _ in range(200)]
   covered = sum(found.low <= 0 <= found.high for found in (bootstrap(draw, 200) for draw in draws))

@@ -68,7 +68,6 @@ def test_a_model_without_attention_inside_a_domain_has_fewer_variants(config):
     ("multi_objective", "objectives", ("cross_domain_attention",), "one objective and all domains"),
     ("data", "only_domain", "books", "one objective and all domains"),
     ("train", "retrain", True, "must be False here"),
-    ("eval", "targets", "all", "must be False here"),
   ],
 )
 def test_configs_that_the_variants_cannot_be_made_from_are_refused(config, group, key, value, text):
@@ -76,6 +75,14 @@ def test_configs_that_the_variants_cannot_be_made_from_are_refused(config, group
   one[group][key] = value
   with pytest.raises(ValueError, match=text):
     checked_config(one, 10)
+
+
+def test_with_several_targets_a_user_there_is_no_model_for_each_domain(config):
+  one = loaded(config)
+  one.eval.targets = "all"
+  assert certificate.variants_for(checked_config(one, 10)) == tuple(certificate.MODELS)
+  with pytest.raises(ValueError, match=r"--variants=\['single'\] are not among .* eval.targets='all'"):
+    runs_of(one, ["single"], [1], [])
 
 
 def test_domains_without_a_target_have_no_model_of_their_own():

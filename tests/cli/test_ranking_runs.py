@@ -34,6 +34,10 @@ def test_evaluate_compares_the_model_with_averages(trained, call):
   scores = json.loads((workdir / "evaluation_test.json").read_text())
   assert scores["model"]["RIG"] == pytest.approx(summary["select"]["test_of_selected"]["RIG"], abs=1e-6)
   assert scores["item"]["count"] == 20
+  bins = scores["reliability"]["like"]
+  assert sum(one["count"] for one in bins) == 20 and "ECE" in text
+  error = sum(one["count"] * abs(one["predicted"] - one["observed"]) for one in bins) / 20
+  assert scores["model"]["ECE/like"] == pytest.approx(error) and scores["model"]["count"] == 20
 
 
 def test_recommend_ranks_by_weights(trained, call):

@@ -70,6 +70,16 @@ def test_all_events_of_a_split_are_targets_with_everything_before_them_as_histor
   assert sorted(first.users.tolist()) == [0, 2] and first.without_history == 1
 
 
+@pytest.mark.parametrize(
+  ("limit", "places"), [(1, [9]), (2, [4, 9]), (3, [2, 5, 9]), (10, [*range(10)]), (0, [*range(10)])]
+)
+def test_a_limit_of_targets_spreads_them_over_a_users_events_up_to_the_last(limit, places):
+  data = PreparedData.from_columns(user=[0] * 12, item_id=range(1, 13), split=[0, 0] + [2] * 10)
+  batches = evaluation_batches(data, 2, 4, max_length=20, targets="all", targets_per_user=limit)
+  target = [item for batch in batches for item in batch.target_item.tolist() if item]
+  assert sorted(target) == [place + 3 for place in places]
+
+
 def test_one_event_a_user_makes_all_targets_the_first_ones():
   every, first = (evaluation_batches(three_users(), 2, 2, max_length=10, targets=name) for name in ("all", "first"))
   jax.tree.map(np.testing.assert_array_equal, [*every], [*first])

@@ -143,6 +143,32 @@ def test_noise_has_its_share_and_can_be_left_out(data):
   assert planted_transfer(num_users=20, num_noise_domains=0).domain_names == ("target", "informative")
 
 
+def test_with_a_gap_both_held_out_events_follow_a_recent_one():
+  """Without it validation follows the latest informative event, and the test an older one or none."""
+
+  def age_of_source(gap, split):
+    data = planted_transfer(num_users=600, items_per_domain=64, gap=gap)
+    event = np.concatenate([np.flatnonzero(data.split[data.user_slice(u)] == split)[:1] + data.offsets[u]
+                            for u in range(data.num_users)])  # fmt: skip
+    assert set(data.domain_id[event]) == {TARGET} and len(event) == 600
+    truth = planted_truth(data)
+    planted = event[truth.is_planted[event]]
+    informative = np.cumsum(data.domain_id == INFORMATIVE)
+    return np.mean(informative[planted] - informative[truth.source_event[planted]])  # Informative events since then.
+
+  assert age_of_source(0, 2) > age_of_source(0, 1) + 1
+  assert age_of_source(8, 2) < age_of_source(8, 1) + 0.4
+
+
+def test_a_gap_is_held_out_with_the_validation_event():
+  data = planted_transfer(num_users=50, items_per_domain=64, gap=3)
+  for user in range(50):
+    assert data.split[data.user_slice(user)].tolist()[-6:] == [0, 1, 1, 1, 1, 2]
+  plain, none = planted_transfer(num_users=50), planted_transfer(num_users=50, gap=0)
+  np.testing.assert_array_equal(plain.item_id, none.item_id)
+  assert plain.meta["split"] == {"kind": "leave_one_out"}
+
+
 def test_the_truth_of_saved_data_is_the_same(data, truth, tmp_path):
   saved = planted_truth(data.save(tmp_path / "planted"))
   for name in ("source_event", "is_planted", "usefulness"):
@@ -176,6 +202,8 @@ def test_a_config_and_prepare_know_the_source(tmp_path):
     ({"num_noise_domains": -1}, "num_noise_domains=-1 must be at least 0"),
     ({"noise_share": 1.5}, "noise_share=1.5 must be between 0 and 1"),
     ({"mean_events": 2.0}, "mean_events=2.0 must be at least 6"),
+    ({"gap": -1}, "gap=-1 must be in 0..17"),
+    ({"gap": 18}, "gap=18 must be in 0..17"),
     ({"concentration": 0.0}, "concentration=0.0 must be above 0"),
   ],
 )

@@ -49,6 +49,13 @@ def test_leave_one_out_keeps_short_users_for_training():
   assert data.meta["counts"]["users_train_only"] == 1
 
 
+def test_several_events_of_a_user_can_be_held_out():
+  data = prepared("a x 1, a y 2, a z 3, a x 4, a y 5, b x 1, b y 2, b x 3, b y 4", held_out_events=2)
+  assert data.split.tolist() == [0, 1, 1, 2, 2, 0, 0, 0, 0]
+  assert data.meta["split"] == {"kind": "leave_one_out", "held_out_events": 2}
+  assert data.meta["counts"]["users_train_only"] == 1
+
+
 def test_by_time_splits_at_the_given_seconds():
   data = prepared("a x 1, a y 5, b z 5, b x 7, b y 9", split="by_time", validation_time=5, test_time=9)
   assert data.split.tolist() == [0, 1, 1, 1, 2]
@@ -154,6 +161,8 @@ def test_an_item_outside_the_catalogue_is_refused():
     ({"min_rating": 3.0}, "needs ratings, but the source has none"),
     ({"split": "given"}, "split='given' needs a source that says"),
     ({"split": "random"}, "split='random' is not known; give one of leave_one_out, by_time, given"),
+    ({"held_out_events": 0}, "held_out_events=0 must be an integer of at least 1"),
+    ({"held_out_events": 2, "split": "given"}, "held_out_events=2 needs split='leave_one_out', not 'given'"),
     ({"test_time": 3}, "need split='by_time'"),
     ({"test_quantile": 0.5}, "need split='by_time'"),
     ({"split": "by_time", "test_quantile": 95}, "test_quantile=95 must be between 0 and 1"),

@@ -17,11 +17,13 @@ from raw_files import (
   abxi,
   packed,
   read,
+  record,
   rows,
   shards,
   write,
 )
 
+from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.sources import GENERATED, generator, reading, source_names, source_reader
 from jaxrec.data.sources.crc32c import masked_crc
@@ -163,6 +165,26 @@ def test_kuairand_shards_define_the_split(tmp_path):
   assert data.meta["counts"]["dropped"] == {"outside the published vocabulary": 3}
 
 
+def test_the_core_of_the_kuairand_shards_has_items_that_occur_in_training(tmp_path):
+  other = record(sequence_data=[7, 5, 9, 300], sequence_event_type=[9, 9, 4, 4])
+  raw = shards(tmp_path, testing=other)
+  write(raw, {"training/partition_1.tfrecord": record(sequence_data=[5, 7], sequence_event_type=[9, 9])})
+  data = prepare("kuairand-1k", raw, min_user_events=0, min_training_events=2)
+  assert data.items["raw_id"].to_list() == ["5", "7"]  # 300 has one training event, 9 none.
+  dropped = {"outside the published vocabulary": 2, "of items with few training events": 4}
+  assert data.meta["counts"]["dropped"] == dropped
+  assert [data.split[data.user_slice(u)].tolist() for u in range(4)] == [[0, 0], [0, 0], [0, 1], [0, 2]]
+
+
+def test_all_events_of_held_out_kuairand_rows_can_be_targets(tmp_path):
+  data = prepare("kuairand-1k", shards(tmp_path), min_user_events=3, held_out="all")
+  assert data.split.reshape(3, 3).tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+  batches = evaluation_batches(data, 2, 4, max_length=8, targets="all")
+  assert batches.users.tolist() == [2, 2] and batches.without_history == 1
+  with pytest.raises(ValueError, match="held_out='some' must be one of"):
+    prepare("kuairand-1k", shards(tmp_path), held_out="some")
+
+
 def test_varints_of_every_length_are_read():
   numbers = [0, 1, 127, 128, 16383, 16384, 2**31, 2**62, -1, -(2**63)]
   assert varints(np.frombuffer(packed(numbers), np.uint8)).tolist() == numbers
@@ -238,6 +260,49 @@ def test_merged_sources_share_users_and_not_items(tmp_path):
   assert data.items["raw_id"].to_list() == ["x", "y", "x", "z"]
   assert data.item_id[data.user_slice(data.user_index("ann"))].tolist() == [1, 3, 2]
   assert data.meta["counts"]["users_in_several_domains"] == 1
+
+
+STRANGERS = {
+  "a.csv": "user,item,timestamp\n2,x,10\n2,y,30\n7,x,500\n9,x,1\n9,y,2\n",
+  "b.csv": "user,item,timestamp\nbob,z,900\nann,x,820\nann,y,840\nann,x,860\n",
+}
+
+
+def strangers(folder, **options):
+  sources = [{"source": "table", "raw": write(folder, STRANGERS) / f"{name}.csv", "name": name} for name in "ab"]
+  return prepare("merge", sources=sources, **options)
+
+
+def test_users_paired_by_number_are_one_user_each(tmp_path):
+  data = strangers(tmp_path, pair_users="by_number")
+  assert data.num_users == 2  # 2 with ann, 7 with bob; 9 has no partner.
+  raw = data.items["raw_id"].to_list()
+  assert [raw[item - 1] for item in data.item_id] == ["x", "y", "x", "y", "x", "x", "z"]
+  assert data.domain_id[data.user_slice(0)].tolist() == [1, 1, 2, 2, 2]
+  assert data.meta["counts"]["dropped"] == {
+    "a: of users without a partner": 2, "b: of users without a partner": 0
+  }  # fmt: skip
+  with pytest.raises(ValueError, match="pair_users='at random' must be one of"):
+    strangers(tmp_path, pair_users="at random")
+
+
+def test_relative_times_mix_histories_of_different_years(tmp_path):
+  data = strangers(tmp_path, pair_users="by_number", pair_times="relative")
+  assert data.domain_id[data.user_slice(0)].tolist() == [2, 1, 2, 1, 2]
+  assert data.timestamp[data.user_slice(0)].tolist() == [166666, 250000, 500000, 750000, 833333]
+
+
+def test_a_part_of_a_source_is_every_second_user(tmp_path):
+  write(tmp_path, STRANGERS)
+  sources = [
+    {"source": "table", "raw": tmp_path / "a.csv", "name": name, "part": part}
+    for name, part in (("odd", "1/2"), ("even", "2/2"))
+  ]
+  data = prepare("merge", sources=sources, pair_users="by_number")
+  assert data.num_users == 1 and data.num_items == 3  # Users 2 and 7; 9 has no partner.
+  assert data.domain_id.tolist() == [1, 1, 2]
+  with pytest.raises(ValueError, match="part='3/2' of source 'odd' must be such as '1/2'"):
+    prepare("merge", sources=[sources[0] | {"part": "3/2"}, sources[1]])
 
 
 def test_reading_in_chunks_equals_reading_at_once(tmp_path, monkeypatch):

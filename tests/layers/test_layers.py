@@ -1,5 +1,6 @@
 """Layers by hand, inside Flax NNX, and by their public names."""
 
+import functools
 import importlib
 import inspect
 import math
@@ -18,8 +19,10 @@ import jaxrec.models
 from jaxrec.layers.context import bidirectional_context, causal_context
 from jaxrec.layers.hstu import HSTULayer, gate, split_uvqk
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding, dropout, embed_sequence
+from jaxrec.layers.ligr import LiGRLayer
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transformer import BERT4RecLayer, FeedForward, SASRecLayer
+from pallas_kernels import RelativeBias, segment_attention
 
 BATCH = batch_of([[[3, 1, 4], [1, 5]], [[9, 2, 6]]], length=6)
 
@@ -98,8 +101,9 @@ def test_the_gate_multiplies_the_normalized_attention():
   np.testing.assert_allclose(gate(u, layer_norm(attended), True), [[[2, 3, -1, 1, -2, 3]]], atol=1e-5)
 
 
-def test_an_hstu_layer_is_its_three_equations():
-  layer = HSTULayer(num_heads=1, head_width=2, value_width=2, attention_length=4)
+@pytest.mark.parametrize("normalizer", ["length", "keys"])
+def test_an_hstu_layer_is_its_three_equations(normalizer):
+  layer = HSTULayer(num_heads=1, head_width=2, value_width=2, attention_length=4, normalizer=normalizer)
   x = jax.random.normal(jax.random.key(0), (2, 6, 3))
   params = jax.jit(layer.init)(jax.random.key(1), x, causal_context(BATCH))["params"]
   params = jax.tree.map(lambda p: p + 0.2 * np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape), params)
@@ -116,10 +120,89 @@ def test_an_hstu_layer_is_its_three_equations():
   for i, j in [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (4, 3), (4, 4)]:
     bucket = int(math.log(max(abs(target_time[i] - time[j]), 1)) / 0.301)
     score = q[i] @ k[j] + w["time_table"][bucket] + w["position_table"][i - j + 3]
-    attended[i] += silu(score) / 4 * v[j]
+    divisor = 4 if normalizer == "length" else int(BATCH.position[0, i]) + 1
+    attended[i] += silu(score) / divisor * v[j]
   gated = u * np.asarray(layer_norm(jnp.asarray(attended)))
   expected = row + gated @ w["output"]["kernel"] + w["output"]["bias"]
   np.testing.assert_allclose(out[0, :5], expected[:5], atol=1e-5)
+
+
+def test_each_head_reads_its_own_bias_tables():
+  layer = HSTULayer(num_heads=2, head_width=2, value_width=2, attention_length=4, bias_tables="head")
+  x, context = jax.random.normal(jax.random.key(0), (2, 6, 3)), causal_context(BATCH)
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(layer.init, jax.random.key(1), x, context)["params"]
+  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+  u, v, q, k = split_uvqk(jax.nn.silu(layer_norm(x) @ params["uvqk"]["kernel"]), 2, 2, 2)
+  heads = []
+  for h in range(2):
+    bias = RelativeBias(
+      params["time_table"][h], context.query_time, context.key_time, params["position_table"][h],
+      context.query_position, context.key_position,
+    )  # fmt: skip
+    one = (y[:, :, h : h + 1] for y in (q, k, v))
+    heads.append(segment_attention(*one, context.mask, bias=bias, normalizer=4, implementation="reference"))
+  attended = jnp.concatenate(heads, axis=-1)[:, :, 0]  # [B, N, H * E]
+  expected = x + u * layer_norm(attended) @ params["output"]["kernel"] + params["output"]["bias"]
+  out = jax.jit(layer.apply)({"params": params}, x, context)
+  is_token = np.asarray(BATCH.sequence_id != 0)
+  np.testing.assert_allclose(np.asarray(out)[is_token], np.asarray(expected)[is_token], rtol=1e-4, atol=1e-4)
+  swapped = {**params, "time_table": params["time_table"][::-1]}
+  assert np.abs(jax.jit(layer.apply)({"params": swapped}, x, context) - out)[is_token].max() > 1e-2
+
+
+def dense_ligr(w, x, visible, num_heads):
+  """The two equations of the layer on one row `[N, M]`, position by position and head by head."""
+
+  def norm(v, name):
+    centred = v - v.mean(-1, keepdims=True)
+    return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6) * w[name]["scale"] + w[name]["bias"]
+
+  def dense(v, *path):
+    part = functools.reduce(lambda tree, name: tree[name], path, w)
+    return v @ part["kernel"] + part.get("bias", 0)
+
+  def sigmoid(v):
+    return 1 / (1 + np.exp(-v))
+
+  normal, attended = norm(x, "attention_norm"), np.zeros_like(x)
+  q, k, v = (dense(normal, "attention", name) for name in ("query", "key", "value"))
+  width = x.shape[-1] // num_heads
+  for i in range(len(x)):
+    for h in range(num_heads):
+      head = slice(h * width, (h + 1) * width)
+      score = np.array([np.exp(q[i, head] @ k[j, head] / np.sqrt(width)) * visible[i, j] for j in range(len(x))])
+      attended[i, head] = score @ v[:, head] / max(score.sum(), 1e-30)
+  z = x + sigmoid(dense(x, "attention_gate")) * dense(attended, "attention", "output")
+  normal = norm(z, "feed_forward_norm")
+  hidden = dense(normal, "feed_forward", "hidden")
+  branch = dense(hidden * sigmoid(hidden) * dense(normal, "feed_forward", "gate"), "feed_forward", "output")
+  return z + sigmoid(dense(z, "feed_forward_gate")) * branch
+
+
+def test_a_ligr_layer_is_its_two_equations():
+  layer, context = LiGRLayer(num_heads=2, hidden=3), causal_context(BATCH)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(layer.init, jax.random.key(1), x, context)["params"]
+  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+  out = jax.jit(layer.apply)({"params": params}, x, context)
+  visible = np.asarray(context.mask.to_dense(6))
+  expected = np.stack([dense_ligr(params, np.asarray(row), may, 2) for row, may in zip(x, visible, strict=True)])
+  is_token = np.asarray(BATCH.sequence_id != 0)
+  np.testing.assert_allclose(np.asarray(out)[is_token], expected[is_token], rtol=1e-4, atol=1e-4)
+
+
+def test_a_closed_gate_leaves_the_residual_stream_as_it_is():
+  layer, context = LiGRLayer(num_heads=1, hidden=3), causal_context(BATCH)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 4)) * (BATCH.sequence_id != 0)[..., None]
+  params = jax.jit(layer.init)(jax.random.key(1), x, context)["params"]
+  closed = {"kernel": jnp.zeros((4, 4)), "bias": jnp.full(4, -100.0)}
+  apply = jax.jit(layer.apply)
+  np.testing.assert_allclose(
+    apply({"params": {**params, "attention_gate": closed, "feed_forward_gate": closed}}, x, context), x, atol=1e-6
+  )
+  assert np.abs(apply({"params": params}, x, context) - x).max() > 0.1
 
 
 def test_the_time_of_a_query_is_that_of_the_event_to_predict():
@@ -144,6 +227,7 @@ def test_a_feed_forward_layer_activates_its_hidden_units(activation, expected):
 LAYERS = {
   "hstu": HSTULayer(num_heads=2, head_width=3, value_width=2, attention_length=6),
   "sasrec": SASRecLayer(num_heads=2, hidden=5),
+  "ligr": LiGRLayer(num_heads=2, hidden=5),
   "bert4rec": BERT4RecLayer(num_heads=2, hidden=5),
 }
 

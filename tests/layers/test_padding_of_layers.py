@@ -13,6 +13,7 @@ from jaxrec.layers.context import bidirectional_context, causal_context
 from jaxrec.layers.domain_states import DomainStateAttention
 from jaxrec.layers.hstu import HSTULayer
 from jaxrec.layers.intra_domain import intra_domain_context
+from jaxrec.layers.ligr import LiGRLayer
 from jaxrec.layers.stu import STULayer
 from jaxrec.layers.transformer import BERT4RecLayer, SASRecLayer
 from jaxrec.models import ctr
@@ -42,6 +43,7 @@ LAYERS = {
   "multi-domain": (MultiDomainHSTULayer(**SIZES, attention_length=7, num_domains=2, read="all"), intra_context),
   "states": (DomainStateAttention(num_domains=2), intra_context),
   "sasrec": (SASRecLayer(num_heads=2, hidden=6), lambda: causal_context(BATCH)),
+  "ligr": (LiGRLayer(num_heads=2, hidden=6), lambda: causal_context(BATCH)),
   "bert4rec": (BERT4RecLayer(num_heads=2, hidden=6), lambda: bidirectional_context(BATCH)),
   "stu": (STU, lambda: causal_context(BATCH)),
   "stu with a mask": (STU, lambda: IntervalMask.causal(BATCH.sequence_id)),

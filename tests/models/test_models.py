@@ -16,8 +16,13 @@ SIZES = {"width": 8, "num_layers": 1, "max_positions": 9}
 HSTU = {"name": "hstu", **SIZES, "num_heads": 2, "head_width": 3, "value_width": 5, "attention_length": 7}
 MULTI = {**HSTU, "name": "multi_domain_hstu", "num_domains": 3}
 SASREC = {"name": "sasrec", **SIZES, "num_heads": 2, "hidden": 6}
+LIGR = {**SASREC, "layer": "ligr"}
 BERT4REC = {"name": "bert4rec", **SIZES, "num_heads": 2, "hidden": 6}
 STU = {**HSTU, "name": "stu"}
+ENCODERS = {
+  **BERT4REC, "name": "domain_encoders", "num_domains": 3, "num_domain_layers": 1, "num_bottlenecks": 2,
+  "bottleneck_stride": 2,
+}  # fmt: skip
 
 # Parameters of an HSTU layer: LN(x) W_uvqk, W_o and b_o, time and position tables.
 UVQK, OUTPUT, TABLES = 8 * 2 * (5 + 5 + 3 + 3), 2 * 5 * 8 + 8, 129 + 13
@@ -27,6 +32,7 @@ STATES = 3 * 10 * 10 + 2 * 4 * 10  # Projections of the width of attention; targ
 TOP = 3 * 8 * 8 + 2 * 4 * 8  # The same at the width of the model.
 EMBEDDINGS = 11 * 8 + 9 * 8
 ATTENTION, FEED_FORWARD = 4 * (8 * 8 + 8), 8 * 6 + 6 + 6 * 8 + 8
+LIGR_LAYER = ATTENTION + 2 * 16 + 2 * (8 * 8 + 8) + 3 * 8 * 6  # Norms, gates, and SwiGLU without biases.
 
 # name -> config, number of parameters with two layers
 CONTRACT = {
@@ -35,6 +41,9 @@ CONTRACT = {
   "hstu_softmax": ({**HSTU, "activation": "softmax"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "hstu_no_bias": ({**HSTU, "time_bias": False, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT)),
   "hstu_time_only": ({**HSTU, "position_bias": False}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 129)),
+  "hstu_tables_by_head": ({**HSTU, "bias_tables": "head"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 2 * TABLES)),
+  "hstu_normalized_by_keys": ({**HSTU, "normalizer": "keys"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
+  "hstu_dropout_on_the_output": ({**HSTU, "dropout_on": "output"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "stu": (STU, EMBEDDINGS + 2 * STU_LAYER),
   "stu_group_norm": ({**STU, "group_norm": True, "scale": 0.3}, EMBEDDINGS + 2 * (STU_LAYER - 2 * 10 + 2 * 2)),
@@ -43,6 +52,7 @@ CONTRACT = {
     EMBEDDINGS + 3 * 8 + 2 * (UVQK + OUTPUT + TABLES),
   ),
   "multi_domain": (MULTI, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES)),
+  "multi_domain_last_states": ({**MULTI, "last_states": 3}, EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES)),
   "multi_domain_gate": (
     {**MULTI, "combination": "gate"},
     EMBEDDINGS + TAPE + 2 * (UVQK + OUTPUT + TABLES + STATES + 20 * 10 + 10),
@@ -66,10 +76,24 @@ CONTRACT = {
     EMBEDDINGS + 8 + (12 + 9) * 6 + 2 * (ATTENTION - 2 * 8 * 8 + 2 * 6 * 8 + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
   ),
   "sasrec": (SASREC, EMBEDDINGS + 2 * (ATTENTION + FEED_FORWARD)),
+  "sasrec_ligr": (LIGR, EMBEDDINGS + 2 * LIGR_LAYER),
+  "sasrec_ligr_decoupled": (
+    {**LIGR, "attention_width": 6},
+    EMBEDDINGS + (11 + 9) * 6 + 2 * (LIGR_LAYER - 2 * 8 * 8 + 2 * 6 * 8),
+  ),
   # One more item (the mask), two norms per layer, and the head: a norm, a dense layer, a norm.
   "bert4rec": (BERT4REC, EMBEDDINGS + 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16),
+  "bert4rec_event_domain": (
+    {**BERT4REC, "event_domain": True, "num_domains": 3},
+    EMBEDDINGS + 8 + 3 * 8 + 2 * (ATTENTION + FEED_FORWARD + 2 * 16) + 16 + 72 + 16,
+  ),
+  # A layer for each domain, two tokens, and a norm more.
+  "domain_encoders": (
+    ENCODERS,
+    EMBEDDINGS + 8 + (3 + 2) * (ATTENTION + FEED_FORWARD + 2 * 16) + 2 * 8 + 16 + 16 + 72 + 16,
+  ),
 }
-BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled"}
+BIDIRECTIONAL = {"bert4rec", "bert4rec_decoupled", "bert4rec_event_domain", "domain_encoders"}
 CAUSAL = sorted(set(CONTRACT) - BIDIRECTIONAL)
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -192,7 +216,7 @@ def test_the_number_of_parameters_is_the_one_of_the_equations(name):
   assert all(x.dtype == jnp.float32 for x in params)
 
 
-@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("name", ["hstu", "hstu_dropout_on_the_output", "stu", "sasrec", "sasrec_ligr", "bert4rec"])
 @pytest.mark.parametrize("where", ["dropout", "input_dropout"])
 def test_dropout_changes_the_output_by_its_key_and_only_in_training(name, where):
   apply = compiled(name, **{where: 0.5})
@@ -241,9 +265,8 @@ def test_output_norms_are_unit_length_layer_norm_or_none():
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
-  with pytest.raises(
-    ValueError, match=r"model 'gru4rec' is not one of \['bert4rec', 'hstu', 'multi_domain_hstu', 'sasrec', 'stu'\]"
-  ):
+  known = r"\['bert4rec', 'domain_encoders', 'hstu', 'multi_domain_hstu', 'sasrec', 'stu'\]"
+  with pytest.raises(ValueError, match=f"model 'gru4rec' is not one of {known}"):
     build({"name": "gru4rec"}, num_items=3)
 
 
@@ -257,9 +280,14 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
   [
     ("hstu", {"output_norm": "l1"}, "output_norm='l1' is not one of"),
     ("hstu", {"linear_activation": "relu"}, "linear_activation='relu' is not one of"),
+    ("hstu", {"bias_tables": "layer"}, r"bias_tables='layer' is not one of \('shared', 'head'\)"),
+    ("hstu", {"normalizer": "n"}, "normalizer='n' is not one of"),
+    ("hstu", {"normalizer": "keys", "activation": "softmax"}, "self.normalizer='keys' is for activation='silu'"),
+    ("hstu", {"dropout_on": "input"}, "dropout_on='input' is not one of"),
     ("hstu", {"activation": "relu"}, "activation='relu' is not one of"),
     ("hstu", {"attention_width": 4, "num_bottlenecks": 1}, "bottleneck tokens have one table only"),
     ("stu", {"attention_width": 4}, "self.attention_width=4: STU projects queries, keys and values together"),
+    ("sasrec", {"layer": "gru"}, r"layer='gru' is not one of \('sasrec', 'ligr'\)"),
     ("sasrec", {"num_heads": 3}, "width=8 must be divisible by self.num_heads=3"),
     ("sasrec", {"feed_forward_activation": "silu"}, "activation='silu' is not one of"),
   ],

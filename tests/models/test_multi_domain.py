@@ -15,7 +15,7 @@ from programs import multi_domain_devices
 from sequences import NUM_ITEMS, batch_of
 
 from jaxrec.layers.domain_states import Combination, DomainStateAttention, attend_states, read_states
-from jaxrec.layers.intra_domain import BLOCK, intra_domain_context, latest_events
+from jaxrec.layers.intra_domain import BLOCK, domain_states, intra_domain_context
 from jaxrec.layers.norm import layer_norm
 from jaxrec.layers.transitions import TransitionAwarePositionalEmbedding
 from jaxrec.models import build
@@ -71,13 +71,30 @@ def random_rows(seed, num_domains, shape=(3, 17)):
   return jnp.asarray(sequence, jnp.int32), jnp.asarray(domain, jnp.int32)
 
 
+def readable(sequence, domain, num_states=1):
+  """`[B, N, N]`: whether j is one of the K latest events of its domain up to i, and of another domain than i."""
+  sequence, domain = np.asarray(sequence), np.asarray(domain)
+  may_read = np.zeros((*sequence.shape, sequence.shape[1]), bool)
+  for b, i in np.ndindex(*sequence.shape):
+    for d in set(domain[b].tolist()) - {0, domain[b, i]}:
+      earlier = [j for j in range(i + 1) if sequence[b, j] == sequence[b, i] != 0 and domain[b, j] == d]
+      may_read[b, i, earlier[-num_states:]] = True
+  return may_read
+
+
+@pytest.mark.parametrize("num_states", [1, 2, 4])
 @pytest.mark.parametrize("num_domains", [1, 2, 5, 64])
-def test_the_latest_events_are_those_that_a_search_finds(num_domains):
-  sequence, domain = (np.asarray(x) for x in random_rows(num_domains, num_domains))
-  found = np.asarray(latest_events(jnp.asarray(sequence), jnp.asarray(domain), num_domains))
-  for b, i, d in np.ndindex(found.shape):
-    earlier = [j for j in range(i + 1) if sequence[b, j] == sequence[b, i] != 0 and domain[b, j] == d + 1]
-    assert found[b, i, d] == max(earlier, default=-1)
+def test_the_states_to_read_are_those_that_a_search_finds(num_domains, num_states):
+  sequence, domain = random_rows(num_domains, num_domains)
+  states = domain_states(sequence, domain, domain, num_domains, num_states, block=4)
+  found = np.zeros((3, 20, 20), bool)
+  may_read, carried = np.asarray(states.may_read), np.asarray(states.carried)
+  for b, x, t, s in np.argwhere(may_read):
+    key = 4 * x + s if s < 4 else carried[b, x, s - 4]
+    assert not found[b, 4 * x + t, key]  # Each state is read once.
+    found[b, 4 * x + t, key] = True
+  np.testing.assert_array_equal(found[:, :17, :17], readable(sequence, domain, num_states))
+  assert not found[:, 17:].any() and (num_domains == 1 or found.any())
 
 
 def test_tape_adds_exactly_zero_where_the_domain_stays_and_only_there():
@@ -99,12 +116,13 @@ def test_tape_is_equation_2():
   np.testing.assert_allclose(layer.apply({"params": params}, *pair)[0, 0], expected, rtol=1e-5)
 
 
-def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_domain():
-  """Against the dense form: j may be read by i where it is the latest event of its domain, and that is not i's."""
+@pytest.mark.parametrize("num_states", [1, 3])
+def test_domain_states_are_masked_attention_to_the_latest_events_of_each_other_domain(num_states):
+  """Against the dense form: j may be read by i where it is one of the latest of its domain, and that is not i's."""
   sequence, domain = random_rows(7, 3)
   layer = DomainStateAttention(num_domains=3, num_heads=2)
   batch = batch_of([[]] * 3, length=17).replace(sequence_id=sequence, domain_id=domain, target_domain=domain % 3 + 1)
-  context = intra_domain_context(batch, 3)
+  context = intra_domain_context(batch, 3, num_states=num_states)
   z = jnp.asarray(np.random.default_rng(2).normal(size=(3, 17, 8)), jnp.float32)
   params = big(jax.eval_shape(layer.init, jax.random.key(0), z, context)["params"])
   found = states_of(layer, params, z, context)
@@ -113,10 +131,10 @@ def test_domain_states_are_masked_attention_to_the_latest_event_of_each_other_do
   q = normal @ p["query"]["kernel"] + p["asked_table"][np.asarray(batch.target_domain)]
   k = normal @ p["key"]["kernel"] + p["domain_table"][np.asarray(domain)]
   v = normal @ p["value"]["kernel"]
-  latest = np.asarray(latest_events(sequence, domain, 3))
+  may_read = readable(sequence, domain, num_states)
   expected = np.zeros_like(found)
   for b, i in np.ndindex(3, 17):
-    read = [latest[b, i, d] for d in range(3) if latest[b, i, d] >= 0 and d + 1 != domain[b, i]]
+    read = np.flatnonzero(may_read[b, i])
     for h in (slice(0, 4), slice(4, 8)):
       weight = np.exp([q[b, i, h] @ k[b, j, h] / 2 for j in read])
       expected[b, i, h] = sum((w * v[b, j, h] for w, j in zip(weight, read, strict=True)), np.zeros(4)) / max(
@@ -154,8 +172,8 @@ def test_nothing_to_read_gives_zero_and_zero_gradients():
 
 
 @pytest.mark.parametrize("only_target", [False, True])
-@pytest.mark.parametrize("num_domains", [2, 5])
-def test_states_read_in_blocks_equal_the_dense_form_with_gradients(num_domains, only_target):
+@pytest.mark.parametrize(("num_domains", "num_states"), [(2, 1), (5, 1), (2, 4), (5, 2)])
+def test_states_read_in_blocks_equal_the_dense_form_with_gradients(num_domains, num_states, only_target):
   """Rows of several blocks, the last one incomplete; with two domains some events are many blocks back."""
   shape = (2, 2 * BLOCK + 13)
   sequence, domain = random_rows(5, num_domains, shape)
@@ -163,13 +181,11 @@ def test_states_read_in_blocks_equal_the_dense_form_with_gradients(num_domains, 
   sequence, domain = (jnp.minimum(sequence, 1), rare) if num_domains == 2 else (sequence, domain)
   target = jnp.where(domain > 0, domain % num_domains + 1, 0)
   batch = batch_of([[]] * 2, length=shape[1]).replace(sequence_id=sequence, domain_id=domain, target_domain=target)
-  context = intra_domain_context(batch, num_domains)
+  context = intra_domain_context(batch, num_domains, num_states=num_states)
   q, k, v, direction = jax.random.normal(jax.random.key(0), (4, *shape, 2, 3))
-  latest = np.asarray(latest_events(sequence, domain, num_domains))
-  may_read = np.zeros((2, shape[1], shape[1]), bool)
-  for b, i, d in np.argwhere(latest >= 0):
-    if d + 1 != domain[b, i] and (not only_target or d + 1 == target[b, i]):
-      may_read[b, i, latest[b, i, d]] = True
+  may_read = readable(sequence, domain, num_states)
+  if only_target:
+    may_read &= np.asarray(target)[:, :, None] == np.asarray(domain)[:, None]
   assert may_read.any() and not may_read.all(axis=2).any()
 
   def in_blocks(q, k, v):
@@ -279,6 +295,7 @@ def test_users_without_a_domain_and_64_domains_are_fine():
     ({"read": "none"}, "read='none' is not one of"),
     ({"combination": "product"}, "combination='product' is not one of"),
     ({"states": "top", "read": "key_value"}, "it needs states='every_layer'"),
+    ({"last_states": 0}, "self.last_states=0 must be at least 1"),
     ({"num_bottlenecks": 1}, "bottleneck tokens need attention among all events"),
   ],
 )

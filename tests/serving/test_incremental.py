@@ -17,11 +17,16 @@ HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
 MODELS = {
   "hstu": {"name": "hstu", **HSTU, "num_layers": 2},
   "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
+  "hstu_by_keys_and_heads": {"name": "hstu", **HSTU, "normalizer": "keys", "bias_tables": "head"},
   "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
+  "ligr": {"name": "sasrec", **SIZES, "hidden": 6, "layer": "ligr"},
   "intra": {"name": "multi_domain_hstu", **HSTU, "tape": False, "states": "none"},
   "tape_and_states": {"name": "multi_domain_hstu", **HSTU, "num_layers": 2, "attention_width": 6},
   "states_of_the_target_domain": {"name": "multi_domain_hstu", **HSTU, "read": "target", "combination": "gate"},
+  "last_two_states": {"name": "multi_domain_hstu", **HSTU, "last_states": 2},
+  "last_three_keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value", "last_states": 3},
+  "last_two_states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top", "last_states": 2},
   "keys_and_values": {"name": "multi_domain_hstu", **HSTU, "read": "key_value"},
   "states_on_top": {"name": "multi_domain_hstu", **HSTU, "states": "top"},
 }

@@ -159,6 +159,19 @@ def test_the_shapes_of_a_state_are_found_without_making_it():
   assert jax.tree.map(jnp.shape, fresh()[0]) == jax.tree.map(lambda x: x.shape, shapes)
 
 
+def test_all_parameters_can_start_uniform():
+  arguments = TinyModel(), optax.sgd(0.1), some_batch()
+  plain, one, same, other = (
+    create_state(*arguments, seed=seed, uniform_start=start).params
+    for seed, start in ((0, 0.0), (0, 0.05), (0, 0.05), (1, 0.05))
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, same)
+  assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, plain)
+  values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one)])
+  assert 0.03 < np.abs(values).max() <= 0.05 and np.unique(values).size == values.size
+  assert all((a != b).any() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
 def test_the_state_stays_on_every_device_of_the_mesh():
   state, _ = fresh()
   mesh = parallel.make_mesh()

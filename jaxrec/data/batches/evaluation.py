@@ -49,6 +49,7 @@ def evaluation_batches(
   request_time: str = "target",
   reveal_domain: bool = False,
   targets: str = "first",
+  targets_per_user: int = 0,
 ) -> EvaluationBatches:
   """Returns the validation or test users, as a sequence of `EvaluationBatch`es sorted by length of the history.
 
@@ -67,12 +68,15 @@ def evaluation_batches(
     reveal_domain: masked_item only: whether the mask token has the domain of the target.
     targets: "first": the first event of each user in the split; "all": every event of the split, with the user's
       earlier events of the split in its history. In leave-one-out data there is one anyway.
+    targets_per_user: of "all": at most so many of each user, evenly spaced, the last one among them; 0: no limit.
 
   Raises:
     ValueError: an unknown option, or no user to evaluate.
   """
   _check(split, batch_size, max_length, task, request_time, targets)
-  how = task, request_time, reveal_domain, targets
+  if targets_per_user < 0:
+    raise ValueError(f"{targets_per_user=} must not be negative; 0 is no limit")
+  how = task, request_time, reveal_domain, (targets, targets_per_user)
   return EvaluationBatches(data, split, batch_size, max_length, how, users)
 
 
@@ -121,16 +125,19 @@ class EvaluationBatches(Sequence):
       seen_items=self._seen(chosen, row, (shape[0], widest)),
     )
 
-  def _list_requests(self, split, targets, users):
+  def _list_requests(self, split, how_many, users):
     """Sets user and length of the history of each request, sorted by the latter, and what is left out."""
     before, number = rows.prefix_lengths(self._data, split - 1), rows.prefix_lengths(self._data, split)
     if self._is_partial:
       before, number = parallel.max_over_hosts((before, number))
     number = number - before
     requested = np.ones(len(number), bool) if users is None else np.isin(np.arange(len(number)), users)
+    targets, limit = how_many
     number = np.where(requested, number if targets == "all" else np.minimum(number, 1), 0)
-    user = np.repeat(np.arange(len(number)), number)
-    history = before[user] + np.arange(len(user)) - np.repeat(np.cumsum(number) - number, number)
+    asked = np.minimum(number, limit) if limit else number
+    user = np.repeat(np.arange(len(number)), asked)
+    place = np.arange(len(user)) - np.repeat(np.cumsum(asked) - asked, asked) + 1  # 1.. of each user
+    history = before[user] + place * number[user] // asked[user] - 1
     chosen = np.flatnonzero(history > 0)
     chosen = chosen[np.argsort(history[chosen], kind="stable")]
     self.users, self._history = user[chosen], history[chosen]

@@ -25,7 +25,7 @@ from jaxrec.data.generators.common import (
   sample_unseen,
   takes_fields_of,
 )
-from jaxrec.data.prepared import PreparedData
+from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 
 TARGET, INFORMATIVE, FIRST_NOISE = 1, 2, 3  # Domain ids.
 USEFUL, NEUTRAL, HARMFUL = 1, 0, -1
@@ -45,6 +45,8 @@ class PlantedOptions:
   stay_in_genre: probability that an event keeps the genre of the latest event in its domain that followed none.
   concentration: of the Dirichlet distribution of each user's taste; small values give few genres.
   popularity: exponent of the power law by which titles are drawn.
+  gap: events between the two held-out ones, as many as any: without them the validation event follows the latest
+    informative one, and what is left for the test event to follow is an older one; with 8 both are nearly alike.
   seed: the same seed gives the same data.
   """
 
@@ -58,6 +60,7 @@ class PlantedOptions:
   stay_in_genre: float = 0.8
   concentration: float = 0.3
   popularity: float = 0.8
+  gap: int = 0
   seed: int = 0
 
 
@@ -88,7 +91,8 @@ def planted_transfer(**options) -> PreparedData:
 
   1. Domain: noise with probability `noise_share`, else target (1/3) or informative (2/3, so that there is nearly always
      an event to follow), independently of earlier events. The last two events of a user, which the split holds out, are
-     in the target domain.
+     in the target domain. With a `gap` there are so many events of any domain between these two: for validation too,
+     but after the target of validation, and before that of the test.
   2. Informative domain: the genre of the previous event in this domain with probability `stay_in_genre`, else a draw
      from the taste; then a title of that genre by popularity, none of which repeats before the user has had them all.
   3. Target domain: with probability `transfer` the event *follows* the user's latest event in the informative domain
@@ -156,6 +160,7 @@ def _generate(settings):
     item_domain=np.concatenate([[0], np.argsort(ids) // settings.items_per_domain + 1]),
     source="planted",
     options=dataclasses.asdict(settings),
+    split=_split(settings, lengths, is_real),
   )
   return data, _truth(settings, domain, source)
 
@@ -165,8 +170,17 @@ def _domains(rng, settings, lengths):
   share = settings.noise_share if noise else 0.0
   probabilities = [(1 - share) / 3, (1 - share) * 2 / 3] + [share / max(1, noise)] * noise
   domain = rng.choice(len(probabilities), (len(lengths), lengths.max()), p=probabilities) + 1  # [U, T]
-  domain[np.arange(lengths.max()) >= lengths[:, None] - 2] = TARGET
+  from_end = lengths[:, None] - 1 - np.arange(lengths.max())  # [U, T] 0 at the last event
+  domain[(from_end <= 0) | (from_end == 1 + settings.gap)] = TARGET
   return domain
+
+
+def _split(settings, lengths, is_real):
+  """Leave-one-out; with a gap what lies in it is held out with the validation event."""
+  if not settings.gap:
+    return "leave_one_out"
+  from_end = lengths[:, None] - 1 - np.arange(lengths.max())
+  return np.where(from_end == 0, TEST, np.where(from_end <= 1 + settings.gap, VALIDATION, TRAIN))[is_real]
 
 
 def _simulate(rng, settings, domain) -> tuple[Int[np.ndarray, "U T"], Int[np.ndarray, "U T"]]:
@@ -242,6 +256,10 @@ def _check(settings):
   if settings.items_per_domain % settings.num_genres:
     raise ValueError(
       f"items_per_domain={settings.items_per_domain} must be a multiple of num_genres={settings.num_genres}"
+    )
+  if settings.gap < 0 or settings.mean_events < 2 * (settings.gap + 3):
+    raise ValueError(
+      f"gap={settings.gap} must be in 0..{int(settings.mean_events / 2) - 3}, half of mean_events less 3"
     )
   if settings.concentration <= 0:
     raise ValueError(f"concentration={settings.concentration} must be above 0")

@@ -34,6 +34,9 @@ class PrepareOptions:
   split: "leave_one_out": a user's last event is for test, the second-to-last for validation (users with fewer than 3
     events are for training only); "by_time": events from `test_time` on are for test, those from `validation_time` on
     for validation; "given": the source defines the split.
+  held_out_events: for "leave_one_out": so many of a user's last events are for test, and as many before them for
+    validation (users with no more than twice as many are for training only). `config.eval.targets=all` predicts all of
+    them.
   validation_time, test_time: for "by_time", in seconds; None takes a quantile of the times.
   validation_quantile, test_quantile: for "by_time": the quantiles that `validation_time` and `test_time` are, unless
     they are given; None: 0.90 and 0.95.
@@ -46,6 +49,7 @@ class PrepareOptions:
   duplicates: str = "keep"
   item_identity: str = "raw"
   split: str = "leave_one_out"
+  held_out_events: int = 1
   validation_time: int | None = None
   test_time: int | None = None
   validation_quantile: float | None = None
@@ -60,6 +64,10 @@ class PrepareOptions:
         raise ValueError(f"{name}={getattr(self, name)} must be an integer and must not be negative")
     if self.min_rating is not None and not math.isfinite(self.min_rating):
       raise ValueError(f"min_rating={self.min_rating} must be a finite number")
+    if not isinstance(self.held_out_events, numbers.Integral) or not 1 <= self.held_out_events < 2**31:
+      raise ValueError(f"held_out_events={self.held_out_events} must be an integer of at least 1")
+    if self.held_out_events > 1 and self.split != "leave_one_out":
+      raise ValueError(f"held_out_events={self.held_out_events} needs split='leave_one_out', not {self.split!r}")
     self._check_times()
 
   def _check_times(self):
@@ -198,7 +206,8 @@ def split_events(
     ValueError: the events lack the column that the split needs, or a split is empty.
   """
   if options.split == "leave_one_out":
-    return prepared.leave_one_out(offsets), {"kind": "leave_one_out"}
+    description = {"held_out_events": options.held_out_events} if options.held_out_events > 1 else {}
+    return prepared.leave_one_out(offsets, options.held_out_events), {"kind": "leave_one_out", **description}
   if options.split == "given":
     if "split" not in events.columns:
       raise ValueError(

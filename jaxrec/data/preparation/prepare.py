@@ -158,7 +158,10 @@ def reader_parameters(source: str) -> dict[str, inspect.Parameter]:
     ValueError: an unknown source.
   """
   if source == "merge":
-    return {"sources": inspect.Parameter("sources", inspect.Parameter.KEYWORD_ONLY)}
+    from jaxrec.data.sources import merge
+
+    parameters = inspect.signature(merge.read_merge).parameters
+    return {name: parameter for name, parameter in parameters.items() if name != "read"}
   if source in GENERATED:
     return dict(inspect.signature(generator(source)).parameters)
   parameters = dict(inspect.signature(source_reader(source)).parameters)
@@ -192,7 +195,8 @@ def read_log(
   if source == "merge":
     from jaxrec.data.sources import merge
 
-    return merge.read_merge(options.get("sources", ()), read=lambda entry: _read_merged(entry, report))
+    options = {"sources": (), **options}
+    return merge.read_merge(**options, read=lambda entry: _read_merged(entry, report))
   reader = source_reader(source)
   if raw is None:
     from jaxrec.data.preparation import download

@@ -21,6 +21,7 @@ FEEDBACK = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_
 _ACTION_KINDS = dict.fromkeys(FEEDBACK, "binary") | {"play_seconds": "regression"}
 _FOLDERS = {"training": 0, "evaluation": 1, "testing": 2}
 _UNKNOWN_ITEM = -1
+HELD_OUT = ("last", "all")
 
 
 def read_logs(
@@ -77,16 +78,25 @@ def read_logs(
   )
 
 
-def read_shards(raw: str | pathlib.Path) -> InteractionLog:
+def read_shards(raw: str | pathlib.Path, *, min_training_events: int = 0, held_out: str = "last") -> InteractionLog:
   """Returns the events of `partition_*.tfrecord.gz` in `training/`, `evaluation/` and `testing/`; a record is a user.
 
   Items -1, outside the published vocabulary, are dropped and counted. All events of a training record are for training;
-  the last remaining event of an evaluation record is for validation, that of a testing record for test. Events have an
-  order but no times.
+  of an evaluation record the last remaining event is for validation, of a testing record for test. Events have an order
+  but no times.
+
+  Args:
+    raw: the folder of the three.
+    min_training_events: drop events of items with fewer events in the training records, and count them; 0: none. With
+      20 a core is left in which items can be learnt.
+    held_out: "last", or "all" events of evaluation and testing records, of which each but the first has a history;
+      evaluate them with `config.eval.targets=all`.
 
   Raises:
-    ValueError: no shards, a damaged shard, or lists of unequal length.
+    ValueError: an option out of range, no shards, a damaged shard, or lists of unequal length.
   """
+  if held_out not in HELD_OUT or min_training_events < 0:
+    raise ValueError(f"{held_out=} must be one of {HELD_OUT}, and {min_training_events=} not negative")
   raw = pathlib.Path(raw)
   rows = [row for folder in _FOLDERS for row in _records(raw, folder)]
   lengths = np.array([len(row["sequence_data"]) for row in rows])
@@ -97,15 +107,22 @@ def read_shards(raw: str | pathlib.Path) -> InteractionLog:
   events = pl.DataFrame({"user": user, "item": item, "domain": kind, "split": split[user]})
   events = events.with_columns(pl.col("domain").cast(pl.String))
   known = events.filter(pl.col("item") != _UNKNOWN_ITEM)
-  last = pl.col("user") != pl.col("user").shift(-1, fill_value=-1)
-  known = known.with_columns(split=pl.when(last).then("split").otherwise(0).cast(pl.UInt8))
+  dropped = {"outside the published vocabulary": len(events) - len(known)}
+  if min_training_events:
+    in_training = (pl.col("split") == 0).sum().over("item")
+    kept = known.filter(in_training >= min_training_events)
+    dropped["of items with few training events"] = len(known) - len(kept)
+    known = kept
+  if held_out == "last":
+    last = pl.col("user") != pl.col("user").shift(-1, fill_value=-1)
+    known = known.with_columns(split=pl.when(last).then("split").otherwise(0).cast(pl.UInt8))
   users = pl.DataFrame({"user": np.arange(len(rows)), "raw_id": [row["name"] for row in rows]})
   return InteractionLog(
     known,
     users=users,
     raw_rows=len(events),
     in_order=True,
-    dropped={"outside the published vocabulary": len(events) - len(known)},
+    dropped=dropped,
   )
 
 

@@ -1,4 +1,11 @@
-"""Several sources as the domains of one data set; users with the same raw id are one user."""
+"""Several sources as the domains of one data set; users with the same raw id are one user.
+
+Or unrelated persons are made one user, as a control: what the other domain says about them is then noise, and
+attention across domains can only hurt (`pair_users="by_number"`). For instance two halves of the users of a data set:
+
+    python -m experiments.prepare --source=merge --out=data/halves --pair_users=by_number --pair_times=relative \\
+      --sources='a=movielens-1m:ml-1m?part=1/2' --sources='b=movielens-1m:ml-1m?part=2/2'
+"""
 
 from __future__ import annotations
 
@@ -11,9 +18,17 @@ import polars as pl
 from jaxrec.data import event_values
 from jaxrec.data.sources.registry import InteractionLog
 
+PAIR_USERS = ("by_id", "by_number")
+PAIR_TIMES = ("given", "relative")
+_RELATIVE_END = 1_000_000
+
 
 def read_merge(
-  sources: Sequence[Mapping[str, Any]], *, read: Callable[[Mapping[str, Any]], InteractionLog]
+  sources: Sequence[Mapping[str, Any]],
+  *,
+  read: Callable[[Mapping[str, Any]], InteractionLog],
+  pair_users: str = "by_id",
+  pair_times: str = "given",
 ) -> InteractionLog:
   """Returns the concatenated events of all sources.
 
@@ -21,19 +36,30 @@ def read_merge(
   different sources are different items, whatever their raw ids.
 
   Args:
-    sources: a mapping per source with `source`, `raw`, a unique `name`, and the options of its reader.
+    sources: a mapping per source with `source`, `raw`, a unique `name`, the options of its reader, and perhaps `part`:
+      "2/3" keeps every third user, from the second on, in the order of their ids.
     read: reads the log of one mapping.
+    pair_users: "by_id", or "by_number": the n-th users of all sources, in the order of their ids, are one user. Users
+      whose number not all sources have are dropped, and their events counted.
+    pair_times: "given", or "relative": the time of a user's k-th of n events in a source is (k - 1/2) / n of 1,000,000
+      seconds, so that persons who were active at different times have histories that mix.
 
   Raises:
     ValueError: fewer than two sources, a repeated name, two domains whose names become the same, actions as text in
-      one source and as numbers in another, or a source without times, which give the common order.
+      one source and as numbers in another, a source without times, which give the common order, or another part or way
+      of pairing.
   """
+  if pair_users not in PAIR_USERS or pair_times not in PAIR_TIMES:
+    raise ValueError(f"{pair_users=} must be one of {PAIR_USERS}, and {pair_times=} one of {PAIR_TIMES}")
   if isinstance(sources, str | Mapping) or len(sources) < 2:
     raise ValueError("merge needs sources: two or more mappings with source, raw and name")
   names = [entry.get("name") for entry in sources]
   if None in names or len(set(names)) < len(names):
     raise ValueError(f"the sources need different names, not {names}")
-  logs = _in_one_unit([_named(read(entry), entry["name"]) for entry in sources])
+  logs = [_named(_part(_read_entry(read, entry), entry), entry["name"]) for entry in sources]
+  if pair_users == "by_number":
+    logs = _paired_by_number(logs)
+  logs = [_with_relative_times(log) for log in logs] if pair_times == "relative" else _in_one_unit(logs)
   shared = [name for name in ("action", "rating") if any(name in log.events.columns for log in logs)]
   shared = [name for name in shared if name == "action" or all(name in log.events.columns for log in logs)]
   action = _type_of_actions(logs, names)
@@ -55,6 +81,45 @@ def read_merge(
     dropped=dropped,
     time_unit=logs[0].time_unit,
   )
+
+
+def _read_entry(read, entry) -> InteractionLog:
+  return read({key: value for key, value in entry.items() if key != "part"})
+
+
+def _part(log: InteractionLog, entry: Mapping[str, Any]) -> InteractionLog:
+  """Returns the log with the users of the entry's part."""
+  text = str(entry.get("part", "1/1"))
+  first, slash, count = text.partition("/")
+  if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+    raise ValueError(f"part={text!r} of source {entry['name']!r} must be such as '1/2': the first of two parts")
+  if int(count) == 1:
+    return log
+  chosen = _user_number(log) % int(count) == int(first) - 1
+  events = log.events.filter(chosen)
+  return dataclasses.replace(log, events=events, users=None)
+
+
+def _user_number(log: InteractionLog) -> pl.Expr:
+  """Returns the number of each event's user, from 0, in the order of the ids."""
+  return pl.col("user").rank("dense").cast(pl.Int64) - 1
+
+
+def _paired_by_number(logs: Sequence[InteractionLog]) -> list[InteractionLog]:
+  shared = min(log.events["user"].n_unique() for log in logs)
+  paired = []
+  for log in logs:
+    events = log.events.with_columns(user=_user_number(log))
+    kept = events.filter(pl.col("user") < shared)
+    dropped = {**log.dropped, "of users without a partner": len(events) - len(kept)}
+    paired.append(dataclasses.replace(log, events=kept, dropped=dropped))
+  return paired
+
+
+def _with_relative_times(log: InteractionLog) -> InteractionLog:
+  place = pl.col("timestamp").rank("ordinal").over("user") - 0.5
+  time = (place / pl.len().over("user") * _RELATIVE_END).cast(pl.Int64)
+  return dataclasses.replace(log, events=log.events.with_columns(timestamp=time), time_unit="s")
 
 
 def _named(log: InteractionLog, name: str) -> InteractionLog:
