@@ -7,7 +7,7 @@ for the test event of each user: its target is cold where it is one of them. Fea
 decade of its year. Each seed chooses other cold items and trains with features and without; both see the same events.
 The validation event chooses the epoch. Prints one JSON line per run and a table at the end: mean ± std over seeds.
 
-The same command goes on where an interrupted one stopped: finished runs are only evaluated.
+The same command resumes: finished runs are only evaluated.
 """
 
 from __future__ import annotations
