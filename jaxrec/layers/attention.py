@@ -1,4 +1,4 @@
-"""Attention of a layer under the masks of its context, and how much attention goes to each domain."""
+"""Attention of a layer under the masks of its context, and how much of it goes to each domain or event."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 from pallas_kernels.dtypes import at_least_float32
+from pallas_kernels.reference import attention_weights
 
 # Flax collections; make one mutable to get what `attend` stores there.
 MASS = "attention_mass"
 SIZES = "attention_sizes"
+WEIGHTS = "attention_weights"
 
 
 @flax.struct.dataclass
@@ -44,7 +46,9 @@ def attend(
 
   If the collection `attention_mass` is mutable, as in `model.apply(..., mutable=[MASS])`, the sum of the attention
   weights of each token over each group of `context.group` is stored there as "mass", `[B, S, H, G]`: events first, in
-  the order of the batch. If `attention_sizes` is, `AttentionSizes` are stored there as "sizes", in the same order.
+  the order of the batch. If `attention_sizes` is, `AttentionSizes` are stored there as "sizes", in the same order. If
+  `attention_weights` is, the weights of each event for each event are stored there as "weights", `[B, N, H, N]`, which
+  takes as much memory as the definition of attention; they are not divided by a normalizer.
 
   If the context has a cache slot, keys and values of earlier tokens are read from the collection "cache".
 
@@ -53,12 +57,17 @@ def attend(
     q, k, v: one query, key and value per token.
     context: the mask, and the rules that turn tokens into queries and keys.
     **options: passed on to `segment_attention`.
+
+  Raises:
+    NotImplementedError: weights of a model with bottleneck tokens.
   """
   options["finite_padding"] = context.is_token is None
-  wanted = [name for name in (MASS, SIZES) if module.is_mutable_collection(name) and not module.is_initializing()]
-  wanted = wanted if context.is_scored else []
+  is_asked = lambda name: module.is_mutable_collection(name) and not module.is_initializing()  # noqa: E731
+  wanted = [name for name in (MASS, SIZES) if is_asked(name)] if context.is_scored else []
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
+  if is_asked(WEIGHTS):
+    _store(module, WEIGHTS, _weights_by_event(q, k, context, **options))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
     q, k, v = bottlenecks.expand_queries(q), bottlenecks.keys(k), bottlenecks.keys(v)
@@ -74,11 +83,24 @@ def attend(
       counts = context.mask.count_keys(group, context.num_groups).astype(stored.dtype)
       stored = AttentionSizes(stored, counts)
     stored = jax.tree.map(functools.partial(_in_order_of_batch, context), stored)
-    module.sow(name, _NAMES[name], stored, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    _store(module, name, stored)
   return y if bottlenecks is None else bottlenecks.merge_outputs(y)
 
 
-_NAMES = {MASS: "mass", SIZES: "sizes"}
+_NAMES = {MASS: "mass", SIZES: "sizes", WEIGHTS: "weights"}
+
+
+def _store(module, collection, value):
+  module.sow(collection, _NAMES[collection], value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def _weights_by_event(q, k, context, *, activation="silu", scale=1.0, bias=None, **_) -> Float[Array, "B N H N"]:
+  """Returns the weights of each query for each key, both in the order of the batch."""
+  if context.bottlenecks is not None:
+    raise NotImplementedError("attention weights by event are for models without bottleneck tokens")
+  weights = attention_weights(q, k, context.mask, bias, activation=activation, scale=scale)  # [B, H, N, N]
+  by_query = _in_order_of_batch(context, jnp.moveaxis(weights, 1, 3))  # [B, N, N, H]
+  return jnp.moveaxis(_in_order_of_batch(context, jnp.moveaxis(by_query, 2, 1)), 1, 3)  # [B, N, H, N]
 
 
 def _in_order_of_batch(context, x):
@@ -146,6 +168,15 @@ def sizes_by_layer(collection) -> list[AttentionSizes]:
     collection: `variables["attention_sizes"]`, or None where it is missing.
   """
   return [AttentionSizes(*leaves) for leaves in _leaves_by_layer(collection)]
+
+
+def weights_by_layer(collection) -> list[Float[Array, "B N H N"]]:
+  """Returns the attention weights of a model's layers, first layer first.
+
+  Args:
+    collection: `variables["attention_weights"]`, or None where it is missing.
+  """
+  return [weights for (weights,) in _leaves_by_layer(collection)]
 
 
 def _leaves_by_layer(collection):

@@ -15,6 +15,8 @@ from random_models import random_model
 from test_readme import code_blocks
 
 from jaxrec.cli import serve
+from jaxrec.serving.event_attention import event_attention
+from jaxrec.serving.histories import histories_of_events
 from jaxrec.serving.incremental_recommender import with_states
 from jaxrec.serving.server.app import make_app, warm
 from jaxrec.serving.server.batcher import Batcher
@@ -148,6 +150,21 @@ def test_the_page_needs_nothing_from_elsewhere(client):
   assert (about["users"], about["domains"], about["num_items"]) == (["ann", "bob", "cyd"], ["books", "films"], 6)
   assert client.get("/items", params={"query": "bra"}).json() == [{"item": "f5", "title": "Brazil"}]
   assert client.get("/items", params={"query": "(("}).json() == []
+
+
+def test_the_history_is_shown_with_what_the_model_attended_to(client):
+  made, history = random_model("HSTU"), [["b1", 5], ["x9", 6], ["f4", 7]]
+  body = {"history": history, "show_history": 2, "show_attention": True, "at": 9}
+  with client_of(made, warm=False) as other:
+    assert other.get("/about").json()["no_attention"] is None
+    shown = other.post("/recommend", json=body).json()["history"]
+    assert "attention" not in other.post("/recommend", json={**body, "show_attention": False}).json()["history"][0]
+  (expected,) = event_attention(made, histories_of_events(made.data, [history]), at=9)
+  assert [event["item"] for event in shown] == ["f4", "b1"]
+  np.testing.assert_allclose([event["attention"] for event in shown], expected[::-1], rtol=1e-6)
+  refused = client.post("/recommend", json=body)
+  assert (refused.status_code, refused.json()["error"]["field"]) == (422, "show_attention")
+  assert client.get("/about").json()["no_attention"] == "NextItem is no sequential model with attention weights"
 
 
 def test_health_and_metrics(client):

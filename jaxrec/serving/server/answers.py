@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrec.serving.event_attention import event_attention, why_no_attention
 from jaxrec.serving.histories import COLUMNS, Histories, histories_of_events, histories_of_users, joined
 from jaxrec.serving.recommendation import MODEL, POPULARITY
 from jaxrec.serving.recommender import Recommender
@@ -85,7 +86,7 @@ class Answers:
     answer = self._about(request, POPULARITY if best.is_popular[row] else MODEL)
     answer["items"] = [item._asdict() for item in items]
     if form.show_history:
-      answer["history"] = self._shown(request.history, form.show_history)
+      answer["history"] = self._shown(request, form.show_history)
     return answer
 
   def _score(self, group):
@@ -110,10 +111,11 @@ class Answers:
       "unknown": int(history.unknown[0]), "version": self.version,
     }  # fmt: skip
 
-  def _shown(self, history, count):
-    data, titles = self.recommender.data, self.recommender.data.items
+  def _shown(self, request, count):
+    """Returns the latest events, latest first, each with its share of attention if that is asked for."""
+    data, titles, history = self.recommender.data, self.recommender.data.items, request.history
     rows = range(len(history.item_id) - 1, max(len(history.item_id) - count, 0) - 1, -1)
-    return [
+    shown = [
       {
         "item": titles["raw_id"][int(history.item_id[row]) - 1],
         "title": titles["title"][int(history.item_id[row]) - 1],
@@ -122,6 +124,18 @@ class Answers:
       }
       for row in rows
     ]
+    if request.form.show_attention:
+      shares = self._attention(request)
+      shown = [{**event, "attention": shares[row]} for event, row in zip(shown, rows, strict=True)]
+    return shown
+
+  def _attention(self, request) -> list[float | None]:
+    """Returns the share of attention of each event; None for those that the model does not read."""
+    if reason := why_no_attention(self.recommender.model):
+      raise RefusedRequest(422, "show_attention", f"the server does not know what this model attends to: {reason}")
+    form = request.form
+    (shares,) = event_attention(self.recommender, request.history, domain=form.domain, at=form.at)
+    return [None if np.isnan(share) else float(share) for share in shares]
 
   def _post(self, form):
     user = str(form.user)

@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from jaxrec.serving.action_ranker import ActionRanker
+from jaxrec.serving.event_attention import why_no_attention
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.answers import Answers
 from jaxrec.serving.server.batcher import Batcher
@@ -211,6 +212,7 @@ def _add_other_routes(app, service):
       "domains": data.domain_names,
       "needs_domain": bool(getattr(recommender.model, "needs_target_domain", False)),
       "has_times": data.has_timestamps,
+      "no_attention": why_no_attention(recommender.model),
       "users": data.users["raw_id"].head(20).to_list(),
     }
 

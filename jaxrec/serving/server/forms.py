@@ -48,3 +48,4 @@ class RecommendForm(_Form):
   allowed: Ids | None = None
   unknown: Literal["skip", "raise"] = "skip"
   show_history: Annotated[StrictInt, Field(ge=0, le=100)] = 0
+  show_attention: bool = False
