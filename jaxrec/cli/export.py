@@ -7,13 +7,17 @@ The folder appears complete or not at all; its README.md describes it and has a 
 
 from __future__ import annotations
 
+import pathlib
 import sys
 
 from absl import app, flags
 
 from jaxrec.cli.process import describe
+from jaxrec.cli.ranking_runs import is_ranking_run, ranker_of
 from jaxrec.recommenders import load
 from jaxrec.serving.artifact import write_artifact
+from jaxrec.serving.ranking_artifact import write_ranking_artifact
+from jaxrec.train.runs import load_run
 
 FLAGS = flags.FLAGS
 
@@ -23,10 +27,16 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}")
   try:
-    recommender = load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
-    print(write_artifact(recommender, FLAGS.out, FLAGS.overwrite))
+    print(_write())
   except (ImportError, NotImplementedError, OSError, ValueError) as error:
     sys.exit(describe(error))
+
+
+def _write() -> pathlib.Path:
+  given = FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase
+  if is_ranking_run(FLAGS.workdir):
+    return write_ranking_artifact(ranker_of(load_run(*given)), FLAGS.out, FLAGS.overwrite)
+  return write_artifact(load(*given), FLAGS.out, FLAGS.overwrite)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ from jaxrec.serving.request_batch import request_batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = ("item", "domain", "time", "target_domain", "target_time")
-_FORMAT = 1
+FORMAT = 1
 _MULTIPLE = 32  # Padded lengths: domain states are looked up in blocks of so many tokens.
 _NO_USERS = pl.DataFrame(schema={"user": pl.Int64, "raw_id": pl.String})
 _DATA_SETTINGS = ("max_length", "task", "request_time", "reveal_domain")
@@ -85,27 +86,51 @@ def write_artifact(recommender: Recommender, folder: str | pathlib.Path, overwri
     ValueError: a folder to replace that is no artifact, or a model that is an artifact already.
   """
   folder = pathlib.Path(folder)
-  _check_flatbuffers()
-  _check_free(folder, overwrite)
+  check_target(folder, overwrite)
   if isinstance(recommender, ExportedRecommender):
     raise ValueError("the model is an exported program already; copy its folder")
   if getattr(recommender.model, "num_actions", 0):
     raise NotImplementedError("a model that reads actions cannot be exported")
   leaves, program = _program(recommender)
+  arrays = {"item_vectors": recommender._vectors, "popularity": recommender._popularity}
+  signature = _signature(recommender, leaves)
+  write_files(folder, overwrite, program, leaves, arrays, recommender.data.items, _readme(), signature)
+  return folder
+
+
+def check_target(folder: pathlib.Path, overwrite: bool) -> None:
+  """Raises unless an artifact can be written into a folder; see `write_artifact`."""
+  _check_flatbuffers()
+  _check_free(folder, overwrite)
+
+
+def write_files(
+  folder: pathlib.Path, overwrite: bool, program: bytes, leaves: Sequence[Any], arrays: Mapping[str, np.ndarray],
+  items: pl.DataFrame, readme: str, signature: dict[str, Any],
+) -> None:  # fmt: skip
+  """Writes the files of an artifact, all or none.
+
+  Args:
+    folder, overwrite: see `write_artifact`.
+    program: serialized.
+    leaves: its first argument.
+    arrays: further ones, by the name of the file.
+    items: of the data.
+    readme: text of README.md.
+    signature: gets the checksums of the other files.
+  """
   with whole_folder(folder, overwrite) as unfinished:
     (unfinished / "program.bin").write_bytes(program)
     (unfinished / "weights").mkdir()
     for index, leaf in enumerate(leaves):
       np.save(unfinished / _weight_file(index), np.asarray(leaf))
-    np.save(unfinished / "item_vectors.npy", recommender._vectors)
-    np.save(unfinished / "popularity.npy", recommender._popularity)
-    items = recommender.data.items.select("item_id", "raw_id", "title", "domain_id")
-    (unfinished / "items.json").write_text(json.dumps(items.to_dict(as_series=False)), encoding="utf-8")
-    (unfinished / "README.md").write_text(_readme(), encoding="utf-8")
-    signature = _signature(recommender, leaves)
-    signature["sha256"] = _checksums(unfinished)
-    (unfinished / "signature.json").write_text(json.dumps(signature, indent=1), encoding="utf-8")
-  return folder
+    for name, array in arrays.items():
+      np.save(unfinished / f"{name}.npy", array)
+    items = items.select("item_id", "raw_id", "title", "domain_id").to_dict(as_series=False)
+    (unfinished / "items.json").write_text(json.dumps(items), encoding="utf-8")
+    (unfinished / "README.md").write_text(readme, encoding="utf-8")
+    text = json.dumps({**signature, "sha256": _checksums(unfinished)}, indent=1)
+    (unfinished / "signature.json").write_text(text, encoding="utf-8")
 
 
 def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender:
@@ -113,15 +138,17 @@ def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender:
 
   Raises:
     ImportError: flatbuffers is missing.
-    ValueError: no artifact, one of another format, or a file that has changed since.
+    ValueError: no artifact, one of another format or of a ranking model, or a file that has changed since.
   """
   folder = pathlib.Path(folder)
   _check_flatbuffers()
   if not (folder / "signature.json").is_file():
     raise ValueError(f"{folder} has no signature.json; give a folder that `jaxrec export` wrote")
   signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
-  if signature["format"] != _FORMAT:
-    raise ValueError(f"{folder}: format {signature['format']} is unknown, this version reads {_FORMAT}; export again")
+  if signature["format"] != FORMAT:
+    raise ValueError(f"{folder}: format {signature['format']} is unknown, this version reads {FORMAT}; export again")
+  if task := signature.get("task"):
+    raise ValueError(f"{folder} holds a model of task {task!r}, which has no user vectors; its README.md has a loader")
   found = _checksums(folder)
   changed = [name for name, value in signature["sha256"].items() if found.get(name) != value]
   if changed:
@@ -193,11 +220,8 @@ def _signature(recommender, leaves):
   settings = {name: config.data[name] for name in _DATA_SETTINGS}
   extra = int(config.data.task == "masked_item")
   known = ("num_items", "num_domains", "domain_names", "has_timestamps")
-  weights = [
-    {"file": _weight_file(index), "shape": leaf.shape, "dtype": str(leaf.dtype)} for index, leaf in enumerate(leaves)
-  ]
   return {
-    "format": _FORMAT,
+    "format": FORMAT,
     "jax": jax.__version__,
     "platforms": PLATFORMS,
     "model": type(recommender.model).__name__,
@@ -206,10 +230,17 @@ def _signature(recommender, leaves):
     "longest_history": config.data.max_length - extra,
     "extra_positions": extra,
     "length_multiple": _MULTIPLE,
-    "weights": weights,
+    "weights": described_weights(leaves),
     "config": {"data": settings, "eval": {"batch_size": config.eval.batch_size}},
     "data": {**{name: data.meta[name] for name in known}, "num_users": 0, "num_events": 0},
   }
+
+
+def described_weights(leaves: Sequence[Any]) -> list[dict[str, Any]]:
+  """Returns file, shape and type of each of the parameters, for the signature."""
+  return [
+    {"file": _weight_file(index), "shape": leaf.shape, "dtype": str(leaf.dtype)} for index, leaf in enumerate(leaves)
+  ]
 
 
 def _weight_file(index):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import jaxrec
-from jaxrec.cli import evaluate, recommend, serve
+from jaxrec.cli import evaluate, export, recommend, serve
 from jaxrec.cli.ranking_runs import ranking_text
 from jaxrec.serving.action_ranker import RankedItem
 from jaxrec.train import loop
@@ -97,6 +97,16 @@ def test_flags_that_make_no_sense_for_a_ranking_run_are_refused(trained, call):
 def test_what_needs_user_vectors_names_what_to_use_instead(trained):
   with pytest.raises(ValueError, match="holds a run of task 'ranking'.* jaxrec.serving.ActionRanker, .*jaxrec serve"):
     jaxrec.load(trained[0])
+
+
+@pytest.mark.unchecked_shapes  # A symbolic size is no int.
+def test_a_ranking_run_is_exported(trained, call, tmp_path):
+  pytest.importorskip("flatbuffers", reason="jax.export writes programs with flatbuffers: pip install 'jaxrec[test]'")
+  assert call(export, f"--workdir={trained[0]}", f"--out={tmp_path / 'artifact'}").split() == [
+    str(tmp_path / "artifact")
+  ]
+  signature = json.loads((tmp_path / "artifact/signature.json").read_text())
+  assert (signature["task"], signature["score"], signature["longest_history"]) == ("ranking", {"like": 1.0}, 11)
 
 
 def test_a_ranking_run_is_served(trained, call, monkeypatch):

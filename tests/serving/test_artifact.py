@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from known_scores import DAY, FirstOfTargetDomain, HoursSinceLastEvent, NextItem, known_data, recommender
 from random_models import MAX_LENGTH, MODELS, random_model
+from readme_loader import loader
 
 from jaxrec.serving import artifact, load_artifact
 from jaxrec.serving.artifact import write_artifact
@@ -32,13 +33,6 @@ def known_model(model=NextItem, data=None, **settings):
   made = recommender(data, model)
   made.config.data.update(settings)
   return made
-
-
-def loader(folder):
-  text = (folder / "README.md").read_text()
-  namespace = {}
-  exec(text.split("```python\n")[1].split("```")[0], namespace)
-  return namespace["load"](folder)
 
 
 def with_ids(data, events):

@@ -1,0 +1,181 @@
+"""A ranking model as a folder that runs without its Python code: a StableHLO program, weights and id maps.
+
+    write_ranking_artifact(ranker, "artifact")   # the folder's README.md has a loader
+
+Choice: one program encodes histories and scores candidates against their keys and values (M-FALCON). The numbers of
+  histories, events and candidates are symbols of it, so that one program serves all sizes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float, Int
+
+from jaxrec.batches import ACTION, BINARY, CANDIDATE, EVENT, REGRESSION, ActionType, RankingBatch
+from jaxrec.serving import ranking_loader
+from jaxrec.serving.action_ranker import ActionRanker
+from jaxrec.serving.artifact import FORMAT, PLATFORMS, check_target, described_weights, write_files
+from jaxrec.serving.mfalcon import encode_histories, score_microbatch
+
+RANKING = "ranking"
+_MULTIPLE = 32
+
+
+def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, overwrite: bool = False) -> pathlib.Path:
+  """Writes the artifact of a ranking model and returns its folder, which appears complete or not at all.
+
+  Args:
+    ranker: model, parameters and data.
+    folder: where to write.
+    overwrite: whether to replace the folder if it exists; it must be an artifact.
+
+  Raises:
+    FolderExistsError: the folder exists and `overwrite` is False.
+    ImportError: flatbuffers is missing.
+    NotImplementedError: a model that reads features of the users.
+    ValueError: a folder to replace that is no artifact.
+  """
+  folder = pathlib.Path(folder)
+  check_target(folder, overwrite)
+  if ranker.columns.num_context:
+    raise NotImplementedError("a ranking model with config.data.context reads users of its data; it cannot be exported")
+  leaves, program = _program(ranker)
+  write_files(folder, overwrite, program, leaves, {}, ranker.data.items, _readme(), _signature(ranker, leaves))
+  return folder
+
+
+def history_tokens(
+  layout: str,
+  item: Int[Array, "B N"],
+  time: Int[Array, "B N"],
+  actions: Mapping[str, Array],
+  features: Mapping[str, Int[Array, " V1"]],
+) -> RankingBatch:
+  """Returns histories without targets as tokens, one history a row: `history_batch` in JAX, without context.
+
+  Args:
+    layout: of the tokens, see `jaxrec.data.batches.ranking_rows`.
+    item, time: of the events, oldest first, padded on the right with 0.
+    actions: name -> `[B, N]`.
+    features: name -> category of each item.
+  """
+  kinds = (CANDIDATE, ACTION) if layout == "interleaved" else (EVENT,)
+
+  def tokens(values):
+    """`[B, N]` for each kind of token of an event -> `[B, T]`."""
+    return jnp.stack(values, axis=2).reshape(item.shape[0], len(kinds) * item.shape[1])
+
+  is_event = item != 0
+  is_token = tokens([is_event] * len(kinds))
+  index = jnp.broadcast_to(jnp.arange(item.shape[1], dtype=jnp.int32), item.shape)
+  place = jnp.arange(is_token.shape[1], dtype=jnp.int32)[None]  # [1, T]
+  of_event = lambda x: jnp.where(is_token, tokens([x] * len(kinds)), 0)  # noqa: E731
+  item_id = tokens([jnp.zeros_like(item) if kind == ACTION else item for kind in kinds])
+  none = jnp.zeros_like(item_id)
+  return RankingBatch(
+    kind=tokens([jnp.where(is_event, kind, 0).astype(jnp.int32) for kind in kinds]),
+    sequence_id=is_token.astype(jnp.int32), position=of_event(index), item_id=item_id,
+    features={name: values[item_id] for name, values in features.items()}, context_id=none, timestamp=of_event(time),
+    actions={name: of_event(values) for name, values in actions.items()}, start=none,
+    end=jnp.where(is_token, place, 0), weight=none.astype(jnp.float32), user_id=none,
+  )  # fmt: skip
+
+
+def _program(ranker) -> tuple[list, bytes]:
+  """Returns the parameters as a list, and the serialized program that reads them and the inputs of the signature."""
+  model = ranker.model.clone(implementation="auto")  # A kernel that was asked for by name may lack a platform.
+  leaves, tree = jax.tree.flatten(ranker.params)
+  features = {name: np.asarray(ranker.columns.feature(name), np.int32) for name, _ in model.features}
+
+  def values(weights, item, time, *inputs):
+    *actions, candidates, at = inputs
+    params, categories = jax.tree.unflatten(tree, weights), {name: jnp.asarray(x) for name, x in features.items()}
+    named = {action.name: values for action, values in zip(model.actions, actions, strict=True)}
+    tokens = history_tokens(ranker.layout, item, time, named, categories)
+    histories = encode_histories(model, tokens.kind.shape[1] + candidates.shape[1], params, tokens)
+    of_candidates = {name: values[candidates] for name, values in categories.items()}
+    found = score_microbatch(model, params, histories, candidates, of_candidates, at)
+    return jnp.concatenate([_values(head, found[head.name]) for head in model.heads], axis=-1)
+
+  rows, blocks, count = export.symbolic_shape("rows, blocks, candidates")
+  shapes = [(rows, _MULTIPLE * blocks)] * (2 + len(model.actions)) + [(rows, count), (rows,)]
+  weights = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+  inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, (_, dtype) in zip(shapes, _inputs(model), strict=True)]
+  return leaves, export.export(jax.jit(values), platforms=PLATFORMS)(weights, *inputs).serialize()
+
+
+def _inputs(model) -> list[tuple[str, str]]:
+  actions = [(f"action.{action.name}", "float32" if action.kind == REGRESSION else "int32") for action in model.actions]
+  return [("item", "int32"), ("time", "int32"), *actions, ("candidates", "int32"), ("at", "int32")]
+
+
+def _values(head: ActionType, prediction: Array) -> Float[Array, "B K _"]:
+  """Returns `action_values` of a head, one after the other."""
+  if head.kind == BINARY:
+    return jax.nn.sigmoid(prediction)[..., None]
+  if head.kind == REGRESSION:
+    return (prediction * head.scale + head.mean)[..., None]
+  return jax.nn.softmax(prediction, axis=-1)
+
+
+def _signature(ranker, leaves):
+  data = ranker.data
+  try:
+    weights = dict(ranker.check_weights(None))
+  except ValueError:
+    weights = None  # Classes alone have no weights of their own.
+  return {
+    "format": FORMAT,
+    "task": RANKING,
+    "jax": jax.__version__,
+    "platforms": PLATFORMS,
+    "model": type(ranker.model).__name__,
+    "inputs": [{"name": name, "dtype": dtype} for name, dtype in _inputs(ranker.model)],
+    "values": ranker.value_names,
+    "score": weights,
+    "class_names": {name: list(names) for name, names in data.action_names.items()},
+    "longest_history": ranker.max_length - 1,
+    "length_multiple": _MULTIPLE,
+    "weights": described_weights(leaves),
+    "data": {name: data.meta[name] for name in ("num_items", "num_domains", "domain_names", "has_timestamps")},
+  }
+
+
+def _readme():
+  loader = pathlib.Path(ranking_loader.__file__).read_text(encoding="utf-8")
+  return _README.format(version=jax.__version__, multiple=_MULTIPLE, loader=loader, platforms=", ".join(PLATFORMS))
+
+
+_README = """\
+# An exported ranking model
+
+| file | |
+|---|---|
+| `program.bin` | the model as StableHLO for {platforms}, written by `jax.export` of jax {version} |
+| `weights/` | its parameters, the first argument of the program |
+| `items.json` | entry i - 1 of each list belongs to item i: id in the raw data, title, domain id |
+| `signature.json` | inputs, names of the values, weights of the score, sizes, checksums of the other files |
+
+The program reads `(weights, *inputs)`, where the inputs are those of the signature: `item`, `time` and an array for
+each action, `[rows, N]`, oldest event first, padded on the right with 0; N is a multiple of {multiple}. Then
+`candidates` `[rows, K]`, item ids, and `at` `[rows]`, the time of the request. It returns `[rows, K, values]`, what the
+user would do with each candidate: probabilities of binary actions and of classes, and numbers, in the order of `values`
+in the signature. Candidates do not depend on each other. The score that jaxrec ranks by is the sum of values times
+their weights in `score`. Each size is compiled when it is first used: pad candidates where their number varies.
+
+Give the latest `longest_history` events of a user, at least one. Times are seconds since any moment that all events of
+a row share; 0 if the data has none. Actions are numbers as in the prepared data; `class_names` has the names of those
+that the source wrote as text, in the order of their numbers.
+
+This needs jax, numpy and flatbuffers. JAX promises to read a program with versions up to six months newer than the one
+that wrote it.
+
+```python
+{loader}```
+"""
