@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.layers.cache import CacheSlot
 from jaxrec.layers.context import AttentionContext
 from pallas_kernels import segment_attention
 from pallas_kernels.dtypes import at_least_float32
@@ -66,6 +67,8 @@ def attend(
   wanted = [name for name in (MASS, SIZES) if is_asked(name)] if context.is_scored else []
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
+  if isinstance(context.slot, CacheSlot) and options.get("implementation") == "auto":
+    options["implementation"] = "dense"  # One query a row has no tiles to leave out.
   if is_asked(WEIGHTS):
     _store(module, WEIGHTS, _weights_by_event(q, k, context, **options))
   bottlenecks = context.bottlenecks

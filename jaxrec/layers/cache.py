@@ -44,6 +44,8 @@ class CacheSlot:
 
   def read_group(self, cached: Array) -> Array:
     """Returns `[B, L, ...]`: the cached group that each row's event belongs to."""
+    if self.num_groups == 1:
+      return cached[:, 0]
     return jax.vmap(lambda row, group: row[group])(cached, self.group)
 
 
