@@ -27,7 +27,7 @@ OBJECTIVES = ("cross_domain_attention",)
 INNER_PRODUCTS = ("shared", "attention_path")
 SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
 _RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
-_BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
+_BEFORE = {"multi_objective.score": "all_keys", "data.held_out_seed": -1}  # What runs had before there was the setting.
 
 
 @dataclasses.dataclass(frozen=True)

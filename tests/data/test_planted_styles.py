@@ -26,7 +26,7 @@ def small():
 
 @functools.cache
 def candidates():
-  examples = CandidateData(small()[0], CandidateOptions(history_length=100, min_events=60))
+  examples = CandidateData(small()[0], CandidateOptions(history_length=100, min_events=60, exclude_clicked=False))
   return examples.batch(TRAIN, np.arange(examples.num_examples(TRAIN)))
 
 
@@ -93,9 +93,9 @@ def test_events_of_one_user_and_category_mostly_have_one_style():
 def test_popularity_says_nothing_and_the_truth_nearly_everything():
   (data, truth), batch = small(), candidates()
   clicks = np.bincount(data.item_id, minlength=data.num_items + 1)
-  assert auc(clicks[batch.item].astype(float), batch.label) < 0.55
+  assert abs(auc(clicks[batch.item].astype(float), batch.label) - 0.5) < 0.03
   found = truth.log_odds(batch)
-  assert auc(found, batch.label) > 0.9
+  assert auc(found, batch.label) > 0.8
   other_style = np.random.default_rng(0).permutation(truth.item_style[1:])
   blind = StyleTruth(**{**vars(truth), "item_style": np.concatenate([[0], other_style])})
   assert auc(blind.log_odds(batch), batch.label) < auc(found, batch.label) - 0.01

@@ -121,7 +121,9 @@ def planted_styles(**options) -> PreparedData:
   4. The item is drawn by popularity from those of the category and style; items may repeat.
 
   Whether a behaviour matters for a candidate depends on its category and hardly on its age; what it says depends on its
-  style, which means the same in all categories. Negatives drawn in proportion to clicks are as popular as positives.
+  style, which means the same in all categories. Negatives drawn in proportion to clicks are as popular as positives if
+  those that the user clicked are not excluded (`CandidateOptions.exclude_clicked`), and then no model does better than
+  `StyleTruth.log_odds`, but for what the batch cuts off.
   `planted_styles_truth` returns the rule. Item ids are a random permutation.
 
   Args:
