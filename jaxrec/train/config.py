@@ -32,7 +32,7 @@ _MASKED = "task", ("masked_item",)  # Where settings are read.
 _FEATURES = "features", ()
 _OBJECTIVES = "objectives", ()
 _TABLES = "placement", ("auto", "sharded")
-_BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
+_BEFORE = {"multi_objective.score": "all_keys", "data.held_out_seed": -1}  # What runs had before there was the setting.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ GENERATED: Mapping[str, str] = {
   "synthetic": "jaxrec.data.generators.synthetic:synthetic_data",
   "planted": "jaxrec.data.generators.planted_transfer:planted_transfer",
   "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
+  "planted_styles": "jaxrec.data.generators.planted_styles:planted_styles",
   "planted_actions": "jaxrec.data.generators.planted_actions:planted_actions",
 }
 """Source name -> module:function of a generator, which needs no raw data and returns `PreparedData`."""
