@@ -67,7 +67,7 @@ def _serve(settings):
   signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has drained when it raises the signal again: exit with 0.
   config = uvicorn.Config(
     make_app(recommender, version, settings, source), host=FLAGS.host, port=FLAGS.port, log_level="warning",
-    access_log=False, server_header=False, limit_concurrency=settings.max_connections,
+    log_config=None, access_log=False, server_header=False, limit_concurrency=settings.max_connections,
     timeout_graceful_shutdown=settings.drain_seconds,
   )  # fmt: skip
   server = DrainingServer(config)

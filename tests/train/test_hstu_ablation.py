@@ -8,7 +8,8 @@ from experiments.configs import ml1m_hstu_large
 from experiments.configs.ml1m_hstu_ablation import VARIANTS, get_config
 from jaxrec.models import build
 from jaxrec.objectives import item
-from jaxrec.train.config import check_config, config_differences
+from jaxrec.train.config import check_config
+from jaxrec.train.identity import config_differences
 
 
 @pytest.mark.parametrize("name", VARIANTS)
