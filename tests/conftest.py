@@ -17,8 +17,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # Prog
 os.environ.setdefault("MPLBACKEND", "agg")
 # Most of the time goes into compiling programs that run once or twice. Values differ by rounding only.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+AS_USERS_COMPILE = {}  # Options of a program whose very instructions are looked at.
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # Half the time of compiling; later versions have no flag.
   os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+  AS_USERS_COMPILE["xla_cpu_use_fusion_emitters"] = True
 
 import flax.struct  # noqa: E402
 import jax  # noqa: E402

@@ -7,12 +7,11 @@ for the test event of each user: its target is cold where it is one of them. Fea
 decade of its year. Each seed chooses other cold items and trains with features and without; both see the same events.
 The validation event chooses the epoch. Prints one JSON line per run and a table at the end: mean ± std over seeds.
 
-The same command goes on where an interrupted one stopped: finished runs are only evaluated.
+The same command resumes: finished runs are only evaluated.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import statistics
 import sys
@@ -27,6 +26,7 @@ from experiments.benchmarks.records import publish
 from experiments.configs import ml1m_hstu
 from jaxrec import parallel
 from jaxrec.cli.text_table import text_table
+from jaxrec.data.event_selection import selected_events
 from jaxrec.data.item_features import with_item_columns
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, PreparedData
@@ -102,14 +102,8 @@ def without_cold_items(data: PreparedData, share: float, seed: int) -> PreparedD
   """Returns data without the training and validation events of a share of the items, drawn at random."""
   cold = np.random.default_rng(seed).choice(np.arange(1, data.num_items + 1), round(share * data.num_items), False)
   kept = ~(np.isin(data.item_id, cold) & (np.asarray(data.split) < TEST))
-  user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))[kept]
-  offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))]).astype(np.int64)
-  names = ("item_id", "domain_id", "timestamp", "action", "split")
-  columns = {name: np.asarray(getattr(data, name))[kept] for name in names}
-  actions = {name: np.asarray(values)[kept] for name, values in data.actions.items()}
-  meta = {**data.meta, "num_events": int(kept.sum()), "options": {**data.meta["options"], "cold": share, "seed": seed}}
-  tables = {"item_table": data.items, "user_table": data.users}
-  return dataclasses.replace(data, **columns, offsets=offsets, actions=actions, meta=meta, path=None, **tables)
+  meta = {"options": {**data.meta["options"], "cold": share, "seed": seed}}
+  return selected_events(data, kept, meta, ("dropped_as_cold", {"of cold items": int((~kept).sum())}))
 
 
 def table(records: list[dict[str, Any]]) -> str:

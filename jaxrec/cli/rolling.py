@@ -1,13 +1,13 @@
-"""Trains a model at several cuts in time, and evaluates it on all events from each cut to the next, beside popularity.
+"""Trains a model at several cuts in time and compares it with popularity on all events from each cut to the next.
 
     jaxrec rolling --config=hstu --data=prepared/log --out=runs/rolling --cuts=4
     python -m experiments.rolling --config=experiments/configs/beauty_hstu.py --out=runs/rolling --cuts=4 --seeds=1,2
 
 Each window is what was known at its cut: a model of the events before, whose epoch is chosen on the last of them (as
 many as the test events) and which is then trained anew on all of them (--noretrain leaves that out). Every event from
-the cut to the next one is a target, with all events of the user before it as history. Beside the model stands
-popularity of all time and of the last days before the cut (config.eval.recent_days): a model that is not above the best
-of them has not learnt more than what is in fashion.
+the cut to the next is a target; the user's earlier events are its history. The baselines are popularity of all time and
+of the last days before the cut (config.eval.recent_days): a model that is not above the best of them has not learnt
+more than what is popular at the time.
 
 --first is the share of the events before the first validation part; the rest is divided into --cuts + 1 parts of about
 as many events. --times gives the edges instead, in seconds: validation of the first window, its test, the next tests,

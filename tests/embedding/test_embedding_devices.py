@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PYTHON_PATH, REPOSITORY, xla_flags
+from conftest import AS_USERS_COMPILE, PYTHON_PATH, REPOSITORY
 
 from jaxrec.embedding import Table, Tables
 
@@ -20,8 +20,9 @@ PROGRAMS = REPOSITORY / "tests" / "programs"
 
 
 def start(program, *arguments, num_devices=1, **variables):
-  """Starts a program of `tests/programs`."""
-  environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": xla_flags(num_devices), **variables}
+  """Starts a program of `tests/programs`, which compiles as users do."""
+  flags = f"--xla_force_host_platform_device_count={num_devices}"
+  environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "XLA_FLAGS": flags, **variables}
   command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -110,7 +111,7 @@ def program_of(update):
   """Returns the lowered and the compiled program of a step on one device."""
   state = jax.ShapeDtypeStruct((1237, 4), jnp.float32), jax.ShapeDtypeStruct((1237,), jnp.float32)
   lowered = jax.jit(update, donate_argnums=(0, 1)).lower(*state, np.zeros(6, np.int32))
-  return {"lowered": lowered.as_text(), "compiled": lowered.compile().as_text(), "rows": 1237}
+  return {"lowered": lowered.as_text(), "compiled": lowered.compile(AS_USERS_COMPILE).as_text(), "rows": 1237}
 
 
 def test_no_large_scatter_has_duplicates_on_one_device():
@@ -118,7 +119,9 @@ def test_no_large_scatter_has_duplicates_on_one_device():
   made = {"item": np.zeros((2, 3), np.int32)}, {"item": np.zeros((2, 3, 4), np.float32)}
   step = jax.jit(lambda state, *batch: dense_tables.step(tables, state, *batch), donate_argnums=0)
   lowered = step.lower(tables.abstract_state(), *made)
-  assert_scatters_are_safe({"lowered": lowered.as_text(), "compiled": lowered.compile().as_text(), "rows": 1237})
+  assert_scatters_are_safe(
+    {"lowered": lowered.as_text(), "compiled": lowered.compile(AS_USERS_COMPILE).as_text(), "rows": 1237}
+  )
 
 
 def test_no_large_scatter_has_duplicates_on_8_devices(results):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AS_USERS_COMPILE
 
 from jaxrec.embedding import RowAdagrad, RowSGD, Table, Tables, fold_id, place_tables, two_rows
 from jaxrec.embedding.layout import Layout
@@ -50,7 +51,7 @@ def test_rows_with_a_remainder_equal_a_float32_table_whose_reads_are_rounded():
     for kind, (dtype, rounding) in kinds.items()
   }
 
-  @functools.partial(jax.jit, static_argnums=0)
+  @functools.partial(jax.jit, static_argnums=0, compiler_options=AS_USERS_COMPILE)
   def step(tables, state, ids):
     rows, plan = tables.lookup(state, {"item": ids})
     rounded = {name: split(x)[0].astype(jnp.float32) for name, x in rows.items()}

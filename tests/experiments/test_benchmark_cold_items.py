@@ -1,4 +1,4 @@
-"""The benchmark of items without training events: what it takes out, and that it goes on where it stopped."""
+"""The benchmark of items without training events: what it takes out, and that it resumes."""
 
 import numpy as np
 import pytest

@@ -28,6 +28,8 @@ def main():
   given = parser.parse_args()
   from test_journey import commands, write_log
 
+  os.environ.pop("XLA_FLAGS", None)  # The tests' own, which other versions of JAX do not know.
+
   with tempfile.TemporaryDirectory() as folder:
     binaries, work = Path(folder, "environment", "bin"), Path(folder, "work")
     work.mkdir()

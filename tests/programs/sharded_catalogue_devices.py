@@ -1,4 +1,4 @@
-"""A program for 8 simulated devices: training steps and retrieval over catalogues spread over 1 and 8 of them.
+"""A program for 8 simulated devices: training steps and retrieval over catalogues sharded over 1 and 8 of them.
 
 Prints a JSON line. Started by `test_sharded_catalogue.py`, because the number of devices is set when a process starts.
 """
