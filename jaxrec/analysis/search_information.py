@@ -144,4 +144,4 @@ def _tally(key, counts) -> tuple[Int[np.ndarray, " keys"], Float[np.ndarray, "ke
   """Returns the distinct keys, ascending, and the sums of their counts."""
   distinct, index = np.unique(key, return_inverse=True)
   sums = [np.bincount(index, counts[:, column], len(distinct)) for column in range(2)]
-  return distinct, np.stack(sums, axis=1)
+  return distinct, np.stack(sums, axis=1).astype(float)  # Of no weights at all `bincount` makes integers.
