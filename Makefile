@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+NOTEBOOKS ?= notebooks/*.py
 FAST := tests/test_house.py tests/objectives/test_losses.py tests/objectives/test_negatives.py tests/objectives/test_objectives.py tests/evaluation/test_metrics.py tests/evaluation/test_catalogue.py tests/data/test_packing.py
 
 RUN := $(VENV)/bin/python
@@ -19,7 +20,7 @@ help:
 	@echo "make test-all   run them with the full grids of compilers and sizes"
 	@echo "make check      lint, house rules and fast unit tests, in about a minute"
 	@echo "make lint       run ruff"
-	@echo "make notebooks  rebuild the notebooks from their scripts and execute them"
+	@echo "make notebooks  rebuild the notebooks from their scripts and execute them; NOTEBOOKS=notebooks/04*.py some of them"
 	@echo "make clean      remove the virtual environment and the caches (not runs/)"
 
 demo: $(VENV)/.installed-plots
@@ -39,8 +40,8 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(ARGS)
 
 notebooks: $(VENV)/.installed-notebooks
-	$(RUN) -m jupytext --quiet --update --to ipynb notebooks/*.py
-	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
+	$(RUN) -m jupytext --quiet --update --to ipynb $(wildcard $(NOTEBOOKS))
+	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace $(patsubst %.py,%.ipynb,$(wildcard $(NOTEBOOKS)))
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
