@@ -68,6 +68,16 @@ def label(config: str) -> str:
   return argument.partition("|")[0] if path == _FILE else os.path.splitext(os.path.basename(path))[0]
 
 
+def label_with_argument(config: str) -> str:
+  """Returns the label of a config with the argument of its file, which tells apart the configs that one file makes.
+
+  >>> label_with_argument("experiments/configs/abxi.py:hstu-base"), label_with_argument(config_file("sasrec", "log"))
+  ('abxi:hstu-base', 'sasrec')
+  """
+  path, colon, argument = config.partition(":")
+  return label(config) if path == _FILE else f"{label(config)}{colon}{argument}"
+
+
 def _taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
   """Returns the last value of a flag, None without, and the other arguments."""
   value, rest, arguments = None, [], iter(argv)
