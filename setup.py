@@ -11,7 +11,7 @@ EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
 TENSORBOARD = ["tensorboardX"]
-NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
+NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
 TEST = [*EXPORT, *PLOTS, *SERVING, *TENSORBOARD, "beartype", "httpx", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
