@@ -140,6 +140,8 @@ class _Rewrite:
     if Path(file).suffix == ".md" and anchor:
       raise ValueError(f"{self.path}: no page shows the section of {target!r}; it has {_known(self.places, file)}")
     self.site.files.add(file)
+    if (REPOSITORY / file).is_dir() and not SOURCE_URL:
+      return f"site:source/{file}.html"
     line = int(anchor.removeprefix("L") or 1)
     return source_link(file, line) if SOURCE_URL else f"site:{source_link(file, line)}"
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jaxrec  # noqa: E402
+from docs.markdown import restructured  # noqa: E402
 from docs.papers import definition  # noqa: E402
 from docs.repository import source_link  # noqa: E402
 
@@ -17,7 +18,7 @@ project = "jaxrec"
 author = "the authors of jaxrec"
 release = version = jaxrec.__version__
 html_title = f"jaxrec {release}"
-copyright = "Apache-2.0"  # noqa: A001
+copyright = "the authors of jaxrec. Licence: Apache-2.0"  # noqa: A001
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.linkcode"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 default_role = "py:obj"  # Single backticks of docstrings: a link where the name is known, else code.
@@ -39,6 +40,8 @@ python_maximum_signature_line_length = 100
 html_theme = "pydata_sphinx_theme"
 html_show_sourcelink = False
 html_copy_source = False
+ALONE = ("index", "install", "quickstart", "your_data", "which_model", "papers", "limits", "glossary", "changelog")
+html_sidebars = {name: [] for name in (*ALONE, "contributing")}  # Pages that have no others below or beside them.
 html_theme_options = {
   "show_toc_level": 2,
   "navigation_with_keys": False,
@@ -65,13 +68,39 @@ def linkcode_resolve(domain, info):
   return source_link(place.path, place.line)
 
 
+def short_signature(app, what, name, obj, options, signature, returns):
+  """Leaves out what every Flax module has, and writes arrays and dtypes as the code does."""
+  short = re.sub(r",? ?parent: .*?, name: str \| None = None", "", signature or "")
+  short = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", short).replace("~numpy.dtype", "dtype")
+  arrays = re.compile(r"~?(?:jaxlib\._jax|jax|numpy)\.(?=Array|ndarray)")
+  return arrays.sub("", short) if signature else signature, arrays.sub("", returns) if returns else returns
+
+
 _HEAD = re.compile(r"^(Args|Attributes|Raises|Returns|Source|Choice|Terms|Yields):( .*)?$")
 
 
 def write_as_sphinx_reads(app, what, name, obj, options, lines):
-  """Changes a docstring in place: our sections may begin on the line of their heading, fields are a list, tables are
-  Markdown."""
-  lines[:] = _tables(_fields(_sections(lines)))
+  """Changes a docstring in place: our sections may begin on the line of their heading, fields are a list, tables and
+  code are those of Markdown."""
+  lines[:] = _tables(_fields(_sections(_code([_plain(line) for line in lines]))))
+
+
+def _plain(line):
+  """A line whose bars and words next to code mean the same to reStructuredText; examples stay as they are."""
+  is_other = line.lstrip().startswith((">>>", "...", "|")) or "``" in line
+  return line if is_other else restructured(line, marks="|")
+
+
+def _code(lines):
+  """An indented block after a paragraph is code; below Args, Raises and their like it is none."""
+  found = []
+  for index, line in enumerate(lines):
+    before = next((text for text in reversed(lines[:index]) if text.strip()), "")
+    begins = line.startswith("    ") and not lines[index - 1].strip() and not before.startswith(" ") and index
+    if begins and not _HEAD.match(before):
+      found += ["", ".. code-block:: python", ""]
+    found.append(line)
+  return found
 
 
 def _sections(lines):
@@ -122,5 +151,6 @@ def _tables(lines):
 
 
 def setup(app):
-  """Registers the change of docstrings before napoleon's."""
+  """Registers the changes of signatures and docstrings, the latter before napoleon's."""
+  app.connect("autodoc-process-signature", short_signature)
   app.connect("autodoc-process-docstring", write_as_sphinx_reads, priority=100)

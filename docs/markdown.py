@@ -142,6 +142,19 @@ def with_links(text: str, replace: Callable[[str, str], str]) -> str:
   return "\n".join(lines)
 
 
+def restructured(text: str, marks: str = "|*") -> str:
+  """Returns prose whose marks, bars and asterisks if not given, are plain text in reStructuredText outside of code, as
+  is what follows a code span at once, such as the plural of a name.
+
+  >>> print(restructured("two `Table`s, |w| * 2"))
+  two `Table`\\ s, \\|w\\| \\* 2
+  """
+  parts = re.split(r"(`[^`]*`)", text)
+  parts[::2] = [re.sub(f"([{marks}])", r"\\\1", part) for part in parts[::2]]
+  parts[2::2] = [rf"\ {part}" if part[:1].isalnum() else part for part in parts[2::2]]
+  return "".join(parts)
+
+
 def _hide_code(line: str) -> str:
   """Returns a line whose brackets inside code spans are private characters, so that they open no link."""
   return _CODE_SPAN.sub(lambda match: match[0].translate(_HIDDEN), line)

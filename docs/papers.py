@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import tomllib
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from docs.repository import REPOSITORY
@@ -97,21 +98,21 @@ def page() -> str:
   """Returns the page in Markdown, with links relative to `docs/pages`."""
   parts = [_INTRODUCTION]
   for paper in papers():
-    done = [equation for equation in paper["equation"] if "code" in equation]
-    missing = [equation for equation in paper["equation"] if "missing" in equation]
     address = f"[arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
-    parts.append(f"\n## {paper['title']}\n\n{address}\n\n| equation | | code | tests |\n|---|---|---|---|\n")
-    parts += [_row(equation) for equation in done]
-    parts.append("\n| not implemented | | reason |\n|---|---|---|\n" if missing else "")
-    parts += [f"| {e['number']} | {_cell(e['says'])} | {_cell(e['missing'])} |\n" for e in missing]
+    parts.append(f"\n## {paper['title']}\n\n{address}\n\n")
+    parts += [_entry(equation) for equation in paper["equation"] if "code" in equation]
+    missing = [f"- {e['number']}: {e['says']}. {e['missing']}\n" for e in paper["equation"] if "missing" in e]
+    parts += ["**Not implemented**\n\n", *missing] if missing else []
   return "".join(parts)
 
 
-def _row(equation):
-  code = "<br>".join(_link(name.split(".", 1)[1], definition(name)) for name in equation["code"])
-  tests = "<br>".join(_link(_title(name), place_of_test(name)) for name in equation["tests"])
-  note = f"; {equation['note']}" if "note" in equation else ""
-  return f"| {equation['number']} | {_cell(equation['says'] + note)} | {code} | {tests} |\n"
+def _entry(equation):
+  code = [_link(name.split(".", 1)[1], definition(name)) for name in equation["code"]]
+  tests = [_link(_title(name), place_of_test(name)) for name in equation["tests"]]
+  note = f" ({equation['note']})" if "note" in equation else ""
+  return (
+    f"**{equation['number']}** {equation['says']}{note}\n\n- code: {', '.join(code)}\n- tests: {'; '.join(tests)}\n\n"
+  )
 
 
 def _title(name):
@@ -121,9 +122,4 @@ def _title(name):
 
 def _link(text, place):
   shown = text if " " in text else f"`{text}`"
-  return f"[{shown}](../../{place.path}#L{place.line})"
-
-
-def _cell(text):
-  """Text of a cell of a table, in which a bar would begin the next one."""
-  return text.replace("|", "\\|")
+  return f"[{shown}, {PurePosixPath(place.path).name}:{place.line}](../../{place.path}#L{place.line})"

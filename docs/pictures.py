@@ -94,13 +94,21 @@ def architecture() -> str:
   rows = _by_neighbours([row for row in rows if row], imports)
   width = max(len(row) for row in rows) * (BOX[0] + GAP) + 2 * GAP
   corners = {
-    room: ((width - len(row) * (BOX[0] + GAP) + GAP) / 2 + index * (BOX[0] + GAP), GAP + ROW * depth)
+    room: (
+      (width - len(row) * (BOX[0] + GAP) + GAP) / 2 + index * (BOX[0] + GAP) + _aside(row, depth),
+      GAP + ROW * depth,
+    )
     for depth, row in enumerate(rows)
     for index, room in enumerate(row)
   }
   lines = [_line(corners[room], corners[there]) for room in corners for there in sorted(imports[room])]
   boxes = [_box(room, corner, level_of[room]) for room, corner in corners.items()]
   return _svg(width, GAP * 2 + ROW * (len(rows) - 1) + BOX[1], "What imports what in jaxrec", [*lines, *boxes])
+
+
+def _aside(row, depth):
+  """How far a room that is alone on its level stands to the left or right, so that lines from above pass it."""
+  return (-1) ** depth * 0.7 * (BOX[0] + GAP) if len(row) == 1 and depth > 1 else 0
 
 
 def _by_neighbours(rows, imports):

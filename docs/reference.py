@@ -6,6 +6,7 @@ import ast
 import inspect
 from pathlib import Path
 
+from docs.markdown import restructured
 from docs.public_names import PublicName, packages, unique_names
 from docs.repository import REPOSITORY, source_link
 
@@ -43,6 +44,7 @@ def _own_members(value: type) -> list[str]:
     name
     for name, member in vars(value).items()
     if (name == "__call__" or not name.startswith("_"))
+    and name != "replace"  # of every dataclass of Flax
     and (inspect.isfunction(member) or isinstance(member, (classmethod, property)))
     and getattr(member, "__doc__", None)
   ]
@@ -51,8 +53,8 @@ def _own_members(value: type) -> list[str]:
 def _modules(exported: set[str]) -> str:
   """A list of what modules hold beside the names that their packages export, each with its line of the source."""
   title = "Everything else, by module"
-  lines = [title, "=" * len(title), "", "Public functions and classes that no package exports: import them from", ""]
-  lines[3] = "Functions and classes that no package exports; import them from their module. Names lead to the source."
+  introduction = "What no package exports, to be imported from its module. Names lead to the source."
+  lines = [title, "=" * len(title), "", introduction, ""]
   for room in ROOMS:
     lines += [f"``jaxrec.{room}``", "-" * (len(room) + 11), ""]
     for path in sorted((REPOSITORY / "jaxrec" / room).rglob("*.py")):
@@ -67,10 +69,8 @@ def _module(path: Path, exported: set[str]) -> list[str]:
   for node in ast.parse(path.read_text()).body:
     is_public = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
     if is_public and f"{module}.{node.name}" not in exported:
-      summary = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ").replace("\\", "\\\\")
-      rows += [
-        f"   * - `{node.name} <{source_link(relative, node.lineno)}>`__",
-        f"     - {summary.replace('*', chr(92) + '*')}",
-      ]
+      summary = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
+      address = source_link(relative, node.lineno)
+      rows += [f"   * - `{node.name} <{address}>`__", f"     - {restructured(summary)}"]
   head = ["", f"``{module}``", "", ".. list-table::", "   :widths: 30 70", ""]
   return [*head, *rows, ""] if rows else []

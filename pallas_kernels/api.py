@@ -83,8 +83,8 @@ def segment_attention(
   >>> q = v = jnp.ones((1, 2, 1, 1))
   >>> mask = IntervalMask.causal(jnp.array([[1, 1]]))
   >>> out = segment_attention(q, q, v, mask, normalizer=2.0)  # silu(1) = .731, of one key and of two, divided by 2
-  >>> out[0, :, 0, 0].round(3).tolist()
-  [0.366, 0.731]
+  >>> [f"{value:.3f}" for value in out.ravel()]
+  ['0.366', '0.731']
   """
   _check_options(activation, normalizer, implementation, interpret, block_sizes)
   _check_group_sums(group_sums, key_group, implementation)

@@ -38,8 +38,8 @@ class RelativeBias:
 
   >>> position = jnp.array([[0, 1]])
   >>> bias = RelativeBias(position_table=jnp.array([5.0, 0.0, 7.0]), query_position=position, key_position=position)
-  >>> dense_bias(bias)[0, 0].tolist()  # Of the later token to the earlier one: the entry of the difference -1.
-  [[0.0, 7.0], [5.0, 0.0]]
+  >>> dense_bias(bias)[0, 0].tolist()  # 7 belongs to the difference 1, of the second query to the first key.
+  [[0.0, 5.0], [7.0, 0.0]]
   """
 
   time_table: Float[Array, "*H T"] | None = None

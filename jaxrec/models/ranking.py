@@ -137,7 +137,7 @@ class RankingModel(nn.Module):
     key_position: Int[Array, "B L"],
     key_time: Int[Array, "B L"],
   ) -> dict[str, Array]:
-    """Returns predictions `[B, N]` (see `predict`, `encode`) of tokens whose histories are in the collection "cache"."""
+    """Returns predictions `[B, N]` (see `predict`, `encode`) of tokens with histories in the collection "cache"."""
     return self.predict(self.encode(batch, True, slot, key_position, key_time))
 
   def predict(self, x: Float[Array, "B N M"]) -> dict[str, Array]:

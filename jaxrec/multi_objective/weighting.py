@@ -90,8 +90,9 @@ def mgda(normalization: str = "none", rescale: bool = False) -> Weighting:
   raw ones. With a normalization this update need not descend on every objective.
 
   >>> rule, gram = mgda(), jnp.array([[4.0, 0.0], [0.0, 1.0]])  # Orthogonal gradients of norms 2 and 1.
-  >>> rule.update(gram, jnp.ones(2), rule.init(2), None)[0].round(2).tolist()  # The shorter one has the larger weight.
-  [0.2, 0.8]
+  >>> weights, _ = rule.update(gram, jnp.ones(2), rule.init(2), None)
+  >>> [f"{weight:.2f}" for weight in weights]  # The shorter one has the larger weight.
+  ['0.20', '0.80']
   """
   check_normalization(normalization)
 

@@ -54,9 +54,9 @@ class Recommender:
   >>> data = synthetic_data(num_users=8, num_items=24)
   >>> model = SASRec(num_items=24, width=8, max_positions=200, num_layers=1, hidden=8)
   >>> params = model.init(jax.random.key(0), next_item_batch(np.array([[1, 2]])))["params"]
-  >>> (found,) = Recommender(model, params, data, default_config()).recommend(users=[0], k=3)
-  >>> [item.rank for item in found.items]
-  [1, 2, 3]
+  >>> found = Recommender(model, params, data, default_config()).similar("3", k=2)  # By the vectors of the items.
+  >>> [item.rank for item in found]
+  [1, 2]
   """
 
   model: nn.Module
