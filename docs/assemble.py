@@ -41,18 +41,19 @@ class Site:
   files: set[str] = field(default_factory=set)
 
 
-def assemble(generated: dict[str, str] | None = None) -> Site:
+def assemble(generated: dict[str, tuple[str, str]]) -> Site:
   """Returns the site.
 
   Args:
-    generated: name -> Markdown of pages that are made by other programs, with links relative to `docs/pages`.
+    generated: name -> path and Markdown of pages that other programs make. Links are relative to the path, and links to
+      the path lead to the page.
 
   Raises:
     ValueError: a link or an include that leads nowhere; the message has page, text and target.
   """
   templates = {path.stem: (f"docs/pages/{path.name}", path.read_text()) for path in sorted(TEMPLATES.glob("*.md"))}
-  whole = {f"results_{path.stem}": _whole_file(path) for path in _result_pages()}
-  templates.update({name: (f"docs/pages/{name}.md", text) for name, text in {**whole, **(generated or {})}.items()})
+  templates.update({f"results_{path.stem}": (f"docs/pages/{path.name}", _whole_file(path)) for path in _result_pages()})
+  templates.update(generated)
   places = _places(templates)
   site = Site()
   for name, (path, text) in templates.items():

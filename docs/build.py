@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from docs import papers, pictures, reference
+from docs import notebooks, papers, pictures, reference
 from docs.assemble import assemble
 from docs.repository import REPOSITORY, SOURCE_URL, write_source_pages
 
@@ -20,7 +20,7 @@ OUT = REPOSITORY / "build" / "docs"
 
 def write_pages(folder: Path) -> None:
   """Writes the pages that Sphinx reads, and the pictures they show."""
-  site = assemble({"papers": papers.page()})
+  site = assemble({"papers": papers.page(), **notebooks.pages()})
   folder.mkdir(parents=True)
   for name, text in site.pages.items():
     (folder / f"{name}.md").write_text(text)
@@ -28,6 +28,7 @@ def write_pages(folder: Path) -> None:
     (folder / f"{name}.rst").write_text(text)
   for path, name in site.pictures.items():
     shutil.copyfile(REPOSITORY / path, folder / name)
+  notebooks.write_pictures(folder)
   for name, text in pictures.pictures().items():
     (folder / f"docs_pictures_{name}").write_text(text)
 

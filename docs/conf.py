@@ -25,7 +25,8 @@ default_role = "py:obj"  # Single backticks of docstrings: a link where the name
 
 myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "site": {"url": "{{path}}#{{fragment}}"}}
-suppress_warnings = ["myst.header"]  # A section may begin below the level of the file it is taken from.
+# A section may begin below the level of the file it is taken from; cells of notebooks may hold more than Python.
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -40,7 +41,18 @@ python_maximum_signature_line_length = 100
 html_theme = "pydata_sphinx_theme"
 html_show_sourcelink = False
 html_copy_source = False
-ALONE = ("index", "install", "quickstart", "your_data", "which_model", "papers", "limits", "glossary", "changelog")
+ALONE = (
+  "index",
+  "install",
+  "quickstart",
+  "your_data",
+  "which_model",
+  "notebooks",
+  "papers",
+  "limits",
+  "glossary",
+  "changelog",
+)
 html_sidebars = {name: [] for name in (*ALONE, "contributing")}  # Pages that have no others below or beside them.
 html_theme_options = {
   "show_toc_level": 2,

@@ -94,8 +94,8 @@ def _line(node, names, whole):
   return line
 
 
-def page() -> str:
-  """Returns the page in Markdown, with links relative to `docs/pages`."""
+def page() -> tuple[str, str]:
+  """Returns the path that links of the page are relative to, and the page in Markdown."""
   parts = [_INTRODUCTION]
   for paper in papers():
     address = f"[arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
@@ -103,7 +103,7 @@ def page() -> str:
     parts += [_entry(equation) for equation in paper["equation"] if "code" in equation]
     missing = [f"- {e['number']}: {e['says']}. {e['missing']}\n" for e in paper["equation"] if "missing" in e]
     parts += ["**Not implemented**\n\n", *missing] if missing else []
-  return "".join(parts)
+  return "docs/pages/papers.md", "".join(parts)
 
 
 def _entry(equation):

@@ -8,6 +8,7 @@ writes them into `docs/pictures`; a test compares them with the code.
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import re
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ def pictures() -> dict[str, str]:
   return {"architecture.svg": architecture(), "masks.svg": masks()}
 
 
+@functools.cache
 def room_imports() -> dict[str, set[str]]:
   """Returns room -> rooms that it imports; rooms are the folders and modules of jaxrec, and the other two packages."""
   found = {}

@@ -166,8 +166,8 @@ def test_windows_and_their_columns_are_transposes_of_each_other():
 
 
 def test_the_pooled_history_enters_the_head_alone_and_multiplied_by_the_candidate():
-  weights, values, target = np.array([[0.25, 0.75]]), np.array([[[4.0, 0.0], [0.0, 8.0]]]), np.array([[3.0, 5.0]])
-  pooled = attention.aggregate(weights, values)  # .25 (4, 0) + .75 (0, 8)
+  values, target = jnp.array([[[4.0, 0.0], [0.0, 8.0]]]), jnp.array([[3.0, 5.0]])
+  pooled = attention.aggregate(jnp.array([[0.25, 0.75]]), values)  # .25 (4, 0) + .75 (0, 8)
   assert attention.target_aware_features(target, pooled).tolist() == [[3, 5, 1, 6, 3, 30]]
   assert attention.target_aware_features(target, pooled, "product").tolist() == [[3, 30]]
 
