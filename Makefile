@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test test-all check lint notebooks clean
+.PHONY: help demo test test-all check lint notebooks docs clean
 
 help:
 	@echo "make demo       train a recommender on synthetic data; curves in runs/demo"
@@ -21,6 +21,7 @@ help:
 	@echo "make check      lint, house rules and fast unit tests, in about a minute"
 	@echo "make lint       run ruff"
 	@echo "make notebooks  rebuild the notebooks from their scripts and execute them; NOTEBOOKS=notebooks/04*.py some of them"
+	@echo "make docs       build the documentation in build/docs/html"
 	@echo "make clean      remove the virtual environment and the caches (not runs/)"
 
 demo: $(VENV)/.installed-plots
@@ -29,7 +30,7 @@ demo: $(VENV)/.installed-plots
 test: $(VENV)/.installed-test $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.installed-test $(VENV)/.tried-compilers
+test-all: $(VENV)/.installed-test $(VENV)/.installed-docs $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal -m "" $(ARGS)
 
 check: $(VENV)/.installed-test
@@ -43,8 +44,12 @@ notebooks: $(VENV)/.installed-notebooks
 	$(RUN) -m jupytext --quiet --update --to ipynb $(wildcard $(NOTEBOOKS))
 	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace $(patsubst %.py,%.ipynb,$(wildcard $(NOTEBOOKS)))
 
+docs: $(VENV)/.installed-docs
+	$(RUN) -m docs.build
+	@echo "Open build/docs/html/index.html"
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build/docs .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: setup.py | $(VENV)/bin/python
 	@echo "Installing jaxrec[$*] into $(VENV) (a minute or two the first time)"

@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 CUDA = ["jax[cuda13]"]
+DOCS = ["myst-parser>=5.0", "pydata-sphinx-theme>=0.24", "sphinx>=9.0"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
@@ -40,6 +41,7 @@ setup(
     "tqdm>=4.66.3",
   ],
   extras_require={
+    "docs": DOCS,
     "export": EXPORT,
     "plots": PLOTS,
     "serving": SERVING,

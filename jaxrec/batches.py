@@ -35,6 +35,11 @@ class SequenceBatch:
   target_time: its time, or the time at which it is requested.
   target_weight: weight of this position in the loss; 0 = nothing to predict here.
   action: rating, click, ... as a small integer, 0 = none; or None where the data has none.
+
+  >>> import numpy as np
+  >>> batch = next_item_batch(np.array([[5, 3, 8, 0]]))  # One user with three events, padded to four.
+  >>> batch.item_id.tolist(), batch.target_item.tolist(), batch.target_weight.tolist()
+  ([[5, 3, 8, 0]], [[3, 8, 0, 0]], [[1.0, 1.0, 0.0, 0.0]])
   """
 
   item_id: Int[Array, "B N"]
@@ -138,6 +143,13 @@ class CandidateBatch:
   item, category: ids of the candidate.
   label: 1 for a click, else 0.
   user_id: for metrics by user; from 0.
+
+  >>> import numpy as np
+  >>> two = np.array([1, 2])
+  >>> batch = CandidateBatch(history_item=np.array([[0, 5], [7, 1]]), history_category=np.array([[0, 1], [1, 1]]),
+  ...   history_age=np.array([[0, 1], [2, 1]]), item=two, category=two, label=np.array([1.0, 0.0]), user_id=two)
+  >>> batch.history_item.shape, batch.label.tolist()
+  ((2, 2), [1.0, 0.0])
   """
 
   history_item: Int[Array, "B N"]

@@ -249,7 +249,7 @@ class PreparedData:
     return {column: tuple(names) for column, names in self.meta.get("action_names", {}).items()}
 
   def user_slice(self, user: int) -> slice:
-    """Returns the slice of every column that holds the events of the 0-based `user`."""
+    """Returns the slice of columns with the events of the 0-based `user`. Raises: ValueError if there is none."""
     if not 0 <= user < self.num_users:
       raise ValueError(f"{user=} is outside 0..{self.num_users - 1}")
     return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
@@ -333,7 +333,7 @@ class PreparedData:
     return self.raw_items.index(raw_id, domain)
 
   def item_raw_id(self, item: int) -> str:
-    """Returns the id that the item 1..V has in the raw data."""
+    """Returns the id that the item 1..V has in the raw data. Raises: ValueError for another number."""
     if not 1 <= item <= self.num_items:
       raise ValueError(f"{item=} is outside 1..{self.num_items}")
     return self.items["raw_id"][item - 1]

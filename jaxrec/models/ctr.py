@@ -138,6 +138,9 @@ class ClickThroughRanker(nn.Module):
     only after the tables have grown: with few steps a start at .01 is a model without attention.
   attention_init_scale, projection_init_scale: see `DecoupledEmbedding`.
 
+  Raises:
+    ValueError: from `init`, an unknown option, or options that contradict each other.
+
   >>> model = ClickThroughRanker(num_items=9, num_categories=3, width=4, top_k=2, hidden=(8,), auxiliary_hidden=(8,))
   >>> two = jnp.array([1, 2])
   >>> history, age = jnp.array([[0, 5, 3], [7, 1, 9]]), jnp.array([[0, 2, 1], [3, 2, 1]])

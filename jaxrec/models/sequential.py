@@ -46,6 +46,13 @@ class SequentialModel(nn.Module):
   id_dropout: with features, the share of the items whose row of the item table is left out in a training step, so that
     features alone learn to stand for an item. See `jaxrec.objectives.item`.
   dtype: of activations; parameters and query vectors are float32.
+
+  Raises:
+    ValueError: from `init`, an unknown `output_norm`, or a second item table together with what has one only.
+
+  >>> from jaxrec.models.hstu import HSTU
+  >>> issubclass(HSTU, SequentialModel)
+  True
   """
 
   num_items: int

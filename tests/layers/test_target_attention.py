@@ -163,3 +163,15 @@ def test_windows_and_their_columns_are_transposes_of_each_other():
   np.testing.assert_allclose(gradient, placed, rtol=1e-6)
   gradient = jax.grad(lambda w: (packed_history.at_columns(w, end, 9) * x).sum())(w)
   np.testing.assert_allclose(gradient, taken, rtol=1e-6)
+
+
+def test_the_pooled_history_enters_the_head_alone_and_multiplied_by_the_candidate():
+  values, target = jnp.array([[[4.0, 0.0], [0.0, 8.0]]]), jnp.array([[3.0, 5.0]])
+  pooled = attention.aggregate(jnp.array([[0.25, 0.75]]), values)  # .25 (4, 0) + .75 (0, 8)
+  assert attention.target_aware_features(target, pooled).tolist() == [[3, 5, 1, 6, 3, 30]]
+  assert attention.target_aware_features(target, pooled, "product").tolist() == [[3, 30]]
+
+
+def test_weights_are_a_softmax_over_the_events_that_are_kept():
+  weights = attention.masked_softmax(jnp.log(jnp.array([[1.0, 5.0, 3.0]])), jnp.array([[True, False, True]]))
+  np.testing.assert_allclose(weights, [[0.25, 0, 0.75]], atol=1e-6)

@@ -46,6 +46,9 @@ class TrainingOptions:
   only_users: indices of the users to train on; None for all.
   action_weights: pairs of an action and the weight of its events as targets; events with other actions are read, but
     are no targets. None: every event is a target of weight 1.
+
+  >>> TrainingOptions(max_length=50, row_length=100, rows_per_batch=4).task
+  'next_item'
   """
 
   max_length: int
@@ -80,6 +83,12 @@ def training_batches(data: PreparedData, options: TrainingOptions, prefetch: int
 
   Raises:
     ValueError: options that contradict each other, or no user to train on.
+
+  >>> from jaxrec.data.generators.synthetic import synthetic_data
+  >>> options = TrainingOptions(max_length=50, row_length=100, rows_per_batch=4)
+  >>> batch = next(iter(training_batches(synthetic_data(num_users=8, num_items=24), options, prefetch=0)))
+  >>> batch.item_id.shape
+  (4, 100)
   """
   batches = grain.MapDataset.source(TrainingBatches(data, options))
   return batches.to_iter_dataset(grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch))

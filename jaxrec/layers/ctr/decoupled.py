@@ -93,6 +93,9 @@ class DecoupledEmbedding(nn.Module):
 
   Source: DARE, arXiv 2410.02604, and its baselines; its public code for "three", "joint" and "add".
 
+  Raises:
+    ValueError: from `init`, an unknown option, or two widths for one table.
+
   >>> import jax
   >>> embedding = DecoupledEmbedding(num_items=9, num_categories=3, widths=FieldWidths(4, 2, 1))
   >>> item, category, age = jnp.array([[5, 3]]), jnp.array([[1, 3]]), jnp.array([[2, 1]])
