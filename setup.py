@@ -10,6 +10,7 @@ CUDA = ["jax[cuda13]"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
+STORES = ["gcsfs>=2024.2.0", "s3fs>=2024.2.0"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
@@ -43,6 +44,7 @@ setup(
     "export": EXPORT,
     "plots": PLOTS,
     "serving": SERVING,
+    "stores": STORES,
     "tensorboard": TENSORBOARD,
     "notebooks": NOTEBOOKS,
     "test": TEST,
