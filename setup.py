@@ -10,6 +10,7 @@ CUDA = ["jax[cuda13]"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
+SPARK = ["pandas>=2.2.0", "pyarrow>=18.0.0", "pyspark>=4.0.0"]  # And Java 17.
 STORES = ["gcsfs>=2024.2.0", "s3fs>=2024.2.0"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
@@ -44,6 +45,7 @@ setup(
     "export": EXPORT,
     "plots": PLOTS,
     "serving": SERVING,
+    "spark": SPARK,
     "stores": STORES,
     "tensorboard": TENSORBOARD,
     "notebooks": NOTEBOOKS,
