@@ -83,6 +83,7 @@ def on_spark(raw, out, arguments):
   limits = {"min_user_events": arguments.minimum, "min_item_events": arguments.minimum}
   how = {"shards": arguments.shards, "overwrite": True, "report": report, "session": session}
   meta = prepare_on_spark(raw, out, **how, **limits)
+  session.stop()
   seconds = round(time.monotonic() - started, 1)
   return {"workers": arguments.workers, "events": meta["num_events"], "seconds": seconds} | {
     "driver_peak_gb": round(peak(), 2), "different": different(out, arguments.folder / "prepared")
