@@ -11,6 +11,8 @@ DOCS = ["myst-parser>=5.0", "pydata-sphinx-theme>=0.24", "sphinx>=9.0"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
+SPARK = ["pandas>=2.2.0", "pyarrow>=18.0.0", "pyspark>=4.0.0"]  # And Java 17.
+STORES = ["gcsfs>=2024.2.0", "s3fs>=2024.2.0"]
 TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
@@ -45,6 +47,8 @@ setup(
     "export": EXPORT,
     "plots": PLOTS,
     "serving": SERVING,
+    "spark": SPARK,
+    "stores": STORES,
     "tensorboard": TENSORBOARD,
     "notebooks": NOTEBOOKS,
     "test": TEST,

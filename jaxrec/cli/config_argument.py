@@ -12,7 +12,7 @@ CONFIG_HELP = (
   "A name of `jaxrec train --list`, or a config file, which is Python and is executed; --config.group.key=value changes"
   " a setting."
 )
-DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes; same as --config.data.prepared."
+DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes, or its URL; same as --config.data.prepared."
 
 
 def with_config_file(argv: Sequence[str]) -> list[str]:

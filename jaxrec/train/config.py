@@ -41,7 +41,7 @@ class SourceSettings:
 
   source: str = setting("", "Name of a data source, such as movielens-1m; only compared where `prepared` exists.")
   raw: str = setting("", "Raw files; '' downloads them, or takes $JAXREC_DATA/<source>.")
-  prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
+  prepared: str = setting("", "Folder of prepared data, or its URL in an object store; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
   only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
   time_cuts: tuple = setting(
