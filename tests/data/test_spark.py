@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -131,3 +133,22 @@ def test_a_tie_that_is_broken_otherwise_is_noticed(session, tmp_path, monkeypatc
   prepare_on_spark(part, tmp_path / "wrong", shards=2, session=session, **options)
   with pytest.raises(AssertionError):
     assert_same(one.path, tmp_path / "wrong")
+
+
+def test_the_command_writes_a_folder_and_says_what_it_holds(session, parts, tmp_path):
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.prepare",
+    "--engine=spark",
+    f"--raw={parts}",
+    f"--out={tmp_path / 'out'}",
+  ]
+  how = {"cwd": REPOSITORY, "capture_output": True, "text": True}
+  refused = subprocess.run([*command, "--source=taobao"], **how)
+  assert refused.returncode == 1 and "--engine=spark needs --source=table and --raw" in refused.stderr
+  done = subprocess.run([*command, "--source=table", "--time_unit=ms", "--shards=2", "--min_user_events=4"], **how)
+  assert done.returncode == 0, done.stderr
+  assert re.search(r"\d+ users, \d+ items, 1 domains, [\d,]+ events\n", done.stdout)
+  assert f"written to {tmp_path / 'out'} in 2 shards" in done.stdout
+  assert PreparedData.load(tmp_path / "out").num_events > 3000
