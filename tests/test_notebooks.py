@@ -6,7 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
-from datetime import datetime
+import time
 
 import pytest
 from conftest import REPOSITORY
@@ -15,7 +15,7 @@ FOLDER = REPOSITORY / "notebooks"
 SCRIPTS, NOTEBOOKS = sorted(FOLDER.glob("*.py")), sorted(FOLDER.glob("*.ipynb"))
 IN_EVERY_RUN = ("01_train_a_recommender",)  # `make test-all` runs the others too.
 IN_A_PROCESS_OF_ITS_OWN = ("09_tables_on_eight_devices",)  # It sets the number of devices, once for a process.
-SECONDS = 90
+SECONDS = 90  # Of two cores.
 OTHERS = [pytest.mark.exhaustive]
 RUNS = [pytest.param(path, id=path.stem, marks=[] if path.stem in IN_EVERY_RUN else OTHERS) for path in SCRIPTS]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,12 +74,6 @@ def test_notebook_holds_the_outputs_of_one_run_from_top_to_bottom(path):
 
 
 @each_notebook
-def test_notebook_took_less_than_90_seconds(path):
-  times = [datetime.fromisoformat(t) for cell in code_cells(path) for t in cell["metadata"]["execution"].values()]
-  assert (max(times) - min(times)).total_seconds() < SECONDS
-
-
-@each_notebook
 def test_notebook_ends_in_assertions(path):
   lines = "".join(code_cells(path)[-1]["source"]).splitlines()
   assert any(line.startswith("assert ") for line in lines)
@@ -94,9 +88,11 @@ def test_script_runs(path, tmp_path, monkeypatch, optimized):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MPLBACKEND": "agg"}
     subprocess.run([sys.executable, str(path)], check=True, env=environment)
     return
+  start = time.process_time()  # The machine may be busy.
   with pyplot.rc_context():
     runpy.run_path(str(path))
   pyplot.close("all")
+  assert time.process_time() - start < 2 * SECONDS
 
 
 @pytest.mark.slow
