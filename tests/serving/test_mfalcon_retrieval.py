@@ -28,6 +28,7 @@ CASES = {
   "multi_top_target": {**MULTI, "states": "top", "read": "target"},
   "intra": {**MULTI, "tape": False, "states": "none"},
 }
+BY_DEFAULT = ("hstu_target_domain", "sasrec", "multi", "multi_two_states")
 # Users of seven events, of two, of one and of none; the domains of the second lack one.
 ITEMS = np.array([[3, 1, 4, 1, 5, 9, 2], [2, 6, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0], [0] * 7], np.int32)
 CANDIDATES = np.array([[7, 2, 9, 8, 1], [5, 3, 2, 1, 4], [6, 5, 4, 3, 2], [1, 2, 3, 4, 5]], np.int32)
@@ -75,7 +76,10 @@ def one_at_a_time(model, params, reads_time):
   return vectors, (vectors * table[CANDIDATES]).sum(axis=-1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [pytest.param(c, marks=() if c in BY_DEFAULT else pytest.mark.exhaustive) for c in CASES],
+)
 def test_candidates_against_the_cache_equal_one_at_a_time(case):
   model, params = model_and_params(case)
   reads_time = case != "sasrec"
