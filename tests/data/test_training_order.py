@@ -51,7 +51,7 @@ def test_an_unknown_order_is_refused():
 
 
 def config_with_share(share, seed=42):
-  config = ConfigDict(tiny_run.config().to_dict())
+  config = ConfigDict(tiny_run.get_config().to_dict())
   config.data.train_share, config.seed = share, seed
   return config
 
