@@ -160,6 +160,10 @@ class TrainSettings:
     "keep", "The optimizer state that such a run begins with: that of the earlier run, or a new one, as other"
     " objectives need.", choices=("keep", "new"),
   )  # fmt: skip
+  boards: tuple = setting(
+    ("tensorboard",), "Where metrics are shown beside metrics.jsonl: some of tensorboard, wandb, mlflow; see"
+    " jaxrec.train.boards.",
+  )  # fmt: skip
   retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
 
 

@@ -19,7 +19,7 @@ _GROUPS = ("data", "model", "optimizer", "train", "parallel", "eval")
 _RUN_FILES = ("metrics.jsonl", "summary.json", "select/checkpoints", "select/result.json", "final/checkpoints")
 
 MAY_CHANGE = (
-  "config.name", "config.train.checkpoint_every_steps",
+  "config.name", "config.train.boards", "config.train.checkpoint_every_steps",
   "config.data.raw", "config.data.prepared",
   "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
   "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
