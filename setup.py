@@ -10,6 +10,7 @@ CUDA = ["jax[cuda13]"]
 DOCS = ["myst-parser>=5.0", "pydata-sphinx-theme>=0.24", "sphinx>=9.0"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
+HUB = ["huggingface_hub>=1.0"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
 SPARK = ["pandas>=2.2.0", "pyarrow>=18.0.0", "pyspark>=4.0.0"]  # And Java 17.
 STORES = ["gcsfs>=2024.2.0", "s3fs>=2024.2.0"]
@@ -55,6 +56,7 @@ setup(
     "tensorboard": TENSORBOARD,
     "wandb": WANDB,
     "mlflow": MLFLOW,
+    "hub": HUB,
     "notebooks": NOTEBOOKS,
     "test": TEST,
     "tpu": ["jax[tpu]"],

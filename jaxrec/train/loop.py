@@ -7,7 +7,7 @@ evaluates the test events once. Its learning rate at each epoch is that of the f
 
 Files in the workdir: config.json, data.json (the fingerprint of the data), metrics.jsonl (the same, value for value,
 however often the run was killed), timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints,
-<phase>/result.json, <phase>/started_from.json, tensorboard/<phase>, profile, and .lock: one process at a
+<phase>/result.json, <phase>/started_from.json, model_card.md, tensorboard/<phase>, profile, and .lock: one process at a
 time trains in a workdir.
 """
 
@@ -31,6 +31,7 @@ from jaxrec.train.finite_state import FiniteCheck
 from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
 from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
+from jaxrec.train.model_card import write_model_card
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
 
@@ -94,6 +95,7 @@ def run(
     summary |= {"seconds": sum(record["seconds"] for record in timing), "machine": parallel.machine()}
     writers.write_json(path, summary)
     curves.plot(workdir, config.eval.metric)
+    write_model_card(workdir)
     return summary
 
 
