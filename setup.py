@@ -18,7 +18,6 @@ TENSORBOARD = ["tensorboardX"]
 NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
 WANDB = ["wandb>=0.20"]
 MLFLOW = ["mlflow-skinny>=3.0"]
-NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
 TEST = [*EXPORT, *PLOTS, *SERVING, *TENSORBOARD, "beartype", "httpx", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
