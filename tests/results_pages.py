@@ -8,6 +8,7 @@ writes them anew; a test compares them with the lines.
 import json
 
 from conftest import REPOSITORY
+from scaling_page import scaling_page
 
 from jaxrec.cli.audit import LEGEND, SHARES, percent
 from jaxrec.cli.text_table import text_table
@@ -224,6 +225,7 @@ PAGES = {
   "time_split.md": lambda: time_split_page(lines_of("time_split.jsonl")),
   "quality.md": lambda: quality_page(lines_of("quality.jsonl")),
   "audit.md": lambda: audit_page(lines_of("audit.jsonl")),
+  "scaling.md": lambda: scaling_page(lines_of("scaling.jsonl"), MADE.format("scaling.jsonl").strip()),
 }
 
 

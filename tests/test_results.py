@@ -16,6 +16,7 @@ DERIVED = {
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
   "search_cpu.md": "means and standard deviations over seeds",
+  "scaling.md": "laws fitted to the lines, means over seeds, published metrics, a uniform guess",
   "device_h200.md": "the retrained test of two runs, whose folders stayed on the device",
 }
 

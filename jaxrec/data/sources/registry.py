@@ -36,6 +36,7 @@ GENERATED: Mapping[str, str] = {
   "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
   "planted_styles": "jaxrec.data.generators.planted_styles:planted_styles",
   "planted_actions": "jaxrec.data.generators.planted_actions:planted_actions",
+  "streaming": "jaxrec.data.generators.streaming_vocabulary:streaming_vocabulary",
 }
 """Source name -> module:function of a generator, which needs no raw data and returns `PreparedData`."""
 
