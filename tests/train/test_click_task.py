@@ -21,9 +21,9 @@ from jaxrec.evaluation.metrics import auc
 from jaxrec.parallel import make_mesh
 from jaxrec.train import click_task, loop, writers
 from jaxrec.train.click_task import ClickTask, default_config
-from jaxrec.train.config import saved_config
 from jaxrec.train.monitor import Interrupted
 from jaxrec.train.runs import load_run
+from jaxrec.train.saved_config import saved_config
 
 OPTIONS = {"num_users": 60, "num_categories": 8, "items_per_category": 12, "mean_events": 40.0, "group_size": 2}
 
