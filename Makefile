@@ -5,13 +5,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+NOTEBOOKS ?= notebooks/*.py
 FAST := tests/test_house.py tests/objectives/test_losses.py tests/objectives/test_negatives.py tests/objectives/test_objectives.py tests/evaluation/test_metrics.py tests/evaluation/test_catalogue.py tests/data/test_packing.py
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test test-all check lint notebooks clean
+.PHONY: help demo test test-all check lint notebooks docs clean
 
 help:
 	@echo "make demo       train a recommender on synthetic data; curves in runs/demo"
@@ -19,7 +20,8 @@ help:
 	@echo "make test-all   run them with the full grids of compilers and sizes"
 	@echo "make check      lint, house rules and fast unit tests, in about a minute"
 	@echo "make lint       run ruff"
-	@echo "make notebooks  rebuild the notebooks from their scripts and execute them"
+	@echo "make notebooks  rebuild the notebooks from their scripts and execute them; NOTEBOOKS=notebooks/04*.py some of them"
+	@echo "make docs       build the documentation in build/docs/html"
 	@echo "make clean      remove the virtual environment and the caches (not runs/)"
 
 demo: $(VENV)/.installed-plots
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed-plots
 test: $(VENV)/.installed-test $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.installed-test $(VENV)/.tried-compilers
+test-all: $(VENV)/.installed-test $(VENV)/.installed-docs $(VENV)/.tried-compilers
 	$(RUN) -m pytest -n 2 --dist worksteal -m "" $(ARGS)
 
 check: $(VENV)/.installed-test
@@ -39,11 +41,15 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(ARGS)
 
 notebooks: $(VENV)/.installed-notebooks
-	$(RUN) -m jupytext --quiet --update --to ipynb notebooks/*.py
-	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace notebooks/*.ipynb
+	$(RUN) -m jupytext --quiet --update --to ipynb $(wildcard $(NOTEBOOKS))
+	JAX_PLATFORMS=cpu $(VENV)/bin/jupyter-execute --inplace $(patsubst %.py,%.ipynb,$(wildcard $(NOTEBOOKS)))
+
+docs: $(VENV)/.installed-docs
+	$(RUN) -m docs.build
+	@echo "Open build/docs/html/index.html"
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build/docs .cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: setup.py | $(VENV)/bin/python
 	@echo "Installing jaxrec[$*] into $(VENV) (a minute or two the first time)"

@@ -7,11 +7,17 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 CUDA = ["jax[cuda13]"]
+DOCS = ["myst-parser>=5.0", "pydata-sphinx-theme>=0.24", "sphinx>=9.0"]
 EXPORT = ["flatbuffers"]
 PLOTS = ["matplotlib"]
+HUB = ["huggingface_hub>=1.0"]
 SERVING = ["fastapi>=0.165", "prometheus_client", "uvicorn"]
+SPARK = ["pandas>=2.2.0", "pyarrow>=18.0.0", "pyspark>=4.0.0"]  # And Java 17.
+STORES = ["gcsfs>=2024.2.0", "s3fs>=2024.2.0"]
 TENSORBOARD = ["tensorboardX"]
-NOTEBOOKS = [*PLOTS, "ipykernel", "jupytext", "nbclient", "nbformat"]
+NOTEBOOKS = [*PLOTS, "equinox>=0.13", "ipykernel", "jupytext", "nbclient", "nbformat"]
+WANDB = ["wandb>=0.20"]
+MLFLOW = ["mlflow-skinny>=3.0"]
 COMPILERS = ["jax[tpu,cuda13-local]", "nvidia-cuda-nvcc"]  # of programs for devices that are not there
 TEST = [*EXPORT, *PLOTS, *SERVING, *TENSORBOARD, "beartype", "httpx", "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
@@ -40,10 +46,16 @@ setup(
     "tqdm>=4.66.3",
   ],
   extras_require={
+    "docs": DOCS,
     "export": EXPORT,
     "plots": PLOTS,
     "serving": SERVING,
+    "spark": SPARK,
+    "stores": STORES,
     "tensorboard": TENSORBOARD,
+    "wandb": WANDB,
+    "mlflow": MLFLOW,
+    "hub": HUB,
     "notebooks": NOTEBOOKS,
     "test": TEST,
     "tpu": ["jax[tpu]"],

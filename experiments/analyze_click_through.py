@@ -3,7 +3,7 @@
     python -m experiments.analyze_click_through --run=DARE=runs/ctr_dare --run=TWIN=runs/ctr_twin --out=runs/look
 
 For each run: discriminability of the inputs of its head, and convergence; for DARE and TWIN also the learned attention
-for the most frequent category of the candidates, compared with the mutual information in the data; on planted interest
+for the most frequent category of the candidates, compared with the mutual information in the data; on planted data
 also the NDCG of the search. Several runs with the same name are seeds. The gradients of the two roles come from
 training a shared table with the settings of the first run (--gradient_steps=0 skips this).
 """
@@ -24,9 +24,10 @@ from absl import app, flags, logging
 from jaxrec.analysis import ctr_analysis as analysis
 from jaxrec.analysis import ctr_plots as plots
 from jaxrec.data.batches.candidates import TrainingCandidates, held_out_candidates
-from jaxrec.data.generators.planted_interest import planted_interest_truth
+from jaxrec.data.generators.click_truth import click_truth
 from jaxrec.data.prepared import TEST
 from jaxrec.models import ctr
+from jaxrec.models.ctr import ClickThroughRanker
 from jaxrec.train import click_task, writers
 from jaxrec.train.click_task import ClickTask
 from jaxrec.train.config import CLICK_THROUGH
@@ -67,7 +68,9 @@ def analyze(runs: list[list[str]], out: str, clusters: list[int], gradient_steps
   if gradient_steps:
     gradients = role_gradients(first, gradient_steps)
     plots.draw_role_gradients(gradients, os.path.join(out, "gradients.png"))
-    numbers["gradients"] = _summary(gradients)
+    sizes = {"num_items": first.examples.num_items, "num_categories": first.examples.num_categories}
+    sizes["width"] = first.config.model.get("width", ClickThroughRanker.width)
+    numbers["gradients"] = _summary(gradients) | sizes
   writers.write_json(os.path.join(out, "numbers.json"), numbers)
   _draw(numbers, out)
   return numbers
@@ -82,12 +85,11 @@ def load(workdir: str) -> tuple[ClickTask, Mapping[str, Any]]:
 def analyze_run(task: ClickTask, variables: Mapping[str, Any], clusters: list[int]) -> dict[str, Any]:
   """Returns the analyses of one run on its test candidates.
 
-  "discriminability" by number of clusters; "search_ndcg", on planted interest, for clicked, not clicked and all
+  "discriminability" by number of clusters; "search_ndcg", on planted data, for clicked, not clicked and all
   candidates; "attention", for DARE and TWIN.
   """
   apply = jax.jit(lambda batch: task.model.apply(variables, batch, deterministic=True))
-  is_planted = task.data.meta["source"] == "planted_interest"
-  truth = planted_interest_truth(task.data) if is_planted else None
+  truth = click_truth(task.data)
   columns = []
   for batch in held_out_candidates(task.examples, TEST, task.config.eval.batch_size):
     output, is_real = apply(batch), batch.history_item > 0
@@ -149,6 +151,8 @@ def _summary(gradients):
     "norm_attention": float(gradients.norm[:, 0].mean()),
     "norm_representation": float(gradients.norm[:, 1].mean()),
     "ratio": gradients.ratio,
+    "norm_by_step": gradients.norm.tolist(),
+    "mean_cosine_by_step": gradients.cosine.tolist(),
     "steps_with_mean_cosine_below_0": gradients.share_of_steps,
     "rows_in_conflict_in_most_steps": float((gradients.conflict[~np.isnan(gradients.conflict)] > 0.5).mean()),
     "mean_conflict_of_rows": float(np.nanmean(gradients.conflict)),

@@ -35,6 +35,11 @@ class SequenceBatch:
   target_time: its time, or the time at which it is requested.
   target_weight: weight of this position in the loss; 0 = nothing to predict here.
   action: rating, click, ... as a small integer, 0 = none; or None where the data has none.
+
+  >>> import numpy as np
+  >>> batch = next_item_batch(np.array([[5, 3, 8, 0]]))  # One user with three events, padded to four.
+  >>> batch.item_id.tolist(), batch.target_item.tolist(), batch.target_weight.tolist()
+  ([[5, 3, 8, 0]], [[3, 8, 0, 0]], [[1.0, 1.0, 0.0, 0.0]])
   """
 
   item_id: Int[Array, "B N"]
@@ -138,6 +143,13 @@ class CandidateBatch:
   item, category: ids of the candidate.
   label: 1 for a click, else 0.
   user_id: for metrics by user; from 0.
+
+  >>> import numpy as np
+  >>> two = np.array([1, 2])
+  >>> batch = CandidateBatch(history_item=np.array([[0, 5], [7, 1]]), history_category=np.array([[0, 1], [1, 1]]),
+  ...   history_age=np.array([[0, 1], [2, 1]]), item=two, category=two, label=np.array([1.0, 0.0]), user_id=two)
+  >>> batch.history_item.shape, batch.label.tolist()
+  ((2, 2), [1.0, 0.0])
   """
 
   history_item: Int[Array, "B N"]
@@ -147,6 +159,56 @@ class CandidateBatch:
   category: Int[Array, " B"]
   label: Float[Array, " B"]
   user_id: Int[Array, " B"]
+
+
+@flax.struct.dataclass
+class PackedCandidates:
+  """Candidates of several targets of one user in each row, which share the user's events (a pytree).
+
+  The history of a target is the `history_length` events before it: the columns `end - history_length .. end - 1`.
+
+  history_item, history_category: ids of the events in order of time, padded on the left with 0.
+  end: column of each target, at least `history_length`; ascending, P / T candidates belong to each of the T targets.
+  item, category, label: of the candidates, as in a `CandidateBatch`.
+  user_id: of the row; from 0.
+  history_length: N, the same for all.
+  """
+
+  history_item: Int[Array, "B S"]
+  history_category: Int[Array, "B S"]
+  end: Int[Array, "B T"]
+  item: Int[Array, "B P"]
+  category: Int[Array, "B P"]
+  label: Float[Array, "B P"]
+  user_id: Int[Array, " B"]
+  history_length: int = flax.struct.field(pytree_node=False)
+
+  def candidate_end(self) -> Int[Array, "B P"]:
+    """Returns the column of each candidate's target."""
+    return jnp.repeat(jnp.asarray(self.end), self.item.shape[1] // self.end.shape[1], axis=1)
+
+  def unpacked(self) -> CandidateBatch:
+    """Returns the candidates with a history each, those of a row one after another.
+
+    >>> row = {"history_item": jnp.array([[0, 5, 3]]), "history_category": jnp.array([[0, 1, 2]])}
+    >>> one = {name: jnp.array([[9, 8]]) for name in ("item", "category")}
+    >>> batch = PackedCandidates(**row, **one, end=jnp.array([[2, 3]]), label=jnp.ones((1, 2)), user_id=jnp.array([7]),
+    ...   history_length=2).unpacked()
+    >>> batch.history_item.tolist(), batch.history_age.tolist(), batch.user_id.tolist()
+    ([[0, 5], [5, 3]], [[0, 1], [2, 1]], [7, 7])
+    """
+    age = jnp.arange(self.history_length, 0, -1, dtype=jnp.int32)
+    column = self.candidate_end()[:, :, None] - age[None, None]  # [B, P, N]
+    shape = (-1, self.history_length)
+    item, category = (
+      jnp.take_along_axis(jnp.asarray(x)[:, None], column, axis=2).reshape(shape)  # [B P, N]
+      for x in (self.history_item, self.history_category)
+    )
+    return CandidateBatch(
+      history_item=item, history_category=category, history_age=jnp.where(item != 0, age[None], 0),
+      item=jnp.asarray(self.item).reshape(-1), category=jnp.asarray(self.category).reshape(-1),
+      label=jnp.asarray(self.label).reshape(-1), user_id=jnp.repeat(jnp.asarray(self.user_id), self.item.shape[1]),
+    )  # fmt: skip
 
 
 CONTEXT, EVENT, CANDIDATE, ACTION = 1, 2, 3, 4

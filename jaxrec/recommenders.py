@@ -29,6 +29,11 @@ def load(workdir: str | os.PathLike, which: str = "best", phase: str | None = No
   Raises:
     FileNotFoundError: no run or no checkpoint there.
     ValueError: a run of another task than sequential recommendation.
+
+  >>> load("runs/no_such_run")
+  Traceback (most recent call last):
+  ...
+  FileNotFoundError: ...
   """
   checkpoint.check_path("workdir", os.fspath(workdir))
   if load_config(os.fspath(workdir)).task == RANKING:

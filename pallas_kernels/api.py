@@ -79,6 +79,12 @@ def segment_attention(
       gradient needs "reference" or "dense".
 
   Source: Zhai et al. 2024, arXiv 2402.17152, equations 2 and 3.
+
+  >>> q = v = jnp.ones((1, 2, 1, 1))
+  >>> mask = IntervalMask.causal(jnp.array([[1, 1]]))
+  >>> out = segment_attention(q, q, v, mask, normalizer=2.0)  # silu(1) = .731, of one key and of two, divided by 2
+  >>> [f"{value:.3f}" for value in out.ravel()]
+  ['0.366', '0.731']
   """
   _check_options(activation, normalizer, implementation, interpret, block_sizes)
   _check_group_sums(group_sums, key_group, implementation)
@@ -241,6 +247,9 @@ def chosen_implementation(
   With q, k, v (arrays or their shapes) and the bias, it also says where a problem does not suit the platform's kernel,
   and for GPUs on what measurement the choice rests. k and v are like q if left out; `group_sums` as of
   `segment_attention`.
+
+  Raises:
+    ValueError: an unknown platform.
 
   >>> chosen_implementation("tpu")
   'tpu: Pallas kernels, live tiles only'

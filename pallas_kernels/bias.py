@@ -35,6 +35,11 @@ class RelativeBias:
   position_table: one value for each difference of positions `-(P-1)..P-1`: `[2P-1]` or `[H, 2P-1]`. Larger
     differences use the ends.
   query_position, key_position: index of a token inside its own sequence.
+
+  >>> position = jnp.array([[0, 1]])
+  >>> bias = RelativeBias(position_table=jnp.array([5.0, 0.0, 7.0]), query_position=position, key_position=position)
+  >>> dense_bias(bias)[0, 0].tolist()  # 7 belongs to the difference 1, of the second query to the first key.
+  [[0.0, 5.0], [7.0, 0.0]]
   """
 
   time_table: Float[Array, "*H T"] | None = None
@@ -45,7 +50,7 @@ class RelativeBias:
   key_position: Int[Array, "B S"] | None = None
 
   def validate(self, rows: int, num_queries: int, num_keys: int, num_heads: int) -> None:
-    """Raises ValueError where tables and inputs do not fit together or do not fit q and k."""
+    """Raises: ValueError where tables and inputs do not fit together or do not fit q and k."""
     shapes = {
       "query_time": (rows, num_queries), "key_time": (rows, num_keys),
       "query_position": (rows, num_queries), "key_position": (rows, num_keys),

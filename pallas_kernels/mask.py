@@ -38,6 +38,10 @@ class IntervalMask:
 
   The masks of the constructors below know that each token is read by itself or by none. What is made of their arrays,
   by `jax.tree.map` or `dataclasses.replace`, does not: there it may be otherwise.
+
+  >>> mask = IntervalMask.causal(jnp.array([[1, 1, 2, 0]]))  # Two sequences and a padded position.
+  >>> mask.to_dense(4)[0].astype(int).tolist()
+  [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
   """
 
   start_a: Int[Array, "B N"]
@@ -286,7 +290,8 @@ def sort_by_segment(
 def permute(x: Shaped[Array, "B N ..."], order: Int[Array, "B N"], inverse: Int[Array, "B N"]) -> Array:
   """`x[b, order[b, n], ...]` for every row b, where `order` is a permutation and `inverse` undoes it.
 
-  What sets it apart from `jnp.take_along_axis` is the gradient: a gather by `inverse`, not a slow scatter.
+  The result has the shape of x, `[B, N, ...]`. What sets it apart from `jnp.take_along_axis` is the gradient: a gather
+  by `inverse`, not a slow scatter.
 
   >>> permute(jnp.array([[7, 8, 9]]), jnp.array([[2, 0, 1]]), jnp.array([[1, 2, 0]])).tolist()
   [[9, 7, 8]]

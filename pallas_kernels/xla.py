@@ -32,7 +32,7 @@ _MAX_BUCKETS_KEPT = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-  """Sizes that change speed, never results.
+  """Sizes that change speed, never results. Raises: ValueError for a size below 1.
 
   query, key: tokens in a tile.
   group: tile pairs computed together.

@@ -8,6 +8,7 @@ writes them anew; a test compares them with the lines.
 import json
 
 from conftest import REPOSITORY
+from scaling_page import scaling_page
 
 from jaxrec.cli.audit import LEGEND, SHARES, percent
 from jaxrec.cli.text_table import text_table
@@ -161,10 +162,70 @@ def _number(value):
   return "-" if value is None else f"{value:,}" if isinstance(value, int) else short(value)
 
 
+def input_page(lines: list[dict]) -> str:
+  """Returns `input_pipeline_cpu.md`: how fast batches are made, and how fast the `pod` configuration needs them."""
+  first = lines[0]
+  rows = [["variant", "million tokens a second", "of a core", "examples a second", "ms a batch"]]
+  for line in lines:
+    speeds = [f"{line[name] / 1e6:.1f}" for name in ("tokens_per_second", "tokens_per_core_second")]
+    rows.append([line["variant"], *speeds, f"{line['examples_per_second']:,}", f"{line['milliseconds']:.1f}"])
+  per_core = next(line for line in lines if line["variant"] == "8 shards")["tokens_per_core_second"]
+  slow = next(50e6 / line["tokens_per_second"] for line in lines if line["variant"] == "store of 50 MB/s")
+  flop, need = pod_flop_per_token(), V5P_FLOP_PER_SECOND / pod_flop_per_token()
+  return "\n\n".join([
+    "# Making training batches, on one CPU",
+    MADE.format("input_pipeline_cpu.jsonl").strip(),
+    f"`python -m experiments.benchmarks.input_pipeline`: {first['events']:,} events of log-normal histories, packed\n"
+    f"into batches of {first['rows']} rows of {first['length']:,} positions; {first['batches']} batches are timed."
+    " \"of a core\" divides by the\nprocessor seconds of the process that reads the batches: for worker processes it"
+    " is what receiving costs. An example is\na history. Other programs ran on both cores of the machine: compare the"
+    " columns \"of a core\".",
+    text_table(rows, "lr", markdown=True),
+    "\"store of S MB/s\": the columns are memory-mapped over a mount that gives S megabytes a second, in pages of"
+    " 4 KiB, and\nnone is kept: each epoch reads everything again, one history after another; \"of a core\" counts"
+    " what simulating the store\ntakes too. Copied first (a URL in `--data`), data are read at the speed of"
+    " \"8 shards\". \"put\": ready batches are put on the\ndevice, a CPU.",
+    "## What the `pod` configuration needs",
+    "\n".join([
+      f"- A token costs {flop / 1e9:.2f} GFLOP: 6 for each of the 5.2 million weights of 24 layers (projections of"
+      " queries, keys, values and",
+      "  gates, and of the output), 6 x 1,024 x 1,024 for the causal attention of each layer, 6 x 512 x 1,024 for the"
+      " sampled softmax.",
+      f"- A v5p chip has {V5P_FLOP_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16. At its peak, which no step reaches, it"
+      f" would train {need:,.0f} tokens a second,",
+      f"  a step of one row of 1,024 every {1024 / need * 1000:.1f} ms. A host of 4 chips: {4 * need / 1e6:.1f} million"
+      " tokens a second.",
+      f"- One core of the machine above makes {per_core / 1e6:.1f} million tokens a second from shards: it feeds"
+      f" {per_core / need:.0f} chips at their peak; a host",
+      f"  of 4 chips needs {4 * need / per_core:.2f} cores, the pod of 4,096 chips {4096 * need / per_core:.0f} cores"
+      " on its 1,024 hosts.",
+      f"- An event has 16 bytes in the columns that a batch reads, {4 * need * 16 / 1e6:.0f} MB/s for a host; over a"
+      f" mount {slow:.0f} bytes in whole pages,",
+      f"  {4 * need * slow / 1e6:.0f} MB/s. Copy the shards of a host first.",
+    ]),
+    "So one thread that works ahead, as the training loop has it, is enough, and worker processes are not used: they"
+    " add the\ncost of sending batches. The loop puts the batch of step n + 1 on the device while step n is computed:"
+    " it waits for the\nscalars of the step before only. Nothing on this page has run beside a TPU.",
+  ]) + "\n"  # fmt: skip
+
+
+V5P_FLOP_PER_SECOND = 459e12  # In bfloat16, as published.
+
+
+def pod_flop_per_token() -> float:
+  """Returns the floating-point operations of a training step for a token at `experiments/configs/pod.py`."""
+  layers, width, length, negatives = 24, 1024, 1024, 512
+  weights = 5 * width * width  # Of a layer: queries, keys, values, gates and output, 8 heads of width 128 each.
+  attention = 2 * length * width  # Scores and values, half of the positions.
+  return 3 * (layers * (2 * weights + attention) + 2 * negatives * width)
+
+
 PAGES = {
+  "input_pipeline_cpu.md": lambda: input_page(lines_of("input_pipeline_cpu.jsonl")),
   "time_split.md": lambda: time_split_page(lines_of("time_split.jsonl")),
   "quality.md": lambda: quality_page(lines_of("quality.jsonl")),
   "audit.md": lambda: audit_page(lines_of("audit.jsonl")),
+  "scaling.md": lambda: scaling_page(lines_of("scaling.jsonl"), MADE.format("scaling.jsonl").strip()),
 }
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-PACKAGES = ["experiments", "jaxrec", "pallas_kernels"]
+PACKAGES = ["docs", "experiments", "jaxrec", "pallas_kernels"]
 TOP_LEVEL = {
   *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"),
-  *("setup.py", "experiments", "jaxrec", "notebooks", "pallas_kernels", "tests"),
+  *("setup.py", "docs", "experiments", "jaxrec", "notebooks", "pallas_kernels", "tests"),
 }
 
 # A package imports packages on its own level or below.
-LEVEL = {"notebooks": 2, "experiments": 2, "jaxrec": 1, "pallas_kernels": 0}
+LEVEL = {"notebooks": 2, "docs": 2, "experiments": 2, "jaxrec": 1, "pallas_kernels": 0}
 # The same for every folder and module of jaxrec: it imports from lower levels and from itself.
 LEVEL_IN_JAXREC = {
   "cli": 7,

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import settings_tables
@@ -24,6 +23,7 @@ READMES = ["README.md"] + sorted(
   path.relative_to(REPOSITORY).as_posix() for folder in FOLDERS for path in (REPOSITORY / folder).rglob("README.md")
 )
 PAGES = [*READMES, "CONTRIBUTING.md"]
+REUSE = "docs/pages/reuse.md"  # The other pages of the site take their code from the READMEs.
 RUN_ELSEWHERE = {"import faiss": "tests/cli/test_recommend.py"}  # Blocks that need packages or files of their own.
 MAX_LINES = 150  # Of README.md: it is a door, the manuals are behind it.
 
@@ -80,7 +80,7 @@ def prepared(tmp_path_factory):
   return path
 
 
-@pytest.mark.parametrize("path", [path for path in READMES if code_blocks(path, "python")])
+@pytest.mark.parametrize("path", [path for path in [*READMES, REUSE] if code_blocks(path, "python")])
 def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
   """Runs the blocks of one file in one namespace; a traceback has the line numbers of the file."""
   monkeypatch.chdir(tmp_path)
@@ -130,12 +130,6 @@ def test_results_of_the_first_page_are_recorded():
     select, final = (json.loads((folder / f"{phase}.json").read_text()) for phase in ("select", "final"))
     phases = select["validation"], select["test_of_selected"], final["test"]
     assert shown == [f"{values[metric]:.4f}"[1:] for values in phases for metric in ("HR@10", "NDCG@10")], name
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_links_lead_somewhere(path):
-  links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", (REPOSITORY / path).read_text())
-  assert [link for link in links if not (REPOSITORY / path).parent.joinpath(Path(link)).exists()] == []
 
 
 def test_settings_tables_are_those_of_the_code():

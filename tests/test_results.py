@@ -12,9 +12,11 @@ METRIC = re.compile(r"(?<![\d.])0?(\.\d{4})(?!\d)")
 # Pages with numbers that are computed from lines or published elsewhere, and which those are.
 DERIVED = {
   "click_through.md": "means and standard deviations over seeds, published AUC",
+  "cold_items.md": "means and standard deviations over seeds",
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
   "search_cpu.md": "means and standard deviations over seeds",
+  "scaling.md": "laws fitted to the lines, means over seeds, published metrics, a uniform guess",
   "device_h200.md": "the retrained test of two runs, whose folders stayed on the device",
 }
 

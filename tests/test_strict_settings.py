@@ -25,7 +25,7 @@ from jaxrec.objectives.action_prediction import ActionObjective
 from jaxrec.objectives.autocdsr import CrossDomainObjective
 from jaxrec.objectives.click import ClickObjective
 from jaxrec.objectives.item import ItemObjective
-from jaxrec.serving import history_search, mfalcon
+from jaxrec.serving import history_search, mfalcon, mfalcon_retrieval
 from jaxrec.serving.incremental import IncrementalModel
 from pallas_kernels import IntervalMask, RelativeBias, segment_attention
 
@@ -244,6 +244,18 @@ def candidates(name):
   return trace(score, parameters(model, batch)["params"])
 
 
+def read_candidates(name):
+  model = models.build({"name": name, **SIZES}, num_items=9)
+  batch = next_item_batch(np.array([[1, 2, 3]], np.int32), np.array([[1, 2, 1]], np.int32))
+  items, time = np.array([[1, 2]], np.int32), np.array([9], np.int32)
+
+  def score(params):
+    histories = mfalcon_retrieval.encode_histories(model, 8, params, batch)
+    return mfalcon_retrieval.read_microbatch(model, False, True, params, histories, time, items, items)
+
+  return trace(score, parameters(model, batch)["params"])
+
+
 KEY = jax.random.key(0)
 SHARDED = {"placement": "sharded"}
 TABLES = {
@@ -281,6 +293,7 @@ SURFACE = {
   **{f"ranking by {name}": (ranking_gradients, name, "one_token", "shared") for name in RANKING},
   "ranking, interleaved": (ranking_gradients, "hstu", "interleaved", "full"),
   **{f"M-FALCON by {name}": (candidates, name) for name in ("hstu", "stu")},
+  **{f"M-FALCON of retrieval by {name}": (read_candidates, name) for name in ("sasrec", "multi_domain_hstu")},
   "batches": (lambda: next_item_batch(np.array([[5, 3, 8, 0]])),),
 }  # fmt: skip
 

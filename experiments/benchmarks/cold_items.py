@@ -32,6 +32,7 @@ from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, PreparedData
 from jaxrec.train import loop
 from jaxrec.train.runs import load_run
+from jaxrec.train.sequence_task import evaluate_baselines
 
 FLAGS = flags.FLAGS
 FEATURES = "genres", "decade"
@@ -70,7 +71,7 @@ def with_decades(data: PreparedData) -> PreparedData:
 def measure(
   data: PreparedData, config: ConfigDict, seeds: Sequence[int], share: float, workdir: str
 ) -> Iterator[dict[str, Any]]:
-  """Yields one record per seed, with features and without.
+  """Yields one record per seed with features, without, and of popularity.
 
   Args:
     data: whose items have the columns `FEATURES`.
@@ -89,13 +90,17 @@ def measure(
       one.eval.beyond_accuracy = 10
       loop.run(one, str(folder / name))
       run = load_run(str(folder / name))
-      found = run.task.evaluate(run.state, TEST, parallel.make_mesh())
-      sizes = {"items": data.num_items, "cold_share": share, "epochs": one.train.num_epochs}
-      sizes |= {"max_length": one.data.max_length, "best_step": run.step}
-      counts = {key: found[key] for key in ("warm/count", "cold/count")}
-      metrics = {key: round(found.get(key, 0.0), 5) for key in METRICS}
-      record = {"benchmark": "cold_items", "variant": name, "seed": seed, **sizes, **counts, **metrics}
-      yield record | parallel.machine()
+      sizes = {"items": data.num_items, "cold_share": share, "max_length": one.data.max_length}
+      trained = {"epochs": one.train.num_epochs, "best_step": run.step}
+      yield _record(name, seed, sizes | trained, run.task.evaluate(run.state, TEST, parallel.make_mesh()))
+    yield _record("popularity", seed, sizes, evaluate_baselines(one, run.task.data, TEST)["popularity"])
+
+
+def _record(name, seed, sizes, found) -> dict[str, Any]:
+  counts = {key: found[key] for key in ("warm/count", "cold/count")}
+  metrics = {key: round(found.get(key, 0.0), 5) for key in METRICS}
+  record = {"benchmark": "cold_items", "variant": name, "seed": seed, **sizes, **counts, **metrics}
+  return record | parallel.machine()
 
 
 def without_cold_items(data: PreparedData, share: float, seed: int) -> PreparedData:

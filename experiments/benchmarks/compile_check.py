@@ -13,7 +13,6 @@ compiler refuses is a line with its "error", and the exit status is 1. What is n
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -29,6 +28,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from jaxrec.train.target_step import compile_training_step
 from pallas_kernels import IntervalMask, RelativeBias, aot, segment_attention, tpu
 
 FLAGS = flags.FLAGS
@@ -175,28 +175,7 @@ def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) ->
 def _training_steps() -> Iterator[tuple[dict[str, Any], Any]]:
   for target in FLAGS.targets:
     about = {"program": "training step", "target": target, "config": FLAGS.config.name, "jax": jax.__version__}
-    yield about, lambda target=target: _compile_training_step(FLAGS.config, target)
-
-
-def _compile_training_step(config, target) -> tuple[Any, float]:
-  """Compiles the training step of a config, its batch sharded over all devices of the target."""
-  from jaxrec import parallel
-  from jaxrec.data.batches.training import TrainingBatches
-  from jaxrec.train.sequence_task import training_options
-  from jaxrec.train.task import build_task
-
-  task = build_task(config)
-  mesh = parallel.make_mesh(config.parallel.to_dict(), aot.target_devices(target))
-  options = training_options(config, task.data, last_split=0, mesh=mesh)
-  options = dataclasses.replace(options, shard_index=0, shard_count=1)  # The rows of all hosts.
-
-  def sharded(tree, shardings):
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-  batch = TrainingBatches(task.data, options)[0]
-  state = task.abstract_state(mesh, 1000)
-  rows = jax.tree.map(lambda _: parallel.row_sharding(mesh), batch)
-  return aot.compile_lowered(task.train_step(mesh, state, 1000).lower(state, sharded(batch, rows)))
+    yield about, lambda target=target: compile_training_step(FLAGS.config, target)
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

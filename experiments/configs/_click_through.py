@@ -27,6 +27,9 @@ def config(name: str, choice: str, *, width: int) -> ConfigDict:
   settings = default_config()
   settings.name = "_".join((name, variant, *widths))
   settings.model = dict(name=variant, width=int(widths[0]) if widths else width, evaluation_norm="running")
+  settings.model.init_scale = 0.01  # Both are published; `--config.model.init_scale` changes them.
+  if VARIANTS[variant]["tables"] != "shared":
+    settings.model.attention_init_scale = 0.01
   if len(widths) > 1:
     total = int(widths[1])
     if total % 8:

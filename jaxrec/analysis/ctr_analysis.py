@@ -25,7 +25,11 @@ ROLES = ("attention", "representation")
 
 
 def search_ndcg(
-  score: Float[AnyArray, "B N"], relevance: Float[AnyArray, "B N"], is_real: Bool[AnyArray, "B N"], k: int = 20
+  score: Float[AnyArray, "B N"],
+  relevance: Float[AnyArray, "B N"],
+  is_real: Bool[AnyArray, "B N"],
+  k: int = 20,
+  may_find: Bool[AnyArray, "B N"] | None = None,
 ) -> float:
   """Returns the mean NDCG@K of the events ranked by score; rows without a relevant event are excluded.
 
@@ -34,6 +38,7 @@ def search_ndcg(
     relevance: nonnegative gain of each event: the truth (`InterestTruth.relevance`), or mutual information.
     is_real: False on padding, which is never found.
     k: number of events that the search returns.
+    may_find: events that it can return, whatever their scores; None: all real ones.
 
   Raises:
     ValueError: no row has a relevant event.
@@ -45,9 +50,10 @@ def search_ndcg(
   """
   relevance, is_real = np.asarray(relevance, np.float64), np.asarray(is_real)
   relevance = np.where(is_real, relevance, 0.0)
-  found = np.argsort(np.where(is_real, -np.asarray(score, np.float64), np.inf), axis=1, kind="stable")[:, :k]  # [B, K]
+  may_find = is_real if may_find is None else is_real & np.asarray(may_find)
+  found = np.argsort(np.where(may_find, -np.asarray(score, np.float64), np.inf), axis=1, kind="stable")[:, :k]  # [B, K]
   discount = 1 / np.log2(np.arange(found.shape[1]) + 2)
-  gained = np.take_along_axis(relevance, found, axis=1) @ discount
+  gained = np.take_along_axis(np.where(may_find, relevance, 0.0), found, axis=1) @ discount
   ideal = -np.sort(-relevance, axis=1)[:, :k] @ discount
   if not (ideal > 0).any():
     raise ValueError("no row has a relevant event: does the relevance belong to these batches?")

@@ -8,7 +8,7 @@ from jaxrec.cli.process import start
 
 PROGRAMS = (
   "prepare", "audit", "certificate", "train", "evaluate", "recommend", "export", "export-vectors", "serve", "sweep",
-  "rolling", "check", "demo",
+  "rolling", "scaling", "push", "pull", "check", "demo",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ CONFIG_HELP = (
   "A name of `jaxrec train --list`, or a config file, which is Python and is executed; --config.group.key=value changes"
   " a setting."
 )
-DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes; same as --config.data.prepared."
+DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes, or its URL; same as --config.data.prepared."
 
 
 def with_config_file(argv: Sequence[str]) -> list[str]:
@@ -66,6 +66,16 @@ def label(config: str) -> str:
   """
   path, _, argument = config.partition(":")
   return argument.partition("|")[0] if path == _FILE else os.path.splitext(os.path.basename(path))[0]
+
+
+def label_with_argument(config: str) -> str:
+  """Returns the label of a config with the argument of its file, which tells apart the configs that one file makes.
+
+  >>> label_with_argument("experiments/configs/abxi.py:hstu-base"), label_with_argument(config_file("sasrec", "log"))
+  ('abxi:hstu-base', 'sasrec')
+  """
+  path, colon, argument = config.partition(":")
+  return label(config) if path == _FILE else f"{label(config)}{colon}{argument}"
 
 
 def _taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:

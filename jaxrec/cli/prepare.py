@@ -8,6 +8,8 @@
         --sources='films=amazon-ratings:Movies_and_TV.csv?edition=2018'
     python -m experiments.prepare --source=table --raw=tuesday.csv --extends=prepared/monday --out=prepared/tuesday
 
+    spark-submit experiments/prepare.py --engine=spark --source=table --raw=/data/log --out=/data/prepared --shards=64
+
 Without --raw, the source's folder in $JAXREC_DATA is read, or the official files are downloaded if they may be
 downloaded freely. Every option of the source's reader (`jaxrec/data/sources/`) and of the filters
 (`jaxrec.data.preparation.filters`) is a flag; an option that the source does not have is an error.
@@ -23,7 +25,7 @@ import signal
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +72,13 @@ def main(_) -> None:
   try:
     if FLAGS.raw:
       check_local("--raw", FLAGS.raw)
+    if FLAGS.engine:
+      print(_prepared_on_spark(report))
+      return
     names = ("overwrite", "extends", "shards", "item_features")
     how = {name: FLAGS[name].value for name in names} | {"report": report}
     data = prepare(FLAGS.source, FLAGS.raw, FLAGS.out, **how, **given_options(FLAGS))
-  except ValueError as error:
+  except (ValueError, ImportError) as error:
     raise SystemExit(printable(f"prepare: {error}", keep="\n")) from error
   except OSError as error:
     raise SystemExit(f"prepare: {describe(error)}") from error
@@ -85,6 +90,19 @@ def main(_) -> None:
   report("done")
   print(summary(data))
   print(f"\nTrain on it: {next_command(data)}")
+
+
+def _prepared_on_spark(report: Callable[[str], None]) -> str:
+  """Prepares part files on Spark; returns a summary, for which no event is read."""
+  from jaxrec.data.spark.prepare_on_spark import prepare_on_spark
+
+  if FLAGS.source != "table" or not FLAGS.raw or FLAGS.extends or FLAGS.item_features:
+    raise ValueError("--engine=spark needs --source=table and --raw, without --extends and --item_features")
+  how = {"shards": FLAGS.shards, "overwrite": FLAGS.overwrite, "report": report}
+  meta = prepare_on_spark(FLAGS.raw, FLAGS.out, **how, **given_options(FLAGS))
+  report("done")
+  sizes = ", ".join(f"{meta[f'num_{name}']:,} {name}" for name in ("users", "items", "domains", "events"))
+  return "\n".join([sizes, *_dropped(meta["counts"]), printable(f"written to {FLAGS.out} in {FLAGS.shards} shards")])
 
 
 def next_command(data: PreparedData) -> str:
@@ -116,7 +134,7 @@ def _notes(data: PreparedData) -> list[str]:
   times = "with timestamps" if data.has_timestamps else "without timestamps"
   events = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
   notes = [f"{data.num_domains} domain(s); events per user: {events}; {times}"]
-  notes += [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
+  notes += _dropped(counts)
   if "extends" in data.meta:
     added = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in data.meta["extends"].items())
     notes.append(f"extends earlier data, whose ids stay: {added}")
@@ -124,6 +142,10 @@ def _notes(data: PreparedData) -> list[str]:
   if counts.get("users_train_only"):
     notes.append(f"{counts['users_train_only']:,} users have no validation or test item")
   return [*map(printable, notes), printable(f"written to {data.path}")]
+
+
+def _dropped(counts: Mapping[str, Any]) -> list[str]:
+  return [f"dropped {count:,} events: {reason}" for reason, count in counts.get("dropped", {}).items() if count]
 
 
 def action_note(data: PreparedData, column: str) -> str:
@@ -204,6 +226,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     "item_features", None, "Parquet file with further columns of the items: a column 'item' with raw ids, and others"
     " of text, numbers or lists of numbers.", flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_enum(
+    "engine", "", ["", "spark"], "Prepare Parquet part files on Spark instead of this machine.", flag_values=values
+  )
   flags.DEFINE_integer(
     "shards", 1, "Folders inside --out that users are dealt out to; each host of a training opens its own.",
     lower_bound=1, flag_values=values,

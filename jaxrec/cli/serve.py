@@ -53,7 +53,7 @@ def _serve(settings):
     raise ValueError("give exactly one of --workdir and --artifact")
   import uvicorn
 
-  from jaxrec.serving.server.app import make_app, warm
+  from jaxrec.serving.server.app import freeze_heap, make_app, warm
   from jaxrec.serving.server.draining_server import DrainingServer
   from jaxrec.serving.server.model_source import ModelSource
 
@@ -62,6 +62,7 @@ def _serve(settings):
   if settings.warm:
     print("compiling the programs of all batch sizes", flush=True)
     warm(recommender, settings.max_batch)
+  freeze_heap()
   print(f"serving {version} on http://{FLAGS.host}:{FLAGS.port}", flush=True)
   logging.getLogger("jaxrec").setLevel(logging.INFO)
   signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has drained when it raises the signal again: exit with 0.

@@ -31,7 +31,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxrec.cli import sweep_table
-from jaxrec.cli.config_argument import config_file, label
+from jaxrec.cli.config_argument import config_file, label, label_with_argument
 from jaxrec.cli.process import child_process, describe
 from jaxrec.cli.sweep_results import append_result, read_results, read_summary
 from jaxrec.data.fingerprint import Fingerprint, differences
@@ -320,9 +320,8 @@ def _parsed_config(job) -> ConfigDict:
 
 def _label(job, with_config):
   """Returns the label of a table row: the config file and the overrides, without the seed."""
-  name = os.path.basename(job.config).replace(".py", "")
   changes = [f"{key}={value}" for key, value in job.overrides]
-  return ", ".join(([name] if with_config or not changes else []) + changes)
+  return ", ".join(([label_with_argument(job.config)] if with_config or not changes else []) + changes)
 
 
 def _wait(child):

@@ -141,4 +141,13 @@ def _num_classes(values, kind) -> int:
 def _range(values) -> dict[str, float]:
   if not len(values):
     return {"least": 0.0, "most": 0.0, "mean": 0.0}
-  return {"least": float(values.min()), "most": float(values.max()), "mean": float(values.mean(dtype=np.float64))}
+  return {"least": float(values.min()), "most": float(values.max()), "mean": nine_digits(values.mean(dtype=np.float64))}
+
+
+def nine_digits(mean: float) -> float:
+  """Returns a mean as it is recorded: to nine digits, so that it does not depend on the order of the sum.
+
+  >>> nine_digits(1 / 3)
+  0.333333333
+  """
+  return float(f"{mean:.9g}")

@@ -244,6 +244,17 @@ def stored_unit(unit: str) -> str:
   return _STORED.get(unit, unit)
 
 
+def kept_unit(dtype: Any, unit: str) -> str:
+  """Returns the unit in which `times` returns times of a polars type that are given in `unit`.
+
+  >>> kept_unit(pl.Datetime("ms"), "s"), kept_unit(pl.Float64(), "s"), kept_unit(pl.Int64(), "s")
+  ('ms', 'us', 's')
+  """
+  if dtype.is_temporal():
+    return "s" if dtype == pl.Date else dtype.time_unit
+  return _FINER[unit.removeprefix("float_")] if dtype.is_float() else stored_unit(unit)
+
+
 def at_rows(path: Any, name: str, first: int = 1, kind: str = "row") -> Place:
   """Returns the `place` of a column of a file.
 

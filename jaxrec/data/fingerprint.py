@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ _EVENT_PARTS = ("item_id", "domain_id", "timestamp", "action", "split")
 _ROWS = 1 << 20  # Of a text column that are hashed at a time.
 
 
-def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
+def fingerprint(data: PreparedData, event_hashes: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
   """Returns the fingerprint of prepared data, as JSON: `counts`, and `hashes` of its parts.
 
   The parts are the raw ids of the users and of the items, titles and further columns of the items, domain names,
@@ -29,6 +29,7 @@ def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
 
   Args:
     data: in a folder or in memory; all of it is read.
+    event_hashes: those of the columns of events, where they are known; `data` needs no columns then.
 
   >>> from jaxrec.data.prepared import PreparedData
   >>> one, other = (PreparedData.from_columns(user=[0, 0], item_id=[1, item]) for item in (2, 3))
@@ -38,12 +39,13 @@ def fingerprint(data: PreparedData) -> dict[str, dict[str, Any]]:
   'items: 2 when trained, 3 now; other values in item_id, items, titles, items.domain_id'
   """
   parts = {"domains": list(data.domain_names), "offsets": np.asarray(data.offsets, np.int64)}
-  parts |= {name: getattr(data, name) for name in _EVENT_PARTS}
-  parts |= {f"action.{name}": values for name, values in data.actions.items()}
+  if event_hashes is None:
+    parts |= {name: getattr(data, name) for name in _EVENT_PARTS}
+    parts |= {f"action.{name}": values for name, values in data.actions.items()}
   parts |= {f"names of {column}": list(names) for column, names in data.action_names.items()}
   parts |= table_parts(data)
   counts = {"users": data.num_users, "items": data.num_items, "domains": data.num_domains, "events": data.num_events}
-  return {"counts": counts, "hashes": hashes(parts)}
+  return {"counts": counts, "hashes": {**hashes(parts), **(event_hashes or {})}}
 
 
 def table_parts(data: PreparedData) -> dict[str, pl.Series]:
@@ -56,6 +58,15 @@ def hashes(parts: Mapping[str, Any]) -> dict[str, str]:
   """Returns the hash of each array, list or column, by its name."""
   with concurrent.futures.ThreadPoolExecutor() as threads:  # Hashing large buffers needs no interpreter lock.
     return dict(zip(parts, threads.map(_hash, parts.values()), strict=True))
+
+
+def hashes_of_blocks(blocks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, str]:
+  """Returns the hashes of arrays that come in blocks, one after another, as `hashes` does of arrays in one piece."""
+  digests: dict[str, Any] = {}
+  for block in blocks:
+    for name, values in block.items():
+      digests.setdefault(name, hashlib.sha256()).update(_bytes(values))
+  return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> str:
@@ -99,7 +110,7 @@ def _hash(values: Any) -> str:
   """Returns 16 hexadecimal digits of SHA-256 for an array, or for the texts of a column or a list."""
   digest, values = hashlib.sha256(), _plain(values)
   if isinstance(values, np.ndarray):
-    digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+    digest.update(_bytes(values))
     return digest.hexdigest()[:16]
   for start in range(0, len(values), _ROWS):
     texts = values.slice(start, _ROWS)
@@ -107,6 +118,10 @@ def _hash(values: Any) -> str:
     digest.update(lengths.to_numpy().astype("<u4").data)
     digest.update((texts.str.join("").item() or "").encode())
   return digest.hexdigest()[:16]
+
+
+def _bytes(values: np.ndarray) -> memoryview:
+  return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data
 
 
 def _plain(values) -> np.ndarray | pl.Series:

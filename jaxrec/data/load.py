@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.data import single_domain, time_window
-from jaxrec.data.local_path import check_local
+from jaxrec.data.local_path import check_local, is_url
 from jaxrec.data.preparation.download import cache_root
 from jaxrec.data.preparation.prepare import generate, prepare, recorded_options, without_paths
 from jaxrec.data.preparation.raw_state import files_state, raw_folder
@@ -35,9 +35,9 @@ def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedD
   was taken when they were written.
 
   Args:
-    settings: the group `data` of a config: `source`, `raw`, `prepared`, `options` (keyword arguments of `prepare`),
-      `only_domain`, the name of the one domain to keep, or "" for all, and perhaps `time_cuts` of
-      `jaxrec.data.time_window`, or () for the split that the data was prepared with.
+    settings: the group `data` of a config: `source`, `raw`, `prepared` (a folder, or the URL of one that is prepared),
+      `options` (keyword arguments of `prepare`), `only_domain`, the name of the one domain to keep, or "" for all, and
+      perhaps `time_cuts` of `jaxrec.data.time_window`, or () for the split that the data was prepared with.
     part: which part of the shards to open, see `PreparedData.load`; one domain or a window of time needs all.
 
   Raises:
@@ -61,7 +61,7 @@ def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:
   if settings.source in GENERATED and not settings.prepared:
     return generate(settings.source, settings.options.to_dict())
   folder = _folder(settings)
-  if not os.path.exists(folder) and jax.process_index() == 0:
+  if not _exists(folder) and jax.process_index() == 0:
     _prepare(settings, folder)
   parallel.wait_for_all_hosts("prepare data")  # On every host, whether or not it found the folder.
   logging.info("data: %s", folder)
@@ -85,7 +85,7 @@ def saved_data(settings: ConfigDict) -> PreparedData | None:
   if settings.source in GENERATED and not settings.prepared:
     return None
   folder = _folder(settings)
-  if not os.path.exists(folder):
+  if not _exists(folder):
     return None
   data = PreparedData.load(folder)
   _check_described(settings, data)
@@ -93,17 +93,21 @@ def saved_data(settings: ConfigDict) -> PreparedData | None:
 
 
 def _folder(settings: ConfigDict) -> str | os.PathLike:
-  for name in ("raw", "prepared"):
-    check_local(f"config.data.{name}", settings[name])
+  check_local("config.data.raw", settings.raw)
   if not settings.prepared:
     raw = settings.raw or raw_folder(settings.source)
     return prepared_folder(settings.source, raw, settings.options.to_dict())
-  if not settings.source and not os.path.isdir(settings.prepared):
+  if not settings.source and not _exists(settings.prepared):
     raise ValueError(
       f"config.data.prepared={settings.prepared!r}: no such folder; create it with `python -m experiments.prepare`, or"
       " name a source in config.data.source to prepare it from"
     )
   return settings.prepared
+
+
+def _exists(folder: str | os.PathLike) -> bool:
+  """Returns whether there is a folder, or should be: one in an object store is not prepared on first use."""
+  return is_url(folder) or os.path.exists(folder)
 
 
 def _prepare(settings: ConfigDict, folder: str | os.PathLike) -> None:

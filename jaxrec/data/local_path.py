@@ -6,6 +6,15 @@ import os
 import re
 
 
+def is_url(path: str | os.PathLike) -> bool:
+  """Returns whether a path is a URL, also as `os.path` writes it, with one slash; C:/ is a drive.
+
+  >>> is_url("gs://bucket/data"), is_url("gs:/bucket/data"), is_url("C:/data"), is_url("runs/a:b")
+  (True, True, False, False)
+  """
+  return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)))
+
+
 def check_local(name: str, path: str | os.PathLike) -> None:
   """Raises where a path is a URL: it would become a folder of that name in the working directory of each host.
 
@@ -24,9 +33,8 @@ def check_local(name: str, path: str | os.PathLike) -> None:
   ValueError: workdir='gs://bucket/run' is a URL; it must be a path of a file system: mount the bucket (gcsfuse, \
 s3fs), or use a local folder and copy it
   """
-  text = os.fspath(path)
-  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # Also as os.path writes it, with one slash. C:/ is a drive.
+  if is_url(path):
     raise ValueError(
-      f"{name}={text!r} is a URL; it must be a path of a file system: mount the bucket (gcsfuse, s3fs), or use a local"
-      " folder and copy it"
+      f"{name}={os.fspath(path)!r} is a URL; it must be a path of a file system: mount the bucket (gcsfuse, s3fs), or"
+      " use a local folder and copy it"
     )

@@ -21,7 +21,6 @@ import numpy as np
 from jaxrec.data import action_columns, column_checks, prepared_files, prepared_shards
 from jaxrec.data import fingerprint as fingerprints
 from jaxrec.data.column_checks import COLUMNS, TEST, TRAIN, VALIDATION, check_lengths
-from jaxrec.data.local_path import check_local
 from jaxrec.data.raw_items import RawItems
 from jaxrec.data.whole_folder import whole_folder
 
@@ -64,7 +63,7 @@ class PreparedData:
     """Returns the prepared data of a folder, its columns memory-mapped and checked.
 
     Args:
-      path: the folder.
+      path: the folder; or its URL in an object store, from where it is copied as `jaxrec.data.store_copy` says.
       part: index and number of equal parts of the shards, to open one of them: users of the others then have no
         events. (0, 1) opens all; data in one piece has no parts.
 
@@ -72,8 +71,9 @@ class PreparedData:
       ValueError: a shard or a file is missing, truncated, of another type, or holds ids out of range; the message names
         the file.
     """
-    check_local("path", path)
-    path = pathlib.Path(path)
+    from jaxrec.data import store_copy
+
+    path = store_copy.local_folder(path, part)
     if not path.is_dir():
       raise ValueError(f"{path}: no such folder of prepared data; create it with `python -m experiments.prepare`")
     meta = prepared_files.load_meta(path / "meta.json")
@@ -249,7 +249,7 @@ class PreparedData:
     return {column: tuple(names) for column, names in self.meta.get("action_names", {}).items()}
 
   def user_slice(self, user: int) -> slice:
-    """Returns the slice of every column that holds the events of the 0-based `user`."""
+    """Returns the slice of columns with the events of the 0-based `user`. Raises: ValueError if there is none."""
     if not 0 <= user < self.num_users:
       raise ValueError(f"{user=} is outside 0..{self.num_users - 1}")
     return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
@@ -333,7 +333,7 @@ class PreparedData:
     return self.raw_items.index(raw_id, domain)
 
   def item_raw_id(self, item: int) -> str:
-    """Returns the id that the item 1..V has in the raw data."""
+    """Returns the id that the item 1..V has in the raw data. Raises: ValueError for another number."""
     if not 1 <= item <= self.num_items:
       raise ValueError(f"{item=} is outside 1..{self.num_items}")
     return self.items["raw_id"][item - 1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +46,17 @@ class Shard:
     actions = {action_columns.PREFIX + name: values for name, values in self.actions.items()}
     return fingerprint.hashes({"user": self.user, "offsets": self.offsets, **self.columns, **actions})
 
+  def entry(self) -> dict[str, Any]:
+    """Returns what `meta` says of it."""
+    return {"users": len(self.user), "events": int(self.offsets[-1]), "hashes": self.hashes()}
+
+  def of_users(self, first: int, last: int) -> Shard:
+    """Returns the events of its users in first..last - 1, who are then counted from `first`."""
+    low, high = np.searchsorted(self.user, (first, last))
+    event = slice(int(self.offsets[low]), int(self.offsets[high]))
+    columns, actions = ({name: x[event] for name, x in group.items()} for group in (self.columns, self.actions))
+    return Shard(self.user[low:high] - first, self.offsets[low : high + 1] - event.start, columns, actions)
+
 
 def deal(lengths: Int[np.ndarray, " U"], count: int) -> list[Int[np.ndarray, " K"]]:
   """Returns the users of each of `count` shards: sorted by length, dealt to and fro like cards.
@@ -73,8 +84,7 @@ def write(data: PreparedData, folder: pathlib.Path, count: int) -> dict[str, Any
   Raises:
     ValueError: more shards than users.
   """
-  if not 1 <= count <= data.num_users:
-    raise ValueError(f"shards={count} must be in 1..{data.num_users}, the number of users")
+  check_count(count, data.num_users)
   lengths, entries = np.diff(data.offsets), []
   for index, users in enumerate(deal(lengths, count)):
     event = _events_of(data.offsets[:-1][users], lengths[users])
@@ -82,10 +92,20 @@ def write(data: PreparedData, folder: pathlib.Path, count: int) -> dict[str, Any
     columns = {name: np.asarray(getattr(data, name), dtype)[event] for name, dtype in COLUMNS.items()}
     actions = {name: np.asarray(values)[event] for name, values in data.actions.items()}
     shard = Shard(users, offsets, columns, actions)
-    _save(shard, _folder(folder, index, count))
-    entries.append({"users": len(users), "events": len(event), "hashes": shard.hashes()})
+    save(shard, shard_folder(folder, index, count))
+    entries.append(shard.entry())
   times = [int(data.timestamp.min()), int(data.timestamp.max())] if data.num_events else [0, 0]
   return {"shards": entries, "times": times, "has_actions": bool(np.any(data.action))}
+
+
+def check_count(count: int, num_users: int) -> None:
+  """Raises unless there can be so many shards.
+
+  Raises:
+    ValueError: more shards than users.
+  """
+  if not 1 <= count <= num_users:
+    raise ValueError(f"shards={count} must be in 1..{num_users}, the number of users")
 
 
 def load(path: pathlib.Path, meta: Mapping[str, Any], part: tuple[int, int]) -> dict[str, Any]:
@@ -102,17 +122,39 @@ def load(path: pathlib.Path, meta: Mapping[str, Any], part: tuple[int, int]) -> 
     ValueError: a shard is missing, truncated or of other sizes; or the parts do not divide the shards.
   """
   opened = shards_of_part(len(meta["shards"]), part)
-  shards = [open_shard(path, meta, index) for index in opened]
-  lengths, start = np.zeros((2, meta["num_users"]), np.int64)
+  offsets, columns, actions = _together([open_shard(path, meta, index) for index in opened], meta["num_users"])
+  if part != (0, 1):
+    meta = {**meta, "num_events": int(offsets[-1]), OPENED: list(opened)}
+  return {**columns, "offsets": offsets, "actions": actions, "meta": meta}
+
+
+def columns_in_order(
+  path: pathlib.Path, meta: Mapping[str, Any], users: int = 1 << 16
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the columns of all shards as those of data in one piece, in blocks of some users.
+
+  Args:
+    path: the folder.
+    meta: the contents of its `meta.json`.
+    users: of a block, which is in memory.
+  """
+  shards = [open_shard(path, meta, index) for index in range(len(meta["shards"]))]
+  for first in range(0, meta["num_users"], users):
+    last = min(first + users, meta["num_users"])
+    _, columns, actions = _together([shard.of_users(first, last) for shard in shards], last - first)
+    yield {**columns, **{action_columns.PREFIX + name: values for name, values in actions.items()}}
+
+
+def _together(shards: Sequence[Shard], num_users: int) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
+  """Returns offsets, columns and actions of the users of some shards, in the order of all users."""
+  lengths, start = np.zeros((2, num_users), np.int64)
   before = np.cumsum([0, *(len(shard.columns["item_id"]) for shard in shards)])
   for shard, first in zip(shards, before, strict=False):
     lengths[shard.user], start[shard.user] = np.diff(shard.offsets), first + shard.offsets[:-1]
   event = _events_of(start, lengths)
   columns = {name: np.concatenate([shard.columns[name] for shard in shards])[event] for name in COLUMNS}
   actions = {name: np.concatenate([shard.actions[name] for shard in shards])[event] for name in shards[0].actions}
-  if part != (0, 1):
-    meta = {**meta, "num_events": len(event), OPENED: list(opened)}
-  return {**columns, "offsets": np.concatenate([[0], np.cumsum(lengths)]), "actions": actions, "meta": meta}
+  return np.concatenate([[0], np.cumsum(lengths)]), columns, actions
 
 
 def open_shard(path: pathlib.Path, meta: Mapping[str, Any], index: int) -> Shard:
@@ -122,7 +164,7 @@ def open_shard(path: pathlib.Path, meta: Mapping[str, Any], index: int) -> Shard
     ValueError: it is missing or truncated, or has other sizes than `meta` says.
   """
   described, count = meta["shards"][index], len(meta["shards"])
-  folder = _folder(path, index, count)
+  folder = shard_folder(path, index, count)
   if not folder.is_dir():
     raise ValueError(f"{folder}: missing; {path} needs its {count} shards: copy it, or prepare the data again")
   columns = {name: prepared_files.load_array(folder / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
@@ -148,7 +190,7 @@ def check_content(data: PreparedData) -> None:
     before, now = data.meta["shards"][index]["hashes"], open_shard(data.path, data.meta, index).hashes()
     if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
       raise ValueError(
-        f"{_folder(data.path, index, count)}: of other data than {data.path}/meta.json, or damaged:"
+        f"{shard_folder(data.path, index, count)}: of other data than {data.path}/meta.json, or damaged:"
         f" {', '.join(changed)} differ; copy this shard again, or prepare the data again"
       )
 
@@ -189,7 +231,8 @@ def shards_of_part(count: int, part: tuple[int, int]) -> Sequence[int]:
   return range(part[0] * each, (part[0] + 1) * each)
 
 
-def _folder(path: pathlib.Path, index: int, count: int) -> pathlib.Path:
+def shard_folder(path: pathlib.Path, index: int, count: int) -> pathlib.Path:
+  """Returns the folder of a shard."""
   return path / f"shard-{index:05}-of-{count:05}"
 
 
@@ -198,7 +241,8 @@ def _events_of(start: Int[np.ndarray, " U"], length: Int[np.ndarray, " U"]) -> I
   return np.arange(int(length.sum())) + np.repeat(start - (np.cumsum(length) - length), length)
 
 
-def _save(shard: Shard, folder: pathlib.Path) -> None:
+def save(shard: Shard, folder: pathlib.Path) -> None:
+  """Writes the files of a shard to a new folder."""
   folder.mkdir()
   prepared_files.save_arrays(folder, {**shard.columns, "user": shard.user, "offsets": shard.offsets})
   action_columns.save(folder, shard.actions)

@@ -40,6 +40,9 @@ class RowSGD:
   """Stochastic gradient descent, `w -= lr g`; weight decay acts when a row is looked up.
 
   learning_rate: a number, or a function of the number of updates made so far (an Optax schedule).
+
+  >>> RowSGD(learning_rate=0.1).learning_rate
+  0.1
   """
 
   learning_rate: LearningRate = 0.01
@@ -88,6 +91,12 @@ class RowAdamW:
   Source: Zhai et al. 2024, arXiv 2402.17152, section 3.3 (row-wise AdamW); rules of PyTorch's SparseAdam.
   Choice: moments and weight decay of a row do not change while it is not looked up, and bias correction counts the
     steps of the whole table.
+
+  Raises:
+    ValueError: another `second_moment`.
+
+  >>> RowAdamW(learning_rate=1e-3, second_moment="element").second_moment
+  'element'
   """
 
   learning_rate: LearningRate = 1e-3

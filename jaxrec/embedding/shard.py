@@ -30,6 +30,12 @@ class Plan:
   counts: summed over the devices: "rows", distinct rows that were requested; "out_of_range", ids beyond the table;
     "overflow", distinct rows that exceeded the exchange buffer. Rows that overflow read zeros and are not trained: if
     it is above 0, raise `capacity`.
+
+  >>> from jaxrec.embedding import Table, Tables
+  >>> tables = Tables({"item": Table(num_rows=10, width=4)})
+  >>> rows, plan = tables.lookup(tables.init(jax.random.key(0)), {"item": jnp.array([3, 7, 3])})
+  >>> {name: int(count) for name, count in plan.counts.items()}["out_of_range"]
+  0
   """
 
   index: Any

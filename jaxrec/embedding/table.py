@@ -32,6 +32,12 @@ class Table:
   admit_after: a row reads zeros and is not trained until it was looked up this many times. Choice: counted per row, not
     per id, each occurrence in a batch, and effective from the next step; hashed ids that share a row share its count.
   placement: "sharded", "replicated", or "auto": replicated up to `max_replicated_bytes` of `Tables`.
+
+  Raises:
+    ValueError: a size, dtype, rounding or placement that is not one of these.
+
+  >>> Table(num_rows=1000, width=64).rounding
+  'nearest'
   """
 
   num_rows: int

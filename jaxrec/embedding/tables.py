@@ -122,7 +122,8 @@ class Tables:
         and negative ids read zeros and are never updated.
 
     Returns:
-      Float32 rows by stack, to differentiate with respect to and to read with `vectors`; and the plan of the exchange.
+      Float32 rows by stack, `[P, D]` each, to differentiate with respect to and to read with `vectors`; and the plan of
+      the exchange.
 
     Raises:
       ValueError: a table that doesn't exist, ids that are no integers, or ids that JAX would truncate to 32 bits.
@@ -148,7 +149,8 @@ class Tables:
   def vectors(self, rows: dict[str, Array], plan: Plan) -> dict[str, Any]:
     """Returns the float32 vectors of the ids that were looked up: the structure of `ids`, with an axis of the width.
 
-    Differentiable in `rows`; zeros for padding, ids out of range and rows that overflowed.
+    An array of ids `[B, N]` gives vectors `[B, N, D]`. Differentiable in `rows`; zeros for padding, ids out of range
+    and rows that overflowed.
     """
     found = {}
     for stack, trees in self._by_stack(jax.tree.map(self._padded, plan.index)).items():
@@ -166,7 +168,7 @@ class Tables:
     Args:
       state: state before the update.
       plan: plan of the lookup.
-      gradient: gradient with respect to the `rows` of the lookup.
+      gradient: gradient with respect to the `rows` of the lookup, `[P, D]` by stack.
     """
 
     def collected(stack, value):
@@ -203,7 +205,7 @@ class Tables:
     return TableState(state.step + 1, state.stacks | new)
 
   def update(self, state: TableState, plan: Plan, gradient: dict[str, Array]) -> TableState:
-    """Collects a gradient and applies it: one step of all tables."""
+    """Collects a gradient, `[P, D]` by stack as the rows, and applies it: one step of all tables."""
     return self.apply(state, self.collect(state, plan, gradient))
 
   def catalogue(self, state: TableState, table: str) -> Float[Array, "R D"]:

@@ -111,10 +111,14 @@ def list_report(data: PreparedData, config: ConfigDict, split: int) -> ListRepor
 def user_ranks(
   model: nn.Module, params: Params, data: PreparedData, config: ConfigDict, split: int, mesh: Mesh | None = None
 ) -> UserRanks:
-  """Returns the rank of each user's target, or targets, by full ranking; the arguments are those of `evaluate`."""
+  """Returns the rank of each user's target, or targets, by full ranking; the arguments are those of `evaluate`.
+
+  Where `config.eval.protocol` is "both", the ranks are those among all items, from which "HR@10" and "NDCG@10" come.
+  """
   mesh = mesh or parallel.make_mesh()
   ranker, batches = model_ranker(model, params, data.num_items, mesh), evaluation_batches(data, config, split, mesh)
-  options = {"exclude_seen": config.eval.exclude_seen, "protocol": config.eval.protocol}
+  protocol = "full" if config.eval.protocol == "both" else config.eval.protocol
+  options = {"exclude_seen": config.eval.exclude_seen, "protocol": protocol}
   return ranks_of_users(ranker.queries, ranker.catalogue, data, batches, **options)
 
 

@@ -1,4 +1,7 @@
-"""Embeddings of actions, and the small networks that predict them."""
+"""Embeddings of actions, and the small networks that predict them.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, section 2.2: action tokens, and a multi-task head at content tokens.
+"""
 
 from __future__ import annotations
 

@@ -168,11 +168,13 @@ class DomainStates:
   may_read: whether the state is one of the K latest of its domain in the token's sequence, and of another domain than
     the token.
   is_target_domain: whether the state's domain is the target domain of the token.
+  latest: columns of the R latest events of the rows, which `Prefill` keeps; None: nothing is kept.
   """
 
   carried: Int[Array, "B X R"] | None
   may_read: Bool[Array, "B X T S"]
   is_target_domain: Bool[Array, "B X T S"]
+  latest: Int[Array, "B R"] | None = None
 
 
 def causal_context(batch: SequenceBatch, num_domains: int = 1) -> AttentionContext:

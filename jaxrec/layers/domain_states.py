@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxrec.layers.cache import update_latest
+from jaxrec.layers.cache import CACHE, CachedRows, CacheSlot, Prefill, update_latest
 from jaxrec.layers.context import AttentionContext
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels.dtypes import at_least_float32
@@ -62,19 +62,27 @@ def read_states(
   """Returns attention of each token to the domain states of a context, whose keys and values are those of its events.
 
   Args:
-    module: the calling layer, which owns the cached states if the context has a cache slot.
+    module: the calling layer, which owns the cached states if the context has a cache slot. Those of `CachedRows` are
+      the kept ones, and then those of the first new tokens.
     q, k, v: queries, keys and values of all tokens, in the order of the context.
     context: says which states each token may read.
     only_target: read the states of the target domain only.
   """
   states = context.states
   may_read = states.may_read & states.is_target_domain if only_target else states.may_read
-  if context.slot is not None:
+  if isinstance(context.slot, CacheSlot):
     count = may_read.shape[-1] // context.slot.num_groups
     named = (("key_state", k), ("value_state", v))
     k, v = (update_latest(module, name, x, context.slot, count) for name, x in named)
     return attend_states(q[:, None], k, v, may_read)[:, 0]  # [B, 1, H, E]
+  if isinstance(context.slot, CachedRows):
+    k, v = (_with_kept(module, name, x, may_read.shape[3]) for name, x in (("key_state", k), ("value_state", v)))
+    return attend_states(q[:, None], k[:, None], v[:, None], may_read)[:, 0]  # [B, Q, H, E]
   q, k, v = (context.order.undo(x) for x in (q, k, v))
+  if isinstance(context.slot, Prefill):
+    for name, x in (("key_state", k), ("value_state", v)):
+      kept = _take(x, states.latest)  # [B, R, H, D]
+      module.variable(CACHE, name, jnp.zeros, kept.shape, kept.dtype).value = kept
   q = _blocks(q, may_read.shape[2])
   k, v = (_with_carried(x, states.carried, may_read.shape[2]) for x in (k, v))
   out = attend_states(q, k, v, may_read)  # [B, X, T, H, E]
@@ -176,5 +184,15 @@ def _blocks(x, size):
 
 def _with_carried(x, carried, size):
   """`[B, N, ...]` -> `[B, X, T + R, ...]`: the tokens of each block, then the latest of each domain before it."""
-  before = jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, carried)  # [B, X, R, ...]
-  return jnp.concatenate([_blocks(x, size), before], axis=2)
+  return jnp.concatenate([_blocks(x, size), _take(x, carried)], axis=2)
+
+
+def _take(x, columns):
+  """`x[b, columns[b]]`."""
+  return jax.vmap(lambda row, index: row.at[index].get(mode="promise_in_bounds"))(x, columns)
+
+
+def _with_kept(module, name, x, count):
+  """Returns the states in the cache, and those of as many first tokens as make them `count`, `[B, S, ...]`."""
+  kept = module.get_variable(CACHE, name)
+  return jnp.concatenate([kept, x[:, : count - kept.shape[1]].astype(kept.dtype)], axis=1)

@@ -148,7 +148,13 @@ class HSTULayer(nn.Module):
   def combine_domains(
     self, normalized: Float[Array, "B N W"], q: Array, k: Array, v: Array, context: AttentionContext
   ) -> Float[Array, "B N W"]:
-    """Returns the normalised output of attention; subclasses add information from other domains."""
+    """Returns the normalised output of attention; subclasses add information from other domains.
+
+    Args:
+      normalized: LN(A V).
+      q, k, v: of the attention, `[B, N, H, D]`, and of the values `[B, N, H, E]`.
+      context: as in `__call__`.
+    """
     del q, k, v, context
     return normalized
 

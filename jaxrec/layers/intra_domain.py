@@ -112,6 +112,17 @@ def domain_states(
   )
 
 
+def latest_events(domain_id: Int[Array, "B N"], num_domains: int, num_states: int = 1) -> Int[Array, "B R"]:
+  """Returns the columns of the K latest events of each domain of a row, the latest of each domain first; 0 for none.
+
+  >>> latest_events(jnp.array([[1, 2, 1, 0]]), num_domains=3).tolist()
+  [[2, 1, 0]]
+  """
+  padded = jnp.pad(domain_id, ((0, 0), (0, 1)))
+  _, last = _seen_and_last(padded, num_domains)
+  return jnp.maximum(_carried(last, padded, num_states, domain_id.shape[1])[:, 1], 0)
+
+
 def _seen_and_last(domain_id, num_domains):
   """Returns how many events of each domain the columns up to each one have, and the last of these, or -1."""
   index = jnp.arange(domain_id.shape[1], dtype=jnp.int32)

@@ -1,4 +1,7 @@
-"""Normalisation without parameters."""
+"""Normalisation without parameters.
+
+Source: layer norm: Ba, Kiros, Hinton 2016, arXiv 1607.06450; without gain and bias as in the code of arXiv 2402.17152.
+"""
 
 from __future__ import annotations
 

@@ -23,6 +23,9 @@ class MultiHeadAttention(nn.Module):
 
   Choice: dropout is applied to the output of attention, not to its weights, which no kernel here materialises.
 
+  Raises:
+    ValueError: the heads do not divide the width.
+
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.context import causal_context
   >>> layer = MultiHeadAttention(num_heads=2)
@@ -69,6 +72,9 @@ class FeedForward(nn.Module):
 
   hidden: width of the hidden layer.
   activation: "relu" or "gelu".
+
+  Raises:
+    ValueError: another `activation`.
 
   >>> y, params = FeedForward(hidden=16).init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
   >>> y.shape, params["params"]["hidden"]["kernel"].shape

@@ -7,10 +7,13 @@
 | dare | one for attention, one for representation | dot product | K best |
 | twin | one for both | dot product | K best |
 | twin_projection | one, with linear maps for each role and side | dot product | K best |
+| twin_projection_small | the same; the maps start from N(0, .01^2), as published | dot product | K best |
 | twin_3e | three: for attention one for each side | dot product | K best |
 | twin_4e | four: one for each role and side | dot product | K best |
 | twin_without_tr | one; the head has no target-aware representation | dot product | K best |
 | twin_hard | one | dot product | the latest K, those of the candidate's category first |
+| twin_hard_item | one | dot product of item and age, without the category | as twin_hard |
+| twin_latest | one | dot product | the latest K |
 | twin_category_only | one | dot product | the latest K of the candidate's category, no others |
 | din | one, no ages | small network | K best |
 | eta | one | dot product | the K nearest by Hamming distance |
@@ -21,13 +24,14 @@ Source: DARE, arXiv 2410.02604; its public code for the head's inputs, the auxil
 Choice: DARE's public code omits ETA and SDIM. Here ETA has the same auxiliary head as the others, on the softmax over
   the whole history; SDIM has no scores and therefore no auxiliary head.
 Choice: one logit, the log-odds of a click, replaces two whose difference it is. Tables start from N(0, .01^2) as
-  published; other parameters start as in Flax, the batch norm's scale at 1 and PReLU's slope at .1 (published: all
-  N(0, .01^2)).
+  published, unless `init_scale` says otherwise; other parameters start as in Flax, the batch norm's scale at 1 and
+  PReLU's slope at .1 (published: all N(0, .01^2)).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -36,14 +40,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.batches import AnyArray, CandidateBatch
-from jaxrec.layers.ctr import lsh
+from jaxrec.batches import AnyArray, CandidateBatch, PackedCandidates
+from jaxrec.layers.ctr import lsh, packed_history
 from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
 from pallas_kernels.integers import as_arrays, as_integers
 
-SEARCHES = ("top_k", "category", "category_only", "hamming", "buckets")
+SEARCHES = ("top_k", "latest", "category", "category_only", "hamming", "buckets")
 SCORES = ("dot", "network")
 
 # Name -> fields of `ClickThroughRanker` that it sets.
@@ -51,10 +55,13 @@ VARIANTS: dict[str, dict] = {
   "dare": {"tables": "decoupled"},
   "twin": {"tables": "shared"},
   "twin_projection": {"tables": "shared", "projection": "per_field"},
+  "twin_projection_small": {"tables": "shared", "projection": "per_field", "projection_init_scale": 0.01},
   "twin_3e": {"tables": "three"},
   "twin_4e": {"tables": "four"},
   "twin_without_tr": {"tables": "shared", "features": "pair"},
   "twin_hard": {"tables": "shared", "search": "category"},
+  "twin_hard_item": {"tables": "shared", "search": "category", "category_in_score": False},
+  "twin_latest": {"tables": "shared", "search": "latest"},
   "twin_category_only": {"tables": "shared", "search": "category_only"},
   "din": {"tables": "shared", "score": "network", "use_age": False},
   "eta": {"tables": "shared", "search": "hamming"},
@@ -115,9 +122,10 @@ class ClickThroughRanker(nn.Module):
   age_mode: "concat" or "add"; see `DecoupledEmbedding`. With "add" a score is one product, `<q, k> / sqrt(d)`.
   tables, projection: see `DecoupledEmbedding`.
   score: "dot" or "network" (DIN).
-  search: "top_k": the K best scores; "category": the latest K of the candidate's category, and where there are fewer,
-    the latest others too; "category_only": no others; "hamming": the K nearest by hashes (ETA); "buckets": events that
-    share a hash with the candidate (SDIM).
+  category_in_score: False: scores are products of item and age; a search by category has used the category already.
+  search: "top_k": the K best scores; "latest": the latest K; "category": the latest K of the candidate's category, and
+    where there are fewer, the latest others too; "category_only": no others; "hamming": the K nearest by hashes (ETA);
+    "buckets": events that share a hash with the candidate (SDIM).
   top_k: K.
   features: inputs of the click head; see `target_aware_features`.
   auxiliary: add an auxiliary head that reads the whole history instead of the selected events; with
@@ -126,7 +134,12 @@ class ClickThroughRanker(nn.Module):
   num_bits, bits_per_bucket, hash_seed: hashes of "hamming" and "buckets".
   batch_norm: False: the heads have no batch norm, as in the published code if a batch is one row.
   evaluation_norm: "running" or "batch"; see `BatchNorm`.
-  init_scale: standard deviation of the initial tables.
+  init_scale: standard deviation of the initial tables. Scores are products of two rows, so attention starts to learn
+    only after the tables have grown: with few steps a start at .01 is a model without attention.
+  attention_init_scale, projection_init_scale: see `DecoupledEmbedding`.
+
+  Raises:
+    ValueError: from `init`, an unknown option, or options that contradict each other.
 
   >>> model = ClickThroughRanker(num_items=9, num_categories=3, width=4, top_k=2, hidden=(8,), auxiliary_hidden=(8,))
   >>> two = jnp.array([1, 2])
@@ -160,16 +173,22 @@ class ClickThroughRanker(nn.Module):
   init_scale: float = 0.01
   batch_norm: bool = True
   age_mode: str = "concat"
+  attention_init_scale: float | None = None
+  projection_init_scale: float | None = None
+  category_in_score: bool = True
 
   def setup(self):
     if self.search not in SEARCHES or self.score not in SCORES:
       raise ValueError(f"{self.search=} must be one of {SEARCHES} and {self.score=} one of {SCORES}")
     if self.search == "buckets" and self.auxiliary:
       raise ValueError("search='buckets' has no scores for an auxiliary head: set auxiliary=False")
+    if not self.category_in_score and (self.score != "dot" or self.age_mode != "concat"):
+      raise ValueError(f"{self.category_in_score=} needs score='dot' and age_mode='concat', where fields are apart")
     self.embedding = DecoupledEmbedding(
       self.num_items, self.num_categories, self._widths(self.width),
       None if self.attention_width is None else self._widths(self.attention_width),
-      self.tables, self.projection, self.max_age, self.init_scale, self.age_mode,
+      self.tables, self.projection, self.max_age, self.init_scale, self.age_mode, self.attention_init_scale,
+      self.projection_init_scale,
     )  # fmt: skip
     self.head = ClickHead(tuple(self.hidden), self.evaluation_norm, self.batch_norm)
     if self.auxiliary:
@@ -177,15 +196,20 @@ class ClickThroughRanker(nn.Module):
     if self.score == "network":
       self.attention_unit = attention.AttentionUnit()
 
-  def __call__(self, batch: CandidateBatch, deterministic: bool = True) -> CandidateOutput:
-    """Returns the outputs for each candidate.
+  def __call__(self, batch: CandidateBatch | PackedCandidates, deterministic: bool = True) -> CandidateOutput:
+    """Returns the outputs for each candidate; of packed ones, those of a row one after another.
 
     Args:
-      batch: candidates with their histories.
+      batch: candidates with their histories. Packed ones have the same outputs; where scores are products of fields
+        that are apart, the events of a row are read once, else a history for each candidate is made of them.
       deterministic: False in training: batch norm uses batch statistics and updates "batch_stats", which must be
         mutable.
     """
     batch = as_arrays("batch", batch)  # Data pipelines make NumPy arrays.
+    if isinstance(batch, PackedCandidates):
+      if self._shares_events:
+        return self._of_packed(batch, deterministic)
+      batch = batch.unpacked()
     q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, M]
     k, v = self.embedding(batch.history_item, batch.history_category, batch.history_age)  # [B, N, M]
     is_real = batch.history_item != 0
@@ -195,15 +219,49 @@ class ClickThroughRanker(nn.Module):
       kept, pooled = in_bucket.any(axis=1), lsh.aggregate_buckets(v, in_bucket)
     else:
       score = self.scores(q, k)
-      kept = self.find(q, k, score, batch)
+      is_hashed = self.search == "hamming"
+      kept = self.find(lsh.nearness(lsh.hamming_distance(*self._hashes(q, k))) if is_hashed else score, batch)
       pooled = attention.aggregate(attention.masked_softmax(score, kept), v)
-    features = attention.target_aware_features(u, pooled, self.features)
-    auxiliary_logit = None
+    whole = None
     if self.auxiliary:
       seen = kept if self.search == "category" else is_real
       whole = attention.aggregate(attention.masked_softmax(score, seen), v)
+    return self._output(u, pooled, whole, score, kept, deterministic)
+
+  def _of_packed(self, batch: PackedCandidates, deterministic: bool) -> CandidateOutput:
+    """Returns the outputs for candidates that share the events of their row; see `jaxrec.layers.ctr.packed_history`."""
+    q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, P, M]
+    k, v = self.embedding(batch.history_item, batch.history_category, jnp.zeros_like(batch.history_item))  # [B, S, M]
+    ages = jnp.arange(batch.history_length, 0, -1, dtype=jnp.int32)
+    k_age, v_age = self.embedding(jnp.zeros_like(ages), jnp.zeros_like(ages), ages)  # [N, M]
+    k, v = (jnp.where((batch.history_item != 0)[..., None], x, 0) for x in (k, v))
+    end, unpacked = batch.candidate_end(), batch.unpacked()
+    query = attention.scaled_query(self._scored(q), self._age_part)
+    scores = packed_history.packed_scores(query, k, k_age, end, self._age_part)  # [B, P, N]
+    score = scores.reshape(-1, batch.history_length)  # [B P, N]
+    kept = self.find(score, unpacked)
+
+    def pooled(seen):
+      weights = attention.masked_softmax(score, seen).reshape(scores.shape)  # [B, P, N]
+      found = packed_history.packed_sum(weights, v, v_age, end, self._widths(self.width).age)
+      return found.reshape(-1, found.shape[-1])  # [B P, M]
+
+    whole = pooled(kept if self.search == "category" else unpacked.history_item != 0) if self.auxiliary else None
+    return self._output(u.reshape(-1, u.shape[-1]), pooled(kept), whole, score, kept, deterministic)
+
+  def _output(self, u, pooled, whole, score, kept, deterministic) -> CandidateOutput:
+    """Returns the outputs of both heads, from the histories as they were found and, if not None, whole ones."""
+    features = attention.target_aware_features(u, pooled, self.features)
+    auxiliary_logit = None
+    if whole is not None:
       auxiliary_logit = self.auxiliary_head(attention.target_aware_features(u, whole, self.features), deterministic)
     return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
+
+  @property
+  def _shares_events(self) -> bool:
+    """Whether a vector of an event is made of fields that do not depend on the candidate, but for the age."""
+    is_apart = self.age_mode == "concat" and self.projection != "joint"
+    return is_apart and self.score == "dot" and self.search not in ("hamming", "buckets")
 
   def has_vectors(self, batch: CandidateBatch) -> Bool[Array, "B N"]:
     """Returns which events have vectors; those of padding are zeros, because a weight of 0 times NaN would be NaN."""
@@ -213,18 +271,16 @@ class ClickThroughRanker(nn.Module):
     """Returns the score of each event, including padding, for its candidate."""
     if self.score == "network":
       return self.attention_unit(q, k)
-    return attention.target_scores(q, k, self._age_part)
+    return attention.target_scores(self._scored(q), k, self._age_part)
 
-  def find(
-    self, q: Float[Array, "B M"], k: Float[Array, "B N M"], score: Float[Array, "B N"], batch: CandidateBatch
-  ) -> Bool[Array, "B N"]:
-    """Returns which events the search keeps; never padding."""
+  def find(self, score: Float[Array, "B N"], batch: CandidateBatch) -> Bool[Array, "B N"]:
+    """Returns which events the search keeps, those with the best scores unless a rule chooses; never padding."""
     may_keep = batch.history_item != 0
+    if self.search == "latest":
+      score = jnp.broadcast_to(jnp.arange(score.shape[1], dtype=score.dtype)[None], score.shape)
     if self.search in ("category", "category_only"):
       score, is_same = attention.category_preference(batch.history_category, batch.category)
       may_keep &= is_same | (self.search == "category")
-    if self.search == "hamming":
-      score = lsh.nearness(lsh.hamming_distance(*self._hashes(q, k)))
     return attention.top_k_mask(jax.lax.stop_gradient(score), may_keep, self.top_k)
 
   def search_queries(self, item: Int[AnyArray, " B"], category: Int[AnyArray, " B"]) -> Float[Array, "B M"]:
@@ -238,7 +294,7 @@ class ClickThroughRanker(nn.Module):
     self._check_scores()
     item, category = as_integers("item", item), as_integers("category", category)
     q = self.embedding.attention_vectors(item, category, jnp.zeros_like(item), side="target")
-    return attention.scaled_query(q, self._age_part)
+    return attention.scaled_query(self._scored(q), self._age_part)
 
   def search_keys(
     self, item: Int[AnyArray, " N"], category: Int[AnyArray, " N"], age: Int[AnyArray, " N"]
@@ -257,6 +313,14 @@ class ClickThroughRanker(nn.Module):
     """How many of the last entries of an attention vector are the age's alone."""
     widths = self._widths(self.width if self.attention_width is None else self.attention_width)
     return widths.age if self.age_mode == "concat" else 0
+
+  def _scored(self, q: Float[Array, "... M"]) -> Float[Array, "... M"]:
+    """Returns a candidate's vector with 0 for a category that is not scored; then sqrt(d) is that of the item alone."""
+    if self.category_in_score:
+      return q
+    item, category, age = self._widths(self.width if self.attention_width is None else self.attention_width)
+    factors = [math.sqrt((item + category) / item)] * item + [0.0] * category + [1.0] * age
+    return q * jnp.asarray(factors, q.dtype).reshape(*(1,) * (q.ndim - 1), -1)
 
   def _widths(self, width) -> FieldWidths:
     if isinstance(width, int):

@@ -32,6 +32,10 @@ class DomainEncoders(BERT4Rec):
   The score "all_keys" of `CrossDomainObjective` is the published attention to bottleneck tokens divided by the number
   of domains, since an event is in the encoder of one of them.
 
+  Raises:
+    ValueError: from `init`, a second item table (`attention_width`).
+    NotImplementedError: from `within_domain`; attention inside a domain is for models of all events.
+
   >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> model = DomainEncoders(num_items=9, width=8, max_positions=4, hidden=16, num_domains=2, bottleneck_stride=2)

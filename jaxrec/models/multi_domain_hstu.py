@@ -61,6 +61,9 @@ class MultiDomainHSTU(HSTU):
   combination: "sum" or "gate" of the outputs of attention and states.
   last_states: K, latest events of each other domain whose states a token reads.
 
+  Raises:
+    ValueError: from `init`, an unknown option, options that contradict each other, or bottleneck tokens.
+
   >>> import jax
   >>> import jax.numpy as jnp
   >>> from jaxrec.batches import next_item_batch

@@ -31,7 +31,7 @@ _NUM_KINDS = 5
 class RankingModel(nn.Module):
   """Encodes the tokens of histories and predicts the actions of CANDIDATE tokens; see `jaxrec.batches.RankingBatch`.
 
-  Both layouts of tokens are the same model; what a token reads is in the batch.
+  Both layouts of tokens are the same model; what a token reads is in the batch. Times are seconds.
 
   num_items: V.
   actions: the actions that are read.
@@ -48,6 +48,9 @@ class RankingModel(nn.Module):
   head_hidden: width of the hidden layer of each head; 0: none.
 
   Source: semi-local attention (`window` and `global_tokens`): ULTRA-HSTU, arXiv 2602.16986.
+
+  Raises:
+    ValueError: from `init`, an unknown layer, or a negative window.
 
   >>> from jaxrec.batches import ActionType
   >>> like = ActionType("like", "binary")
@@ -134,11 +137,11 @@ class RankingModel(nn.Module):
     key_position: Int[Array, "B L"],
     key_time: Int[Array, "B L"],
   ) -> dict[str, Array]:
-    """Returns the predictions of tokens whose histories are in the collection "cache"; see `encode`."""
+    """Returns predictions `[B, N]` (see `predict`, `encode`) of tokens with histories in the collection "cache"."""
     return self.predict(self.encode(batch, True, slot, key_position, key_time))
 
   def predict(self, x: Float[Array, "B N M"]) -> dict[str, Array]:
-    """Returns the predictions from shared activations."""
+    """Returns the predictions from shared activations, by action: `[B, N]`, of a multi_class action `[B, N, K]`."""
     return self.action_heads(x)
 
   def embed(self, batch: RankingBatch) -> Float[Array, "B N M"]:

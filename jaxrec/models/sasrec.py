@@ -24,6 +24,9 @@ class SASRec(SequentialModel):
   hidden: width of the hidden feed-forward layers.
   feed_forward_activation: of "sasrec"; "ligr" has SwiGLU.
 
+  Raises:
+    ValueError: from `init`, an unknown layer.
+
   >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> model = SASRec(num_items=9, width=8, max_positions=4, hidden=16)

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import SequenceBatch, check_is_batch
 from jaxrec.layers.bottleneck import BottleneckTokens, with_bottlenecks
-from jaxrec.layers.cache import CacheSlot
+from jaxrec.layers.cache import CacheSlot, Prefill
 from jaxrec.layers.context import AttentionContext, bidirectional_context, cached_context, causal_context
-from jaxrec.layers.intra_domain import intra_domain_context
+from jaxrec.layers.intra_domain import intra_domain_context, latest_events
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding
 from jaxrec.layers.norm import l2_normalize, layer_norm
 from jaxrec.layers.transitions import TargetDomainEmbedding
@@ -46,6 +46,13 @@ class SequentialModel(nn.Module):
   id_dropout: with features, the share of the items whose row of the item table is left out in a training step, so that
     features alone learn to stand for an item. See `jaxrec.objectives.item`.
   dtype: of activations; parameters and query vectors are float32.
+
+  Raises:
+    ValueError: from `init`, an unknown `output_norm`, or a second item table together with what has one only.
+
+  >>> from jaxrec.models.hstu import HSTU
+  >>> issubclass(HSTU, SequentialModel)
+  True
   """
 
   num_items: int
@@ -155,6 +162,47 @@ class SequentialModel(nn.Module):
     )  # [B, 1, M]
     context = cached_context(batch, slot, key_position, key_time, num_seen, self.num_states)
     return self.normalize_queries(self.encode(x, self.layer_context(context, batch, True), True), batch)
+
+  def keep_histories(self, batch: SequenceBatch, capacity: int) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
+    """Keeps what layers read of whole histories in the collection "cache", and returns positions and times of the keys.
+
+    See `jaxrec.serving.mfalcon_retrieval`.
+
+    Args:
+      batch: one history a row, from the first column on.
+      capacity: keys and values that there is room for.
+
+    Raises:
+      NotImplementedError: a bidirectional model, or one with bottleneck tokens.
+    """
+    self._check_reads_candidates()
+    x = self.embedding(
+      self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
+    )  # [B, N, M]
+    x, context = self.build_context(x, batch)
+    context = context.replace(slot=Prefill(capacity))
+    if context.states is not None:
+      latest = latest_events(batch.domain_id, self.num_domains, self.num_states)
+      context = context.replace(states=context.states.replace(latest=latest))
+    self.encode(x, self.layer_context(context, batch, True), True)
+    return context.key_position, context.key_time
+
+  def read_candidates(self, batch: SequenceBatch, context: AttentionContext) -> Float[Array, "B Q M"]:
+    """Returns the query vectors of tokens whose histories are in the collection "cache".
+
+    Args:
+      batch: the tokens.
+      context: what each of them reads, see `jaxrec.layers.candidate_context`.
+    """
+    self._check_reads_candidates()
+    x = self.embedding(
+      self.input_vectors(batch.item_id), batch.item_id, batch.position, True, self.domain_embedding(batch)
+    )  # [B, Q, M]
+    return self.normalize_queries(self.encode(x, self.layer_context(context, batch, True), True), batch)
+
+  def _check_reads_candidates(self):
+    if not self.causal or self.num_bottlenecks:
+      raise NotImplementedError("only causal models without bottleneck tokens can read candidates after a history")
 
   def layer_context(self, context: AttentionContext, batch: SequenceBatch, deterministic: bool) -> AttentionContext:
     """Returns the context that layers read, with the input of queries and keys if these have their own item table.

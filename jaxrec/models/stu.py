@@ -22,6 +22,9 @@ class STUModel(SequentialModel):
   Choice: positions count from the start of a sequence. `STUPositionalEncoder` counts back from the end of the history,
     which is known when candidates are ranked but not when every event predicts the next one.
 
+  Raises:
+    ValueError: from `init`, a second item table (`attention_width`).
+
   >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> model = STUModel(num_items=9, width=8, max_positions=4, head_width=8, value_width=8, attention_length=4)

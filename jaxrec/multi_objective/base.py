@@ -18,6 +18,10 @@ class Weighting(NamedTuple):
   update: (gram [K, K], losses [K], state, key) -> (weights [K], new state). `gram` holds the inner products of the
     unmodified gradients, and the weights multiply these same gradients. A NaN or infinity in `gram` or `losses` makes
     all weights NaN; it is never replaced. Pure, for use inside `jit`.
+
+  >>> equal = Weighting(lambda num_objectives: (), lambda gram, losses, state, key: (jnp.ones_like(losses), state))
+  >>> equal.update(jnp.eye(2), jnp.array([3.0, 4.0]), equal.init(2), None)[0].tolist()
+  [1.0, 1.0]
   """
 
   init: Callable[[int], Any]

@@ -55,6 +55,10 @@ def pareto(
   weight at 1. With the default preferences its share is never below 1 / 2.
   Choice: negative lambda is kept, as published; `multiplier_range=(0, 1)` rules out maximizing the auxiliary loss.
   Choice: objectives with zero gradient are excluded from the gradients, because they would end the search.
+
+  >>> rule, gram = pareto(), jnp.eye(2)  # Orthogonal gradients, the auxiliary loss is far smaller: lambda(0) = 1 / 2.
+  >>> rule.update(gram, jnp.array([5.0, 0.1]), rule.init(2), None)[0].round(3).tolist()
+  [1.0, 0.5]
   """
   _check(preferences, index, directions, anchor, floor, multiplier_range)
   check_normalization(normalization)

@@ -50,15 +50,16 @@ def multi_objective(
   """Returns a transformation whose `update` takes K gradients and passes their weighted sum to `inner`.
 
   `update(grads, state, params, *, losses, gram=None, to_params_gradient=None, reuse_weights=False, **extra)`:
-    grads: tuple of K pytrees of one structure: gradients of whole losses (summed over microbatches and over the devices
-      that share the batch), like `params` unless `to_params_gradient` is given.
-    losses: [K] losses of the same batch.
-    gram: [K, K] inner products of the gradients, if known; None computes them, with `select`, `path` and `axis_name`.
-    to_params_gradient: maps the combined pytree to a gradient like `params`, for a part of the backward pass that then
-      runs once instead of K times.
-    reuse_weights: grads is a single gradient, of the sum of the losses weighted by `state.weights`. Weights, cosines
-      and norms in the state stay unchanged: for steps between those that solve for the weights.
-    extra: passed to `inner`.
+
+  grads: tuple of K pytrees of one structure: gradients of whole losses (summed over microbatches and over the devices
+    that share the batch), like `params` unless `to_params_gradient` is given.
+  losses: [K] losses of the same batch.
+  gram: [K, K] inner products of the gradients, if known; None computes them, with `select`, `path` and `axis_name`.
+  to_params_gradient: maps the combined pytree to a gradient like `params`, for a part of the backward pass that then
+    runs once instead of K times.
+  reuse_weights: grads is a single gradient, of the sum of the losses weighted by `state.weights`. Weights, cosines
+    and norms in the state stay unchanged: for steps between those that solve for the weights.
+  extra: passed to `inner`.
 
   A NaN or infinity in the Gram matrix or the losses makes the weights and the update NaN and is counted in the state;
   it is never replaced. Put clipping into `inner`, where it acts on the combined gradient.

@@ -88,6 +88,11 @@ def mgda(normalization: str = "none", rescale: bool = False) -> Weighting:
   Choice: a zero gradient is excluded; the published rule gives it all the weight and stops forever.
   Choice: `rescale=False` as in the released code, which solves for normalized gradients and applies the weights to the
   raw ones. With a normalization this update need not descend on every objective.
+
+  >>> rule, gram = mgda(), jnp.array([[4.0, 0.0], [0.0, 1.0]])  # Orthogonal gradients of norms 2 and 1.
+  >>> weights, _ = rule.update(gram, jnp.ones(2), rule.init(2), None)
+  >>> [f"{weight:.2f}" for weight in weights]  # The shorter one has the larger weight.
+  ['0.20', '0.80']
   """
   check_normalization(normalization)
 

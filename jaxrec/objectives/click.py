@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxrec.batches import AnyArray, CandidateBatch
+from jaxrec.batches import AnyArray, CandidateBatch, PackedCandidates
 from jaxrec.objectives.objective import Gradients, single_gradient
 
 
@@ -29,7 +29,7 @@ class ClickObjective:
 
   names: ClassVar[tuple[str, ...]] = ("click",)
 
-  def scored_ids(self, model: nn.Module, batch: CandidateBatch, rng: PRNGKeyArray) -> dict[str, Any]:
+  def scored_ids(self, model: nn.Module, batch: CandidateBatch | PackedCandidates, rng: PRNGKeyArray) -> dict[str, Any]:
     """Returns {}: candidates are inputs of the model."""
     return {}
 
@@ -37,7 +37,7 @@ class ClickObjective:
     self,
     model: nn.Module,
     params: Any,
-    batch: CandidateBatch,
+    batch: CandidateBatch | PackedCandidates,
     rng: PRNGKeyArray,
     *,
     items: Any = None,
@@ -48,7 +48,7 @@ class ClickObjective:
     Args:
       model: a `jaxrec.models.ctr.ClickThroughRanker`.
       params: its parameters.
-      batch: candidates with their histories.
+      batch: candidates with their histories, or packed ones.
       rng: not used: the model has no dropout.
       items: not used.
       model_state: its other variables ("batch_stats").
@@ -57,8 +57,9 @@ class ClickObjective:
 
     def loss_of(params):
       output, updated = model.apply({"params": params, **rest}, batch, deterministic=False, mutable=["batch_stats"])
-      loss, parts = ctr_loss(output.logit, output.auxiliary_logit, batch.label, params=params, l2=self.l2)
-      return loss, (jnp.float32(batch.label.shape[0]), parts, {**rest, **updated})
+      label = batch.label.reshape(-1)  # That of packed candidates has an axis for the rows.
+      loss, parts = ctr_loss(output.logit, output.auxiliary_logit, label, params=params, l2=self.l2)
+      return loss, (jnp.float32(label.shape[0]), parts, {**rest, **updated})
 
     return single_gradient(loss_of, params)
 

@@ -39,6 +39,12 @@ class ItemObjective:
   temperature: divides the scores.
   gbce_t: calibration of gBCE in 0..1.
   chunk_size: items scored at a time by "full_softmax".
+
+  Raises:
+    ValueError: an unknown name, a number out of range, or `log_q` where nothing is sampled by a known probability.
+
+  >>> ItemObjective("sampled_softmax", num_negatives=256, sharing="row").temperature
+  0.05
   """
 
   loss: str = "sampled_softmax"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["load_artifact"]
+
 
 def __getattr__(name: str):
   if name == "load_artifact":

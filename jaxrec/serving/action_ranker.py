@@ -109,7 +109,8 @@ class ActionRanker:
     return weights
 
   def values(self, users: Int[np.ndarray, " B"], items: Int[np.ndarray, "B K"]) -> dict[str, Float[np.ndarray, "B K"]]:
-    """Returns the predicted value of each action for K items of each user, at the time of the user's last event.
+    """Returns the predicted value of each action for K items of each user, at the time of the user's last event
+    and in a request like it.
 
     Probabilities of binary actions and of each class ("reaction:like") of multi_class ones; numbers of regression ones.
 
@@ -124,7 +125,7 @@ class ActionRanker:
     microbatch = plan_microbatch(self.model, capacity, items.shape[1], len(users))
     scorer = MFalcon(self.model, self.params, capacity, microbatch)
     histories = scorer.encode(history_batch(self.columns, self.layout, first, end, capacity))
-    features = {name: self.columns.feature(name)[items] for name, _ in self.model.features}
+    features = self.columns.candidate_features(items, end - 1)
     found = scorer.score(histories, items, self.columns.events.seconds(end - 1), features)
     values = [action_values(head, found[head.name], self._classes(head)) for head in self.model.heads]
     return {name: value for one in values for name, value in one.items()}

@@ -22,9 +22,13 @@ from jaxrec.batches import AnyArray
 from jaxrec.models.ctr import ClickThroughRanker
 from pallas_kernels.integers import as_integers
 
-TILE = 128  # Candidates scored together: changes speed and memory, never results.
-_BLOCK = 16  # Events per block of an exact search, which reads block maxima first; 16 scores fill a cache line.
+TILE = 128  # Candidates scored together, of long histories fewer: changes speed and memory, never results.
+_TILE_SCORES = 1 << 21  # A tile of more scores than these does not stay in the caches.
+_BLOCKS = (16, 32, 64)  # Events per block of an exact search, which reads block maxima first; 16 fill a cache line.
 _MULTIPLE = 64  # The number of columns is padded to a multiple of this, so powers of two up to 64 divide it.
+
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 @flax.struct.dataclass
@@ -33,10 +37,12 @@ class HistoryKeys:
 
   keys: one column per event, in random order, followed by columns of padding.
   position: index of each event in the history; -1 for padding.
+  scale: of int8 keys, what each of the M rows is multiplied by; else None.
   """
 
-  keys: Float[Array, "M N"]
+  keys: Float[Array, "M N"] | Int[Array, "M N"]
   position: Int[Array, " N"]
+  scale: Float[Array, " M"] | None = None
 
 
 def history_keys(
@@ -45,6 +51,7 @@ def history_keys(
   item: Int[AnyArray, " N"],
   category: Int[AnyArray, " N"],
   age: Int[AnyArray, " N"],
+  dtype: str = "float32",
 ) -> HistoryKeys:
   """Returns the keys of a history, to be cached and searched for any candidate.
 
@@ -53,30 +60,48 @@ def history_keys(
     variables: the variables of the model.
     item, category, age: the events as in a `CandidateBatch`, oldest first; item 0 is padding. Histories of the same
       length share a compiled program.
+    dtype: of the cached keys; see `cache_keys`.
 
   Raises:
-    ValueError: the scores of the model are not dot products, or an item or category is outside the catalogue.
+    ValueError: the scores of the model are not dot products, an item or category is outside the catalogue, or another
+      dtype.
   """
   for name, ids, most in (("item", item, model.num_items), ("category", category, model.num_categories)):
     known = np.zeros(0, int) if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
     if known.size and not 0 <= known.min() <= known.max() <= most:
       raise ValueError(f"{name} holds ids {known.min()}..{known.max()}, but the model knows 0..{most}")
   keys = model.apply(variables, item, category, age, method="search_keys")
-  return cache_keys(keys, as_integers("item", item) != 0)
+  return cache_keys(keys, as_integers("item", item) != 0, dtype)
 
 
-def cache_keys(keys: Float[Array, "N M"], is_real: Bool[Array, " N"]) -> HistoryKeys:
+def cache_keys(keys: Float[Array, "N M"], is_real: Bool[Array, " N"], dtype: str = "float32") -> HistoryKeys:
   """Returns the keys of events in the layout that `search` reads: shuffled, padded and transposed.
 
   The shuffle depends on N only. It puts consecutive events, which are often similar, into different blocks.
+
+  Args:
+    keys: of the events.
+    is_real: False on padding.
+    dtype: "float32"; "bfloat16" or "int8" for a cache of a half or a quarter of the size, whose searches are exact for
+      the rounded keys. int8: each of the M entries is rounded to 1/127 of its largest value in the history.
+
+  Raises:
+    ValueError: another dtype.
   """
+  if dtype not in DTYPES:
+    raise ValueError(f"{dtype=} must be one of {DTYPES}")
   shuffled = jnp.asarray(np.random.default_rng(0).permutation(keys.shape[0]), jnp.int32)
   order = shuffled[jnp.argsort(~is_real[shuffled], stable=True)]  # Events first, then padding.
   position = jnp.where(is_real[order], order, -1)
   padding = -keys.shape[0] % _MULTIPLE if keys.shape[0] else _MULTIPLE
-  return HistoryKeys(
-    jnp.pad(keys[order], ((0, padding), (0, 0))).T, jnp.pad(position, (0, padding), constant_values=-1)
-  )
+  position = jnp.pad(position, (0, padding), constant_values=-1)
+  columns = jnp.pad(keys[order], ((0, padding), (0, 0))).T  # [M, N]
+  if dtype != "int8":
+    return HistoryKeys(columns.astype(dtype), position)
+  largest = jnp.max(jnp.abs(columns), axis=1, where=(position >= 0)[None], initial=0)
+  scale = jnp.where(largest > 0, largest, 1) / 127
+  rounded = jnp.clip(jnp.round(columns / scale[:, None]), -127, 127)
+  return HistoryKeys(rounded.astype(jnp.int8), position, scale)
 
 
 def search(
@@ -116,15 +141,18 @@ def search(
 def _search(queries, history, k, recall):
   find = exact_top_k if recall == 1 else functools.partial(approximate_top_k, recall=recall)
   count = (history.position >= 0).sum(dtype=jnp.int32)
+  keys = history.keys.astype(queries.dtype)  # Of a small cache once for all candidates.
+  queries = queries if history.scale is None else queries * history.scale[None]
 
   def search_tile(tile):
-    scores = jnp.matmul(tile, history.keys, precision=jax.lax.Precision.HIGHEST)  # [tile, N]
+    scores = jnp.matmul(tile, keys, precision=jax.lax.Precision.HIGHEST)  # [tile, N]
     return find(scores, count, k)
 
-  in_tiles = queries.shape[0] // TILE * TILE
+  size = tile_size(keys.shape[1])
+  in_tiles = queries.shape[0] // size * size
   found = []
   if in_tiles:
-    tiled = jax.lax.map(search_tile, queries[:in_tiles].reshape(-1, TILE, queries.shape[1]))
+    tiled = jax.lax.map(search_tile, queries[:in_tiles].reshape(-1, size, queries.shape[1]))
     found.append(jax.tree.map(lambda x: x.reshape(in_tiles, k), tiled))
   if in_tiles < queries.shape[0]:
     found.append(search_tile(queries[in_tiles:]))
@@ -132,23 +160,42 @@ def _search(queries, history, k, recall):
   return scores, jnp.where(scores > -jnp.inf, history.position[columns], -1)
 
 
+def tile_size(num_events: int) -> int:
+  """Returns how many candidates are scored together: a power of two, from 8 to `TILE`.
+
+  >>> tile_size(10_048), tile_size(100_032), tile_size(10**7)
+  (128, 16, 8)
+  """
+  return min(TILE, max(8, 1 << (max(1, _TILE_SCORES // num_events).bit_length() - 1)))
+
+
+def exact_block(num_events: int, k: int) -> int:
+  """Returns the events per block with the fewest numbers to sort: a maximum for each block, and k blocks.
+
+  >>> exact_block(10_048, 20), exact_block(100_032, 20)
+  (16, 64)
+  """
+  return min(_BLOCKS, key=lambda size: num_events // size + k * size)
+
+
 def exact_top_k(
   scores: Float[Array, "B N"], count: Int[Array, ""], k: int
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
   """Returns `jax.lax.top_k` of the first `count` columns, several times faster on a CPU; -inf if `count` is below k.
 
-  The k blocks with the largest maxima contain the k largest scores, so the search sorts N / 16 maxima and 16 k scores
-  instead of N scores.
+  The k blocks with the largest maxima contain the k largest scores, so the search sorts a maximum for each block and
+  the scores of k blocks instead of N scores.
   """
-  num_blocks, rest = divmod(scores.shape[1], _BLOCK)
+  size = exact_block(scores.shape[1], k)
+  num_blocks, rest = divmod(scores.shape[1], size)
   if rest or num_blocks <= k:
     return tuple(jax.lax.top_k(_without_padding(scores, count), k))
-  blocks = scores.reshape(-1, num_blocks, _BLOCK)
+  blocks = scores.reshape(-1, num_blocks, size)
   chosen = jax.lax.top_k(block_maxima(blocks, count), k)[1]  # [B, K]
-  column = chosen[..., None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)[None, None]  # [B, K, block]
+  column = chosen[..., None] * size + jnp.arange(size, dtype=jnp.int32)[None, None]  # [B, K, block]
   candidates = jnp.where(column < count, _blocks_of(blocks, chosen), -jnp.inf)
-  best, index = jax.lax.top_k(candidates.reshape(-1, k * _BLOCK), k)  # [B, K]
-  return best, jnp.take_along_axis(column.reshape(-1, k * _BLOCK), index, axis=1)
+  best, index = jax.lax.top_k(candidates.reshape(-1, k * size), k)  # [B, K]
+  return best, jnp.take_along_axis(column.reshape(-1, k * size), index, axis=1)
 
 
 def approximate_top_k(

@@ -8,6 +8,8 @@ A candidate reads the history and itself, never another candidate; each has the 
 predictions equal those of one candidate at a time, whatever the microbatch. Candidates are padded to whole
 microbatches: one compiled program serves every m.
 
+`jaxrec.serving.mfalcon_retrieval` does the same with the encoders of retrieval.
+
 Source: Zhai et al. 2024, arXiv 2402.17152, section 3.4 and appendix H ("Microbatched-Fast Attention Leveraging
   Cacheable OperatioNs").
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -27,6 +29,7 @@ from jaxtyping import Array, Int
 
 from jaxrec.batches import CANDIDATE, CONTEXT, AnyArray, RankingBatch, as_ranking_batch
 from jaxrec.layers.cache import CACHE, CachedRows, Prefill
+from jaxrec.models import SequentialModel
 from jaxrec.models.ranking import RankingModel
 from pallas_kernels.integers import as_integers
 
@@ -109,14 +112,29 @@ class MFalcon:
     features = {name: np.asarray(as_integers(name, x)) for name, x in (features or {}).items()}
     if set(features) != {name for name, _ in self.model.features}:
       raise ValueError(f"features {sorted(features)} must be those of the model, {[n for n, _ in self.model.features]}")
-    count, size = item.shape[1], self.microbatch
-    padded = [np.pad(x, ((0, 0), (0, -count % size))) for x in (item, *features.values())]
-    parts = []
-    for start in range(0, count, size):
-      here = [x[:, start : start + size] for x in padded]
-      named = dict(zip(features, here[1:], strict=True))
-      parts.append(score_microbatch(self.model, self.params, histories, here[0], named, time))
-    return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *map(jax.device_get, parts))
+
+    def score(item, *values):
+      named = dict(zip(features, values, strict=True))
+      return score_microbatch(self.model, self.params, histories, item, named, time)
+
+    return in_microbatches(score, (item, *features.values()), self.microbatch)
+
+
+def in_microbatches(score: Callable[..., Any], columns: Sequence[Int[np.ndarray, "B K"]], size: int) -> Any:
+  """Returns what a function finds for m candidates, given them in microbatches of one size; the last one is padded.
+
+  Args:
+    score: called with a microbatch of each column, `[B, size]`; returns a pytree of arrays `[B, size, ...]`.
+    columns: of the candidates; padded with 0.
+    size: candidates of a microbatch.
+
+  >>> in_microbatches(lambda item: 2 * item, (np.array([[1, 2, 3]]),), size=2).tolist()
+  [[2, 4, 6]]
+  """
+  count = columns[0].shape[1]
+  padded = [np.pad(x, ((0, 0), (0, -count % size))) for x in columns]
+  parts = [score(*(x[:, start : start + size] for x in padded)) for start in range(0, count, size)]
+  return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *map(jax.device_get, parts))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -187,12 +205,16 @@ def _candidates(model, histories, item, features, time) -> tuple[RankingBatch, C
 
 
 def plan_microbatch(
-  model: RankingModel, capacity: int, num_candidates: int, num_users: int = 1, memory_bytes: int = 2**28
+  model: RankingModel | SequentialModel,
+  capacity: int,
+  num_candidates: int,
+  num_users: int = 1,
+  memory_bytes: int = 2**28,
 ) -> int:
   """Returns the microbatch: the largest power of two in 32..1024 that memory holds and that candidates fill.
 
   Args:
-    model: the ranking model.
+    model: a ranking model, or an encoder of retrieval.
     capacity: tokens of the longest history.
     num_candidates: m, of each user.
     num_users: users scored at once.
@@ -212,10 +234,11 @@ def plan_microbatch(
   return size
 
 
-def microbatch_bytes(model: RankingModel, capacity: int, microbatch: int, num_users: int = 1) -> int:
+def microbatch_bytes(model: RankingModel | SequentialModel, capacity: int, microbatch: int, num_users: int = 1) -> int:
   """Returns an estimate of what a layer holds at once: keys and values, attention weights, projections, in bytes."""
   heads, item_bytes = model.num_heads, jnp.dtype(model.dtype).itemsize
-  widths = heads * (model.head_width + model.value_width)
+  head_width = getattr(model, "head_width", model.width // heads)  # SASRec splits its width.
+  widths = heads * (head_width + getattr(model, "value_width", head_width))
   keys_and_values = (capacity + microbatch) * widths * item_bytes
   weights = heads * microbatch * (capacity + microbatch) * 4
   activations = microbatch * (2 * widths + 3 * model.width) * item_bytes

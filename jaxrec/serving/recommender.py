@@ -43,6 +43,20 @@ class Recommender:
   params: its parameters, the whole item table among them.
   data: the prepared data that it was trained on.
   config: `config.data` says how histories are cropped, `config.eval.batch_size` how many are encoded at a time.
+
+  Times of events and requests are seconds or datetimes.
+
+  >>> import jax
+  >>> from jaxrec.data.generators.synthetic import synthetic_data
+  >>> from jaxrec.batches import next_item_batch
+  >>> from jaxrec.models import SASRec
+  >>> from jaxrec.train.config import default_config
+  >>> data = synthetic_data(num_users=8, num_items=24)
+  >>> model = SASRec(num_items=24, width=8, max_positions=200, num_layers=1, hidden=8)
+  >>> params = model.init(jax.random.key(0), next_item_batch(np.array([[1, 2]])))["params"]
+  >>> found = Recommender(model, params, data, default_config()).similar("3", k=2)  # By the vectors of the items.
+  >>> [item.rank for item in found]
+  [1, 2]
   """
 
   model: nn.Module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.batches import CandidateBatch
+from jaxrec.batches import CandidateBatch, PackedCandidates
 from jaxrec.data import load
 from jaxrec.data.batches.candidates import (
   CandidateData,
@@ -24,6 +24,7 @@ from jaxrec.data.batches.candidates import (
   held_out_candidates,
 )  # fmt: skip
 from jaxrec.data.batches.labelled_events import LabelledEvents
+from jaxrec.data.batches.packed_training import PackedTraining
 from jaxrec.data.prepared import TRAIN, VALIDATION, PreparedData
 from jaxrec.evaluation.metrics import auc, grouped_auc, log_loss
 from jaxrec.layers.ctr.batch_norm import CURRENT_BATCH_STATS
@@ -45,6 +46,7 @@ from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
 
 _OF_DRAWN = ("min_events", "first_target", "target_stride", "targets_per_user", "negatives")
+FOLLOW = -1  # held_out_seed of runs from before there was the setting.
 METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
 
 
@@ -61,7 +63,18 @@ class ClickDataSettings(SourceSettings):
   target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
   targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)
   negatives: int = setting(CandidateOptions.negatives, "For each target.", at_least=1)
+  exclude_clicked: bool = setting(
+    CandidateOptions.exclude_clicked, "Whether negatives that the user clicked at any time are drawn again."
+  )
   category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
+  held_out_seed: int = setting(
+    CandidateOptions.held_out_seed, "Of the negatives of validation and test; -1: config.seed, as of training.",
+    at_least=-1,
+  )  # fmt: skip
+  targets_per_row: int = setting(
+    0, "Targets of one user in a row of a training batch, which share their events: faster, with fewer users in a"
+    " batch. 0: each candidate has a row and a history of its own.", at_least=0,
+  )  # fmt: skip
   label: str = setting(
     "", "A binary action: each event is a candidate with this label, in the splits of the data, and none is drawn."
   )
@@ -124,6 +137,8 @@ def check_config(config: ConfigDict) -> None:
   check_groups(config, default_config(), GROUPS)
   if config.eval.metric not in METRICS[:-1]:
     raise ValueError(f"{config.eval.metric=} must be one of {METRICS[:-1]}")
+  if config.data.label and config.data.targets_per_row:
+    raise ValueError(f"{config.data.targets_per_row=} must be 0 with config.data.label, whose candidates are events")
   changed = [name for name in _OF_DRAWN if config.data[name] not in (0, getattr(CandidateOptions, name))]
   if config.data.label and changed:
     raise ValueError(f"config.data.{changed[0]} is for candidates that are drawn; {config.data.label=} draws none")
@@ -132,6 +147,15 @@ def check_config(config: ConfigDict) -> None:
       f"{config.data.time_cuts=} split the events, but candidates that are drawn are split by their place in the"
       " history of a user; give config.data.label, or no cuts"
     )
+
+
+class Predictions(NamedTuple):
+  """Log-odds of candidates, and what metrics compare them with."""
+
+  logit: Float[np.ndarray, " B"]
+  label: Float[np.ndarray, " B"]
+  user: Int[np.ndarray, " B"]
+  category: Int[np.ndarray, " B"]
 
 
 @dataclasses.dataclass
@@ -162,29 +186,29 @@ class ClickTask(BaseTask):
       ValueError: the config doesn't fit `default_config`.
     """
     check_config(config)
-    data = load.load_data(config.data)
-    examples = _examples(config, data)
-    sizes = {"num_items": examples.num_items, "num_categories": examples.num_categories}
-    return cls(config, data=data, examples=examples, model=ctr.build(model_settings(config), **sizes))
+    return make_task(config, load.load_data(config.data), cls)
 
   def plan(self, phase: str, num_epochs: int, mesh: Mesh) -> Plan:
     """See `Task`; in "final" the validation candidates are trained on too."""
-    settings, shard = self.config.train, parallel.host_shard(mesh)
+    settings, shard, targets = self.config.train, parallel.host_shard(mesh), self.config.data.targets_per_row
     unit = parallel.num_row_shards(mesh) * settings.accumulate
-    if settings.batch_size % unit:
+    per_row = targets * (1 + self.config.data.negatives) if targets else 1
+    if settings.batch_size % (unit * per_row):
       raise ValueError(
-        f"train.batch_size={settings.batch_size} must be divisible by devices x train.accumulate = {unit}"
+        f"train.batch_size={settings.batch_size} must be divisible by devices x train.accumulate x candidates of a row"
+        f" = {unit * per_row}"
       )
     splits = (TRAIN, VALIDATION) if phase == FINAL else (TRAIN,)
     order = {"seed": self.config.seed, "splits": splits, "shard_index": shard.index, "shard_count": shard.count}
-    batches = TrainingCandidates(self.examples, settings.batch_size, num_epochs, **order)
+    size = (self.examples, settings.batch_size, num_epochs)
+    batches = PackedTraining(*size, targets_per_row=targets, **order) if targets else TrainingCandidates(*size, **order)
     description = (
       f"steps of {settings.batch_size} candidates; {batches.examples_left_out} examples left out of each epoch"
     )
     return Plan(
       Timetable.from_config(settings, batches.batches_per_epoch, num_epochs),
       batches,
-      count=lambda batch: {"examples": len(batch.label)},
+      count=lambda batch: {"examples": batch.label.size},
       users=lambda step: np.unique(batches.whole(step - 1).user_id),
       identity={"batch_size": settings.batch_size},
       description=description,
@@ -218,7 +242,7 @@ class ClickTask(BaseTask):
     latest = (parallel.shard_batch(plan.batches[i], mesh) for i in range(first, step))
     return self.renewed_statistics(state, latest)
 
-  def renewed_statistics(self, state: TrainState, batches: Iterable[CandidateBatch]) -> TrainState:
+  def renewed_statistics(self, state: TrainState, batches: Iterable[CandidateBatch | PackedCandidates]) -> TrainState:
     """Returns the state with the mean statistics of these batches instead of the running ones.
 
     Running statistics of training are those of parameters some steps ago. Where tables grow fast that makes a model far
@@ -235,6 +259,10 @@ class ClickTask(BaseTask):
 
   def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:
     """See `Task`: AUC, GAUC and log loss of all candidates of a split."""
+    return click_metrics(*self.predictions(state, split, mesh))
+
+  def predictions(self, state: TrainState, split: int, mesh: Mesh) -> Predictions:
+    """Returns the log-odds of all candidates of a split, in the order of `held_out_candidates`."""
     logits = self._jitted(mesh, self._logits, out_shardings=NamedSharding(mesh, PartitionSpec()))
     columns = []
     for batch in held_out_candidates(self.examples, split, self.config.eval.batch_size):
@@ -242,7 +270,7 @@ class ClickTask(BaseTask):
       sharded = parallel.shard_replicated_batch(_padded(batch, mesh.size), mesh)
       logit = np.asarray(logits(state.evaluated, state.model_state, sharded).addressable_data(0))[:size]
       columns.append((logit, batch.label, batch.user_id, batch.category))
-    return click_metrics(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    return Predictions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
   def _statistics(self, params, model_state, batch):
     variables, mutable = {"params": params, **model_state}, ["batch_stats", CURRENT_BATCH_STATS]
@@ -259,13 +287,22 @@ class ClickTask(BaseTask):
     return self._compiled[key]
 
 
+def make_task(config: ConfigDict, data: PreparedData, cls: type[ClickTask] = ClickTask) -> ClickTask:
+  """Returns the task of a checked config on data that are loaded already."""
+  examples = _examples(config, data)
+  sizes = {"num_items": examples.num_items, "num_categories": examples.num_categories}
+  return cls(config, data=data, examples=examples, model=ctr.build(model_settings(config), **sizes))
+
+
 def _examples(config, data) -> CandidateExamples:
   settings = config.data
   if settings.label:
     options = (settings.label, settings.history_length, settings.min_history, settings.category)
     return LabelledEvents(data, *options)
-  fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed"}
-  return CandidateData(data, CandidateOptions(**{name: settings[name] for name in fields}, seed=config.seed))
+  fields = {field.name for field in dataclasses.fields(CandidateOptions)} - {"seed", "held_out_seed"}
+  held_out_seed = config.seed if settings.held_out_seed == FOLLOW else settings.held_out_seed
+  seeds = {"seed": config.seed, "held_out_seed": held_out_seed}
+  return CandidateData(data, CandidateOptions(**{name: settings[name] for name in fields}, **seeds))
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.batches.rows import REQUEST_TIMES, TASKS
+from jaxrec.data.batches.training import ORDERS
 from jaxrec.data.seeds import check_seed
 from jaxrec.data.time_window import check_cuts
 from jaxrec.embedding.rounding import ROUNDINGS
@@ -27,12 +27,10 @@ DTYPES = ("float32", "bfloat16")
 OBJECTIVES = ("cross_domain_attention",)
 INNER_PRODUCTS = ("shared", "attention_path")
 SEQUENTIAL, CLICK_THROUGH, RANKING = "sequential", "click_through", "ranking"
-_RENAMED = {"multi_objective.solve_every": "multi_objective.reweight_every"}
 _MASKED = "task", ("masked_item",)  # Where settings are read.
 _FEATURES = "features", ()
 _OBJECTIVES = "objectives", ()
 _TABLES = "placement", ("auto", "sharded")
-_BEFORE = {"multi_objective.score": "all_keys"}  # What runs had before there was the setting.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class SourceSettings:
 
   source: str = setting("", "Name of a data source, such as movielens-1m; only compared where `prepared` exists.")
   raw: str = setting("", "Raw files; '' downloads them, or takes $JAXREC_DATA/<source>.")
-  prepared: str = setting("", "Folder of prepared data; '' keeps it in a cache.")
+  prepared: str = setting("", "Folder of prepared data, or its URL in an object store; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
   only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
   time_cuts: tuple = setting(
@@ -59,6 +57,14 @@ class SequenceSettings(SourceSettings):
     choices=("all", "without_held_out"),
   )  # fmt: skip
   task: str = setting("next_item", "What the model is trained to predict.", choices=TASKS)
+  train_share: float = setting(
+    1.0, "Share of the users that are trained on, above 0 and up to 1. A smaller share is part of a larger one,"
+    " whatever the seed.",
+  )  # fmt: skip
+  order: str = setting(
+    "shuffled", "Order of the users in an epoch: drawn anew in each, or as in the data, for a stream seen once.",
+    choices=ORDERS,
+  )  # fmt: skip
   max_length: int = setting(200, "Events of a history; older ones are cropped.", at_least=1)
   row_length: int = setting(0, "Positions of a row; 0: max_length.", at_least=0)
   rows_per_batch: int = setting(0, "0: as many as hold train.batch_size users.", at_least=0)
@@ -154,6 +160,10 @@ class TrainSettings:
     "keep", "The optimizer state that such a run begins with: that of the earlier run, or a new one, as other"
     " objectives need.", choices=("keep", "new"),
   )  # fmt: skip
+  boards: tuple = setting(
+    ("tensorboard",), "Where metrics are shown beside metrics.jsonl: some of tensorboard, wandb, mlflow; see"
+    " jaxrec.train.boards.",
+  )  # fmt: skip
   retrain: bool = setting(False, "Train anew on training and validation events for the chosen number of epochs.")
 
 
@@ -247,15 +257,15 @@ GROUPS = {
 
 
 def default_config() -> ConfigDict:
-  """Returns the default settings of sequential recommendation: MovieLens-1M and a small HSTU, as published.
+  """Returns the default settings of sequential recommendation: MovieLens-1M and a small HSTU, as published. Zero or ""
+  mean "off" or "derived" where the help of the setting says so.
 
-  Zero or the empty string mean "off" or "derived" where the help of the setting says so.
+  >>> default_config().eval.metric
+  'NDCG@10'
   """
-  start = {"name": "", "task": SEQUENTIAL, "seed": 42}
   groups = defaults(GROUPS)
-  return ConfigDict(
-    start | {"data": groups.pop("data"), "model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"}} | groups
-  )
+  start = {"name": "", "task": SEQUENTIAL, "seed": 42, "data": groups.pop("data")}
+  return ConfigDict(start | {"model": {"name": "hstu"}, "objective": {"name": "sampled_softmax"}} | groups)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -342,6 +352,8 @@ def check_mesh(config: ConfigDict) -> None:
 
 
 def _check_sequences(config):
+  if not 0 < config.data.train_share <= 1:
+    raise ValueError(f"{config.data.train_share=} must be above 0 and at most 1")
   if config.data.row_length and config.data.row_length < config.data.max_length:
     raise ValueError(f"config.data.row_length={config.data.row_length} must be 0 or at least {config.data.max_length=}")
   if config.data.only_domain and config.multi_objective.objectives:
@@ -361,37 +373,6 @@ def _check_objectives(config):
     raise ValueError(
       f"config.multi_objective.{reweight_every=} needs config.multi_objective.objectives and config.train.accumulate=1"
     )
-
-
-def saved_config(saved: dict[str, Any], default: ConfigDict | None = None) -> ConfigDict:
-  """Returns the config of a saved run, with the defaults of settings that were added later and today's names.
-
-  Args:
-    saved: what config.json of the run holds.
-    default: default config of its task; None: of sequential recommendation.
-
-  >>> saved_config({"seed": 7}).train.batch_size
-  128
-  """
-  saved = {name: dict(value) if isinstance(value, dict) else value for name, value in saved.items()}
-  for old, new in _RENAMED.items():
-    (group, old_key), (_, new_key) = old.split("."), new.split(".")
-    if old_key in saved.get(group, {}):
-      saved[group][new_key] = saved[group].pop(old_key)
-  default = (default or default_config()).to_dict()
-  for name, value in _BEFORE.items():
-    group, key = name.split(".")
-    if group in saved and key in default.get(group, {}):
-      saved[group].setdefault(key, value)
-  return ConfigDict(_with_defaults(saved, default, ""))
-
-
-def _with_defaults(saved, default, name):
-  """Open groups stay as they were saved: their defaults belong to another model or objective."""
-  if name in ("data.options", "model", "objective", "multi_objective.weighting") or not isinstance(saved, dict):
-    return saved
-  prefix = name and f"{name}."
-  return default | {key: _with_defaults(value, default.get(key, {}), prefix + key) for key, value in saved.items()}
 
 
 def _metric_names(settings):

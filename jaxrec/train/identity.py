@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 
 from jaxrec.data.fingerprint import Fingerprint, differences
 from jaxrec.train import writers
-from jaxrec.train.config import saved_config
+from jaxrec.train.saved_config import saved_config
 
 CONFIG_FILE, DATA_FILE, CHANGES_FILE = "config.json", "data.json", "changes.json"
 _GROUPS = ("data", "model", "optimizer", "train", "parallel", "eval")
 _RUN_FILES = ("metrics.jsonl", "summary.json", "select/checkpoints", "select/result.json", "final/checkpoints")
 
 MAY_CHANGE = (
-  "config.name", "config.train.checkpoint_every_steps", "config.data.raw", "config.data.prepared",
+  "config.name", "config.train.boards", "config.train.checkpoint_every_steps",
+  "config.data.raw", "config.data.prepared",
   "config.data.rows_per_batch",  # Checked where a checkpoint is restored.
   "config.parallel.data", "config.parallel.fsdp", "config.parallel.model",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from jaxrec.train import changes, writers
+from jaxrec.train.boards import open_boards
 from jaxrec.train.monitor import LossMonitor
 from jaxrec.train.optimizer import make_schedule
 from jaxrec.train.progress import Speed, Trace
@@ -34,6 +36,7 @@ class RunLog:
       profile: whether to trace a few steps.
     """
     self._workdir, self._phase, self._plan, self._metric = workdir, phase, plan, config.eval.metric
+    self._config = config
     self._times = plan.timetable
     self._schedule = make_schedule(config.optimizer, config.train.num_epochs * self._times.steps_per_epoch)
     self._losses = LossMonitor(config.train.log_every_steps, plan.users, self._write_losses)
@@ -71,15 +74,16 @@ class RunLog:
     self._speed = Speed(self._phase, self._plan, first_step)
 
   def _open_files(self, step, records, accept_losses):
+    boards = functools.partial(open_boards, self._config, self._workdir, self._phase, step)
     try:
-      return MetricsWriter(self._workdir, self._phase, step, records)
+      return MetricsWriter(self._workdir, self._phase, step, records, boards)
     except writers.LostRecordsError as error:
       if not accept_losses:
         raise
       logging.warning("%s", error)
       changes.announce(self._workdir, [str(error)])
       changes.record_step(self._workdir, self._phase, step)
-      return MetricsWriter(self._workdir, self._phase, step)
+      return MetricsWriter(self._workdir, self._phase, step, open_boards=boards)
 
   def before_step(self) -> None:
     """Call it when the batch has arrived."""

@@ -7,8 +7,8 @@ evaluates the test events once. Its learning rate at each epoch is that of the f
 
 Files in the workdir: config.json, data.json (the fingerprint of the data), metrics.jsonl (the same, value for value,
 however often the run was killed), timing.jsonl, summary.json, changes.json, curves.png, <phase>/checkpoints,
-<phase>/result.json, <phase>/started_from.json, tensorboard/<phase>, profile, and .lock: one process at a time trains in
-a workdir.
+<phase>/result.json, <phase>/started_from.json, model_card.md, tensorboard/<phase>, profile, and .lock: one process at a
+time trains in a workdir.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jaxrec import parallel
 from jaxrec.train import changes, curves, writers
+from jaxrec.train.boards import check_boards
 from jaxrec.train.checkpoint import Checkpoints, check_path
 from jaxrec.train.config import check_groups_read
 from jaxrec.train.earlier_run import first_state, started_from
@@ -30,6 +31,7 @@ from jaxrec.train.finite_state import FiniteCheck
 from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
 from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
+from jaxrec.train.model_card import write_model_card
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
 
@@ -55,8 +57,8 @@ def run(
     make_task: config to task; another one trains a task of your own.
 
   Raises:
-    ValueError: the config is wrong, or has a setting that nothing reads; the workdir is in use by another process, or
-      holds a run of another config or of other data.
+    ValueError: the config is wrong, has a setting that nothing reads, or a board whose package is not installed; the
+      workdir is in use by another process, or holds a run of another config or of other data.
     OSError: a file cannot be written.
     LostRecordsError: records of metrics.jsonl that the last checkpoint depends on are missing.
     NonFiniteLossError: a loss was NaN; the last checkpoint is kept.
@@ -66,6 +68,7 @@ def run(
   """
   if make_task is build_task:
     _check_config(config, workdir)
+  check_boards(config.train.boards)
   check_path("workdir", workdir)
   os.makedirs(workdir, exist_ok=True)
   with FolderLock(workdir), StopSignal() as stop:
@@ -92,6 +95,7 @@ def run(
     summary |= {"seconds": sum(record["seconds"] for record in timing), "machine": parallel.machine()}
     writers.write_json(path, summary)
     curves.plot(workdir, config.eval.metric)
+    write_model_card(workdir)
     return summary
 
 

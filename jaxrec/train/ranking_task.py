@@ -53,6 +53,9 @@ class RankingDataSettings(SourceSettings):
   heads: tuple = setting((), "Typed actions that it predicts; (): all.")
   features: tuple = setting((), "Columns of the items, such as category, that the model reads in addition to the id.")
   context: tuple = setting((), "Columns of the users that begin a history; 'user': the user itself.")
+  request: tuple = setting(
+    (), "Features of an event's request that the model reads: 'hour', 'weekday', or columns that are no heads."
+  )
   max_length: int = setting(RankingOptions.max_length, "Events of a history; older ones are cropped.", at_least=2)
   layout: str = setting(RankingOptions.layout, "Tokens of an event: its item and its actions, or one.", choices=LAYOUTS)
   unit: str = setting(RankingOptions.unit, "What one training example predicts.", choices=UNITS)
@@ -160,7 +163,8 @@ class RankingTask(BaseTask):
   def from_data(cls, config: ConfigDict, data: PreparedData) -> RankingTask:
     """Returns the task of a config and data that are in memory."""
     types = action_types(data)
-    columns = RankingColumns(data, tuple(config.data.features), tuple(config.data.context))
+    settings = config.data
+    columns = RankingColumns(data, tuple(settings.features), tuple(settings.context), tuple(settings.request))
     length = config.data.max_length
     sizes = {
       "num_items": data.num_items, "num_context_ids": columns.num_context_ids, "dtype": jnp.dtype(config.train.dtype),
@@ -168,6 +172,10 @@ class RankingTask(BaseTask):
       "features": tuple(columns.feature_sizes.items()),
     }  # fmt: skip
     model = ranking.build({"max_positions": length, "attention_length": length, **config.model.to_dict()}, **sizes)
+    if predicted := sorted({head.name for head in model.heads} & set(settings.request)):
+      raise ValueError(
+        f"config.data.request has {predicted}, which are predicted; config.data.heads must not have them"
+      )
     if config.eval.metric not in metric_names(model.heads):
       raise ValueError(f"{config.eval.metric=} must be one of {metric_names(model.heads)}")
     return cls(config, data=data, columns=columns, model=model)

@@ -8,8 +8,9 @@ import os
 from ml_collections import ConfigDict
 
 from jaxrec.train import checkpoint
-from jaxrec.train.config import CLICK_THROUGH, SEQUENTIAL, saved_config
+from jaxrec.train.config import CLICK_THROUGH, SEQUENTIAL
 from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, read_config
+from jaxrec.train.saved_config import saved_config
 from jaxrec.train.state import Params, TrainState
 from jaxrec.train.task import Task, build_task, task_class
 

@@ -195,6 +195,7 @@ def training_options(config: ConfigDict, data: PreparedData, last_split: int, me
     rows_per_batch=settings.rows_per_batch or 1,
     task=settings.task,
     packing=settings.packing,
+    order=settings.order,
     last_split=last_split,
     request_time=settings.request_time,
     mask_probability=settings.mask_probability,
@@ -291,7 +292,7 @@ def split_time(data: PreparedData, split: int) -> int:
 
 
 def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tuple[int, ...] | None:
-  """Returns the users whose events are trained on, as `config.data.train_users` asks; None stands for all.
+  """Returns the users whose events are trained on, as `config.data.train_users` and `train_share` ask; None: all.
 
   "without_held_out" is for data that hold out whole users, as AutoCDSR's shards do: users with an event after
   `last_split` are not trained on at all, while "all" trains on their earlier events.
@@ -299,13 +300,19 @@ def train_users(config: ConfigDict, data: PreparedData, last_split: int) -> tupl
   Raises:
     ValueError: no user is left, as in leave-one-out data, which hold out events of every user.
   """
-  if config.data.train_users == "all":
+  which, share = config.data.train_users, config.data.train_share
+  if which == "all" and share == 1:
     return None
-  users = np.setdiff1d(np.flatnonzero(np.diff(data.offsets)), single_domain.held_out_users(data, last_split))
+  has_events = np.diff(data.offsets) > 0
+  if share < 1:  # Drawn with a seed of its own, so that runs with other seeds have the same data.
+    has_events &= np.random.default_rng(0).permutation(data.num_users) < share * data.num_users
+  users = np.flatnonzero(has_events)
+  if which != "all":
+    users = np.setdiff1d(users, single_domain.held_out_users(data, last_split))
   if not len(users):
     raise ValueError(
-      f"config.data.train_users={config.data.train_users!r} leaves no user to train on: all of them have events that"
-      " are held out; set it to 'all'"
+      f"config.data.train_users={which!r} leaves no user to train on, with config.data.train_share={share}: all of them"
+      " have events that are held out, or the share is too small; set them to 'all' and 1"
     )
   return tuple(users.tolist())
 

@@ -1,4 +1,4 @@
-"""Writers of a run's numbers: JSON lines, the same whether or not the run was interrupted, and TensorBoard events.
+"""Writers of a run's numbers: JSON lines, the same whether or not the run was interrupted, and boards.
 
 `metrics.jsonl` holds what is determined by config and data; `timing.jsonl` holds wall-clock times. Only the first host
 writes. A checkpoint knows the length and the hash of the `metrics.jsonl` that it was saved after: records that were
@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import logging
+
+from jaxrec.train import boards
 
 NO_RECORDS = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
 """Length and hash of `metrics.jsonl` before the first record; see `MetricsWriter.saved_records`."""
@@ -26,9 +28,16 @@ class LostRecordsError(ValueError):
 
 
 class MetricsWriter:
-  """Appends records of one phase to metrics.jsonl, timing.jsonl and TensorBoard."""
+  """Appends records of one phase to metrics.jsonl and timing.jsonl, and shows them on boards."""
 
-  def __init__(self, workdir: str, phase: str, restored_step: int, records: dict[str, Any] | None = None):
+  def __init__(
+    self,
+    workdir: str,
+    phase: str,
+    restored_step: int,
+    records: dict[str, Any] | None = None,
+    open_boards: Callable[[], Sequence[boards.Board]] = tuple,
+  ):
     """Opens the files and drops what an interrupted run wrote after the step that was restored.
 
     Args:
@@ -37,11 +46,12 @@ class MetricsWriter:
       restored_step: last step that is done; 0 at the start of the phase.
       records: what `saved_records` returned when that step was saved; what follows is cut off. None, as in checkpoints
         of older versions: records are dropped by their step, and lost ones are not noticed.
+      open_boards: opens what the metrics are shown on; called on the first host only, after the files.
 
     Raises:
       LostRecordsError: the beginning of metrics.jsonl is not that of `records`.
     """
-    self._phase, self._files, self._board, self._hash = phase, {}, None, hashlib.sha256()
+    self._phase, self._files, self._boards, self._hash = phase, {}, (), hashlib.sha256()
     if jax.process_index() == 0:
       metrics, timing = (os.path.join(workdir, f"{name}.jsonl") for name in ("metrics", "timing"))
       if records is None:
@@ -52,7 +62,7 @@ class MetricsWriter:
       self._files = {"metrics": open(metrics, "a+b"), "timing": open(timing, "a+b")}
       self._files["metrics"].seek(0)
       self._hash.update(self._files["metrics"].read())
-      self._board = _tensorboard(os.path.join(workdir, "tensorboard", phase), restored_step)
+      self._boards = open_boards()
 
   def write(self, kind: str, step: int, epoch: int, values: dict[str, float | int]) -> None:
     """Appends a record; it survives the death of the process when this returns.
@@ -64,9 +74,7 @@ class MetricsWriter:
       values: name to number.
     """
     self._append("metrics", {"phase": self._phase, "step": step, "epoch": epoch, "kind": kind, **values})
-    if self._board:
-      for name, value in values.items():
-        self._board.add_scalar(f"{kind}/{name}".replace("@", "_"), value, step)  # It allows no @.
+    boards.show(self._boards, kind, step, values)
 
   def write_timing(self, kind: str, step: int, values: dict[str, float]) -> None:
     """Appends a record of wall-clock times."""
@@ -89,8 +97,8 @@ class MetricsWriter:
     """Closes the files."""
     for file in self._files.values():
       file.close()
-    if self._board:
-      self._board.close()
+    for board in self._boards:
+      board.close()
 
   def __enter__(self) -> MetricsWriter:
     return self
@@ -157,9 +165,14 @@ def naming(path: str) -> Iterator[None]:
 
 def write_json(path: str, value: Any) -> None:
   """Writes a JSON file that is either complete, also after a power cut, or not there (first host only)."""
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a text file that is either complete, also after a power cut, or not there (first host only)."""
   if jax.process_index() == 0:
     with naming(path):
-      _replace(path, json.dumps(value, indent=2) + "\n")
+      _replace(path, text)
 
 
 def _record(path, number, line):
@@ -213,12 +226,3 @@ def _drop_after(path, phase, restored_step):
   _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
   if len(kept) < len(records):
     logging.info("%s: dropped %d records after the restored step %d", path, len(records) - len(kept), restored_step)
-
-
-def _tensorboard(folder, restored_step):
-  try:
-    import tensorboardX
-  except ImportError:
-    logging.info("tensorboardX is not installed: no TensorBoard events (pip install 'jaxrec[tensorboard]')")
-    return None
-  return tensorboardX.SummaryWriter(folder, purge_step=restored_step + 1 if restored_step else None, flush_secs=30)

@@ -99,7 +99,7 @@ def default_block_sizes(
 
 
 def check(q, k, v, bias: RelativeBias | None) -> None:
-  """Raises NotImplementedError, with the reason, for what these kernels cannot do. Shapes and dtypes suffice."""
+  """Raises: NotImplementedError, with the reason, for what these kernels cannot do. Shapes and dtypes suffice."""
   bias = bias or RelativeBias()
   check_known(q, k, v)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:

@@ -28,6 +28,9 @@ class BlockSizes:
   dq_keys: keys in a tile of the dq kernel: 64 or 128.
   dkv_queries: queries in a tile of the dk, dv kernel: 64 or 128.
   forward_stages, dq_stages, dkv_stages: tiles that shared memory holds at a time.
+
+  Raises:
+    ValueError: sizes that the kernels do not have.
   """
 
   consumers: int = 2

@@ -74,7 +74,7 @@ def _round_up(length):
 
 
 def check(q, k, bias: RelativeBias | None, block_sizes: BlockSizes | None = None, interpret: Any = False) -> None:
-  """Raises NotImplementedError, with the reason, for a problem that does not fit on the chip. Shapes suffice."""
+  """Raises: NotImplementedError, with the reason, for a problem that does not fit on the chip. Shapes suffice."""
   check_known(q, k)
   bias = bias or RelativeBias()
   spec = _spec(q, k, bias, "silu", 1.0, block_sizes, interpret)

@@ -27,6 +27,9 @@ class BlockSizes:
 
   query, key: tokens in a tile, multiples of 128.
   heads: heads of a tile that are computed in one step; must divide the number of heads.
+
+  Raises:
+    ValueError: a size below 1.
   """
 
   query: int = 512

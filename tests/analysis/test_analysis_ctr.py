@@ -34,6 +34,15 @@ def test_a_perfect_search_has_an_ndcg_of_one_and_padding_is_never_found():
   assert analysis.search_ndcg(np.array([[9.0, 0.0, 1.0, 0.5]]), relevance, is_real, k=1) == 0
 
 
+def test_what_a_search_cannot_return_is_not_found_whatever_its_score():
+  relevance, real = np.array([[5.0, 0.5, 1.0]]), np.ones((1, 3), bool)
+  may_find = np.array([[False, True, True]])
+  found = analysis.search_ndcg(np.array([[9.0, 2.0, 1.0]]), relevance, real, k=2, may_find=may_find)
+  assert found == pytest.approx((0.5 + 1 / np.log2(3)) / (5 + 1 / np.log2(3)))
+  nothing = analysis.search_ndcg(np.array([[9.0, 2.0, 1.0]]), relevance, real, k=2, may_find=~real)
+  assert nothing == 0
+
+
 def test_rows_without_a_relevant_event_are_excluded():
   relevance, real = np.array([[0.0, 1.0], [0.0, 0.0]]), np.ones((2, 2), bool)
   assert analysis.search_ndcg(np.array([[0.0, 1.0], [1.0, 0.0]]), relevance, real, k=1) == 1

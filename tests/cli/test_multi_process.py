@@ -21,13 +21,15 @@ SETTINGS = (
 PER_DEVICE = ("tables/rows",)  # Summed over devices: an item that two devices look up counts twice.
 
 
-def start_two(workdir, *overrides, settings=SETTINGS, config="tiny_run"):
-  """Starts both processes of a run; each has one device."""
+def start_all(workdir, *overrides, settings=SETTINGS, config="tiny_run", count=2):
+  """Starts the processes of a run; each has one device."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  cluster = (f"--coordinator_address={address}", "--num_processes=2", "--heartbeat_timeout_seconds=10")
-  return [start(workdir, *settings, *cluster, f"--process_id={index}", *overrides, config=config) for index in range(2)]
+  cluster = (f"--coordinator_address={address}", f"--num_processes={count}", "--heartbeat_timeout_seconds=10")
+  return [
+    start(workdir, *settings, *cluster, f"--process_id={index}", *overrides, config=config) for index in range(count)
+  ]
 
 
 def config():
@@ -66,6 +68,22 @@ def test_two_processes_that_open_half_of_the_shards_train_as_one_and_resume_afte
   assert_same_metrics(tmp_path / "one", tmp_path / "two", but=PER_DEVICE)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_one_two_and_four_processes_over_eight_shards_end_with_the_same_metrics(tmp_path):
+  prepare("synthetic", out=tmp_path / "data", shards=8, **config().data.options.to_dict())
+  overrides = (
+    "--config.data.source=",
+    f"--config.data.prepared={tmp_path / 'data'}",
+    "--config.data.rows_per_batch=24",
+  )
+  for count in (1, 2, 4):
+    (tmp_path / str(count)).mkdir()
+    for process in start_all(tmp_path / str(count), *overrides, count=count):
+      finish(process)
+    assert_same_metrics(tmp_path / "1", tmp_path / str(count), but=PER_DEVICE)
+
+
 @pytest.mark.exhaustive
 def test_two_processes_that_read_all_data_train_as_one_and_resume_after_either_is_killed(one_process, tmp_path):
   killed_at = kill_one_and_start_again(tmp_path, victim=random.randint(0, 1))
@@ -75,7 +93,7 @@ def test_two_processes_that_read_all_data_train_as_one_and_resume_after_either_i
 
 @pytest.mark.slow
 def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resumes(one_process, tmp_path):
-  processes = start_two(tmp_path, "--config.parallel.model=2")
+  processes = start_all(tmp_path, "--config.parallel.model=2")
   wait_for_step(processes[0], tmp_path, 3)
   processes[1].send_signal(signal.SIGTERM)
   ends = [end_of(process) for process in processes]
@@ -88,7 +106,7 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resume
 @pytest.mark.slow
 def test_click_through_in_two_processes_equals_one(tmp_path):
   finish(start(tmp_path / "one", config="tiny_click"))
-  for process in start_two(tmp_path / "two", "--report", config="tiny_click", settings=()):
+  for process in start_all(tmp_path / "two", "--report", config="tiny_click", settings=()):
     finish(process)
   assert_same_metrics(tmp_path / "one", tmp_path / "two", but=PAIRS, rtol=1e-4)
   assert "Trained on several hosts" in (tmp_path / "two" / "report.html").read_text()
@@ -96,13 +114,13 @@ def test_click_through_in_two_processes_equals_one(tmp_path):
 
 def kill_one_and_start_again(workdir, victim, *overrides):
   """Kills one of two processes, then resumes and finishes the run; returns the metrics written before."""
-  processes = start_two(workdir, *overrides)
+  processes = start_all(workdir, *overrides)
   wait_for_step(processes[0], workdir, 6)
   processes[victim].send_signal(signal.SIGKILL)
   code, output = end_of(processes[1 - victim])
   assert code not in (0, 143), output
   processes[victim].communicate()
   metrics = metrics_text(workdir)
-  for process in start_two(workdir, *overrides):
+  for process in start_all(workdir, *overrides):
     assert "resumes after step" in finish(process)
   return metrics[: metrics.rindex("\n") + 1]

@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 from jaxrec.cli import process, sweep, sweep_table
+from jaxrec.cli.config_argument import config_file
 from jaxrec.cli.sweep import make_jobs, plan, read_results, run_jobs, write_table
 from jaxrec.train import loop
 from jaxrec.train.lock import FolderLock
@@ -185,6 +186,14 @@ def test_the_table_has_mean_sample_std_and_number_of_runs(config, tmp_path):
     f"| width=16 | 3 |   {0.7 / 3 + 0.5:.4f} ± {std:.4f} |",
   ]
   assert (tmp_path / "table.md").read_text() == table + "\n"
+
+
+def test_named_configs_and_arguments_of_a_file_have_rows_of_their_own(config, tmp_path):
+  names = [config_file("sasrec", "log"), config_file("hstu", "log"), f"{config}:plain", f"{config}:gate"]
+  jobs = [sweep.Job(name, (), seed, {"data": {}, "width": 8, "of": [name, seed]}) for name in names for seed in (1, 2)]
+  run_jobs(jobs, str(tmp_path), _train)
+  rows = write_table(jobs, str(tmp_path), ["HR@10"]).splitlines()[2:]
+  assert [row.split("|")[1].strip() for row in rows] == ["sasrec", "hstu", "small:plain", "small:gate"]
 
 
 def test_a_single_run_has_no_std(config, tmp_path):

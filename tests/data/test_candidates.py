@@ -97,6 +97,22 @@ def test_negatives_depend_on_the_seed_and_not_on_the_batch():
   assert (all_of(other, TRAIN).item != whole).any()
 
 
+@pytest.mark.parametrize("split, name, other", [(TRAIN, "seed", "held_out_seed"), (TEST, "held_out_seed", "seed")])
+def test_the_negatives_of_training_and_of_evaluation_have_a_seed_each(split, name, other):
+  data = users_with_events([40] * 20)
+
+  def items(**seeds):
+    return all_of(CandidateData(data, CandidateOptions(**{**vars(OPTIONS), **seeds})), split).item.tolist()
+
+  assert items(**{other: 7}) == items() != items(**{name: 7})
+
+
+def test_negatives_may_be_items_that_the_user_clicked_where_they_are_not_excluded():
+  data = PreparedData.from_columns(user=[0] * 8, item_id=[1, 2] * 4)  # Who clicked everything.
+  options = CandidateOptions(**{**vars(OPTIONS), "exclude_clicked": False})
+  assert set(all_of(CandidateData(data, options), TRAIN).item[1:].tolist()) <= {1, 2}
+
+
 def test_short_users_and_targets_without_history_are_counted():
   examples = CandidateData(users_with_events([30, 7, 9, 10]), OPTIONS)
   assert examples.counts == {
@@ -179,7 +195,9 @@ def test_an_unknown_column_of_categories_is_an_error():
     item_categories(users_with_events([10]), "genre")
 
 
-@pytest.mark.parametrize("change", [{"first_target": 2}, {"history_length": 0}, {"negatives": -1}])
+@pytest.mark.parametrize(
+  "change", [{"first_target": 2}, {"history_length": 0}, {"negatives": -1}, {"held_out_seed": -1}]
+)
 def test_options_out_of_range_are_errors(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     CandidateData(users_with_events([10]), CandidateOptions(**change))

@@ -108,7 +108,7 @@ OTHER_SCHEMAS = {
 
 @pytest.mark.parametrize(("table", "message"), OTHER_SCHEMAS.values(), ids=OTHER_SCHEMAS)
 def test_a_part_with_another_schema_is_named_before_any_row_is_read(tmp_path, monkeypatch, table, message):
-  monkeypatch.setattr(parquet_parts, "_pieces", lambda *_: pytest.fail("rows were read"))
+  monkeypatch.setattr(parquet_parts, "read_piece", lambda *_: pytest.fail("rows were read"))
   with pytest.raises(ValueError, match=message):
     prepare("table", write_parts(tmp_path / "log", EVENTS, table))
 

@@ -54,6 +54,21 @@ def test_one_token_layout_has_events_and_then_the_items_of_the_targets():
   assert batch.features["domain"].tolist() == [[0, 1, 1, 1, 1]]
 
 
+def test_events_and_candidates_know_their_requests_and_the_prefix_does_not():
+  actions = {"actions": {"page": [2, 0, 1]}, "action_kinds": {"page": "multi_class"}}
+  data = PreparedData.from_columns(user=[0] * 3, item_id=[3, 1, 2], timestamp=[3600, 7300, 90000], **actions)
+  columns = RankingColumns(data, ("domain",), ("user",), ("hour", "page"))
+  options = RankingOptions(layout="one_token")
+  batch = RankingBatches(columns, training_examples(data, 2, options), options, 1, shuffle=False)[0]
+  assert batch.features["hour"].tolist() == [[0, 2, 3, 2, 2, 3, 2]]
+  assert batch.features["page"].tolist() == [[0, 3, 1, 2, 3, 1, 2]]
+  assert columns.feature_sizes == {"domain": 1, "hour": 24, "page": 3}
+  found = columns.candidate_features(np.array([[1, 2]]), np.array([1]))
+  assert {name: x.tolist() for name, x in found.items()} == {"domain": [[1, 1]], "hour": [[3, 3]], "page": [[1, 1]]}
+  with pytest.raises(ValueError, match="the feature 'tab' of the request is none of"):
+    RankingColumns(data, request=("tab",))
+
+
 def test_examples_that_share_a_row_keep_to_themselves():
   batch = batches_of(small(), 2, shuffle=False, layout="interleaved", row_length=8)[0]
   assert batch.sequence_id.tolist() == [[1] * 4 + [2] * 4] and batch.user_id.tolist() == [[0] * 4 + [1] * 4]

@@ -262,6 +262,28 @@ def test_merged_sources_share_users_and_not_items(tmp_path):
   assert data.meta["counts"]["users_in_several_domains"] == 1
 
 
+def merged_actions(folder, kinds):
+  """Two tables with actions; `kinds` are those of the second."""
+  write(
+    folder,
+    {
+      "a.csv": "user,item,timestamp,like,kind,seconds\nann,x,10,1,view,2.5\nann,y,30,0,buy,1\n",
+      "b.csv": "user,item,timestamp,like,kind\nann,x,20,1,cart\n",
+    },
+  )
+  actions = {"a": "like=binary,kind=multi_class,seconds=regression", "b": kinds}
+  sources = [{"source": "table", "raw": folder / f"{n}.csv", "name": n, "actions": actions[n]} for n in "ab"]
+  return prepare("merge", sources=sources)
+
+
+def test_merged_sources_keep_the_actions_that_all_have(tmp_path):
+  data = merged_actions(tmp_path, "like=binary,kind=multi_class")
+  assert {name: values.tolist() for name, values in data.actions.items()} == {"like": [1, 1, 0], "kind": [2, 1, 0]}
+  assert data.action_meta["like"]["kind"] == "binary" and data.action_names["action.kind"] == ("buy", "cart", "view")
+  with pytest.raises(ValueError, match="the action 'like' has several kinds: {'a': 'binary', 'b': 'regression'}"):
+    merged_actions(tmp_path, "like=regression")
+
+
 STRANGERS = {
   "a.csv": "user,item,timestamp\n2,x,10\n2,y,30\n7,x,500\n9,x,1\n9,y,2\n",
   "b.csv": "user,item,timestamp\nbob,z,900\nann,x,820\nann,y,840\nann,x,860\n",

@@ -1,5 +1,6 @@
 """Metrics among sampled negatives beside those of full ranking, and training without the users that are held out."""
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -7,13 +8,17 @@ from ml_collections import ConfigDict
 from raw_files import shards
 
 from jaxrec import parallel
+from jaxrec.batches import next_item_batch
 from jaxrec.data.batches import training
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import PreparedData
 from jaxrec.evaluation.baselines import evaluate_baseline, random_order
+from jaxrec.evaluation.model import evaluate, user_ranks
 from jaxrec.evaluation.protocols import evaluation_negatives, ranking_metrics, ranks_of_users
+from jaxrec.models import SASRec
 from jaxrec.train import sequence_task
+from jaxrec.train.config import default_config
 
 NUM_ITEMS = 50
 
@@ -148,3 +153,13 @@ def test_ranks_of_users_are_those_behind_the_means(protocol):
   assert metrics["MRR"] == pytest.approx((1 / ranks.rank).mean())
   assert ranks.user.tolist() == sorted(batches.users.tolist())
   assert ranks.target_item.tolist() == data.item_id[data.offsets[1:][ranks.user] - 1].tolist()
+
+
+def test_where_both_protocols_are_reported_the_ranks_of_a_model_are_those_among_all_items():
+  data, config = some_data(20), default_config()
+  config.data.max_length, config.eval.protocol = 5, "both"
+  model = SASRec(num_items=NUM_ITEMS, width=4, num_layers=1, num_heads=1, max_positions=5)
+  params = jax.jit(model.init)(jax.random.key(0), next_item_batch(data.item_id[None, :5]))["params"]
+  metrics = evaluate(model, params, data, config, split=2)
+  rank = user_ranks(model, params, data, config, split=2).rank
+  assert metrics["MRR"] == pytest.approx((1 / rank).mean()) != metrics["within_domain/MRR"]

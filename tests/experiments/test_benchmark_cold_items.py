@@ -32,8 +32,8 @@ def test_both_runs_are_measured_and_a_finished_one_is_not_trained_again(tmp_path
   config.optimizer.warmup_steps, config.optimizer.schedule = 0, "constant"
   arguments = movies(), config, [1], 0.25, str(tmp_path)
   records = list(cold_items.measure(*arguments))
-  assert [record["variant"] for record in records] == ["features", "ids"]
+  assert [record["variant"] for record in records] == ["features", "ids", "popularity"]
   assert records[0]["warm/count"] + records[0]["cold/count"] == 30 and records[0]["cold/count"] > 0
-  assert len(cold_items.table(records).splitlines()) == 4
+  assert len(cold_items.table(records).splitlines()) == 5
   monkeypatch.setattr("jaxrec.train.sequence_task.make_train_step", None)
   assert list(cold_items.measure(*arguments)) == records

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.layers.ctr import lsh
+from jaxrec.layers.ctr import lsh, packed_history
 from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 
@@ -149,3 +149,29 @@ def test_a_batch_of_one_row_cannot_be_normalized_by_itself():
 def test_an_unknown_evaluation_is_refused():
   with pytest.raises(ValueError, match=r"self.evaluation='mean' is not one of \('running', 'batch'\)"):
     BatchNorm("mean").init(jax.random.key(0), X, True)
+
+
+def test_windows_and_their_columns_are_transposes_of_each_other():
+  """<windows(x), w> = <x, at_columns(w)>, and each is the gradient of the other."""
+  rng = np.random.default_rng(0)
+  x, w = (jnp.asarray(rng.normal(size=(2, 3, n)), jnp.float32) for n in (9, 4))
+  end = jnp.array([[4, 6, 9], [5, 5, 8]])
+  taken, placed = packed_history.windows(x, end, 4), packed_history.at_columns(w, end, 9)
+  assert taken[0, 1].tolist() == x[0, 1, 2:6].tolist() and placed[1, 2, 4:8].tolist() == w[1, 2].tolist()
+  assert float((taken * w).sum()) == pytest.approx(float((x * placed).sum()), rel=1e-5)
+  gradient = jax.grad(lambda x: (packed_history.windows(x, end, 4) * w).sum())(x)
+  np.testing.assert_allclose(gradient, placed, rtol=1e-6)
+  gradient = jax.grad(lambda w: (packed_history.at_columns(w, end, 9) * x).sum())(w)
+  np.testing.assert_allclose(gradient, taken, rtol=1e-6)
+
+
+def test_the_pooled_history_enters_the_head_alone_and_multiplied_by_the_candidate():
+  values, target = jnp.array([[[4.0, 0.0], [0.0, 8.0]]]), jnp.array([[3.0, 5.0]])
+  pooled = attention.aggregate(jnp.array([[0.25, 0.75]]), values)  # .25 (4, 0) + .75 (0, 8)
+  assert attention.target_aware_features(target, pooled).tolist() == [[3, 5, 1, 6, 3, 30]]
+  assert attention.target_aware_features(target, pooled, "product").tolist() == [[3, 30]]
+
+
+def test_weights_are_a_softmax_over_the_events_that_are_kept():
+  weights = attention.masked_softmax(jnp.log(jnp.array([[1.0, 5.0, 3.0]])), jnp.array([[True, False, True]]))
+  np.testing.assert_allclose(weights, [[0.25, 0, 0.75]], atol=1e-6)

@@ -36,10 +36,13 @@ PARAMETERS = {
   "dare": 2 * TABLES + heads(27),
   "twin": TABLES + heads(27),
   "twin_projection": TABLES + 12 * 9 + heads(27),
+  "twin_projection_small": TABLES + 12 * 9 + heads(27),
   "twin_3e": 3 * TABLES + heads(27),
   "twin_4e": 4 * TABLES + heads(27),
   "twin_without_tr": TABLES + heads(18),
   "twin_hard": TABLES + heads(27),
+  "twin_hard_item": TABLES + heads(27),
+  "twin_latest": TABLES + heads(27),
   "twin_category_only": TABLES + heads(27),
   "din": ITEMS_AND_CATEGORIES + (24 * 36 + 36 + 1 + 36 + 1) + heads(18),
   "eta": TABLES + heads(27),
@@ -175,6 +178,26 @@ def test_a_hard_search_among_one_category_keeps_no_others():
   np.testing.assert_array_equal(output("twin_category_only", HARD).kept, kept)
 
 
+def test_the_latest_events_are_kept_whatever_their_scores():
+  kept = [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+  np.testing.assert_array_equal(output("twin_latest", HARD).kept, kept)
+
+
+def test_scores_without_the_category_are_those_of_item_and_age_alone():
+  """Of width 3 each: <item, item> / sqrt(3) + <age, age> / sqrt(3)."""
+  tables = variables_of("twin_hard_item")["params"]["embedding"]["lookup_shared"]
+  item, age = (np.asarray(tables[f"{name}_table"], np.float64) for name in ("item", "age"))
+  expected = np.einsum("bm,bnm->bn", item[HARD.item], item[HARD.history_item]) + age[HARD.history_age] @ age[0]
+  found, is_real = output("twin_hard_item", HARD), HARD.history_item != 0
+  np.testing.assert_allclose(np.asarray(found.score)[is_real], expected[is_real] / math.sqrt(3), rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(found.kept, output("twin_hard", HARD).kept)
+  model, variables = model_of("twin_hard_item"), variables_of("twin_hard_item")
+  queries = model.apply(variables, HARD.item, HARD.category, method="search_queries")
+  history = (HARD.history_item[0], HARD.history_category[0], HARD.history_age[0])
+  keys = model.apply(variables, *history, method="search_keys")
+  np.testing.assert_allclose((queries @ keys.T)[0], found.score[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("name, reads_outside", [("twin_hard", False), ("twin_category_only", True)])
 def test_the_auxiliary_head_of_the_published_hard_search_reads_what_it_keeps(name, reads_outside):
   other = HARD.replace(history_item=np.where(np.asarray(output(name, HARD).kept), HARD.history_item, 7))
@@ -295,6 +318,13 @@ def test_search_vectors_have_the_scores_as_dot_products():
     ("sdim", {"evaluation_norm": "mean"}, "self.evaluation='mean' is not one of"),
     ("dare", {"search": "tree"}, "self.search='tree' must be one of"),
     ("dare", {"projection": "low_rank"}, "self.projection='low_rank' is not one of"),
+    (
+      "twin",
+      {"attention_init_scale": 0.1},
+      "must be self.init_scale=0.01 if tables='shared': there is one table for both",
+    ),
+    ("dare", {"projection_init_scale": 0.1}, "must be None if projection='none': there are no maps"),
+    ("twin", {"category_in_score": False, "age_mode": "add"}, "needs score='dot' and age_mode='concat'"),
     ("dare", {"age_mode": "multiply"}, "self.age_mode='multiply' is not one of"),
     ("dare", {"age_mode": "add", "width": (2, 1, 2)}, "the age must be as wide as item and category together, or 0"),
   ],

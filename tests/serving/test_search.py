@@ -38,6 +38,48 @@ def test_an_exact_search_finds_what_sorting_finds(length, num_padding, num_candi
   np.testing.assert_array_equal(positions, expected_positions)
 
 
+@pytest.mark.parametrize("size", history_search._BLOCKS)
+def test_blocks_of_every_size_give_the_same_result(size, monkeypatch):
+  monkeypatch.setattr(history_search, "_BLOCKS", (size,))
+  keys, history = random_history(2000, num_padding=70)
+  queries = RNG.normal(size=(3, 4)).astype(np.float32)
+  scores = queries @ np.asarray(history.keys)
+  found = history_search.exact_top_k(jnp.asarray(scores), jnp.int32(1930), 20)
+  expected_scores, expected = sorted_by_numpy(queries, keys, 20, 70)
+  np.testing.assert_allclose(found[0], expected_scores, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(history.position)[np.asarray(found[1])], expected)
+
+
+def test_long_histories_are_searched_in_smaller_tiles(monkeypatch):
+  monkeypatch.setattr(history_search, "_TILE_SCORES", 1000 * 16)
+  keys, history = random_history(1000)
+  queries = RNG.normal(size=(37, 4)).astype(np.float32)
+  assert history_search.tile_size(history.keys.shape[1]) == 8
+  np.testing.assert_array_equal(history_search.search(queries, history, 7)[1], sorted_by_numpy(queries, keys, 7)[1])
+
+
+@pytest.mark.parametrize("dtype, error, least", [("float32", 1e-6, 1.0), ("bfloat16", 0.01, 0.97), ("int8", 0.02, 0.9)])
+def test_a_smaller_cache_has_nearly_the_same_scores_and_finds_nearly_the_same(dtype, error, least):
+  """The padding has keys of its own, far larger than those of the events, which must not set the scale."""
+  keys = RNG.normal(size=(3000, 16)).astype(np.float32)
+  keys[:100] *= 1000
+  history = history_search.cache_keys(jnp.asarray(keys), jnp.arange(3000) >= 100, dtype)
+  assert history.keys.dtype == dtype and (history.scale is not None) == (dtype == "int8")
+  queries = RNG.normal(size=(40, 16)).astype(np.float32)
+  scores, positions = map(np.asarray, history_search.search(queries, history, 20))
+  true = np.take_along_axis(queries.astype(np.float64) @ keys.T, positions, axis=1)
+  assert np.abs(scores - true).max() < error * np.abs(true).max()
+  expected = sorted_by_numpy(queries, keys, 20, 100)[1]
+  assert np.mean([len(np.intersect1d(a, b)) / 20 for a, b in zip(positions, expected, strict=True)]) >= least
+
+
+def test_rounded_keys_of_a_row_of_zeros_are_zeros():
+  history = history_search.cache_keys(jnp.zeros((5, 3)), jnp.ones(5, bool), "int8")
+  assert not np.asarray(history.keys).any() and np.isfinite(history_search.search(np.ones((1, 3)), history, 2)[0]).all()
+  with pytest.raises(ValueError, match="dtype='float8' must be one of"):
+    history_search.cache_keys(jnp.zeros((5, 3)), jnp.ones(5, bool), "float8")
+
+
 @pytest.mark.parametrize("recall", [1.0, 0.9])
 @pytest.mark.parametrize("num_real", [0, 1, 3, 17])
 def test_padding_is_never_found(recall, num_real):

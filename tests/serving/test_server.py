@@ -1,6 +1,7 @@
 """The HTTP server answers as the recommender does, and refuses what it cannot answer with field and reason."""
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ from jaxrec.cli import serve
 from jaxrec.serving.event_attention import event_attention
 from jaxrec.serving.histories import histories_of_events
 from jaxrec.serving.incremental_recommender import with_states
-from jaxrec.serving.server.app import make_app, warm
+from jaxrec.serving.server.app import freeze_heap, make_app, warm
 from jaxrec.serving.server.batcher import Batcher
 from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
 from jaxrec.serving.server.model_source import ModelSource
@@ -242,6 +243,12 @@ def test_a_body_that_does_not_arrive_is_a_408():
   scope |= {"headers": [(b"content-type", b"application/json"), (b"content-length", b"9")], "http_version": "1.1"}
   asyncio.run(app(scope, receive, send))
   assert sent[0]["status"] == 408 and b"the body has not arrived within 0.05 s" in sent[1]["body"]
+
+
+def test_collections_of_garbage_do_not_look_at_what_is_loaded():
+  loaded = [[] for _ in range(1000)]
+  freeze_heap()
+  assert not {id(x) for x in loaded} & {id(x) for x in gc.get_objects()}
 
 
 def test_a_newer_model_is_used_without_a_lost_request():

@@ -23,6 +23,7 @@ from jaxrec.train import click_task, loop, writers
 from jaxrec.train.click_task import ClickTask, default_config
 from jaxrec.train.monitor import Interrupted
 from jaxrec.train.runs import load_run
+from jaxrec.train.saved_config import saved_config
 
 OPTIONS = {"num_users": 60, "num_categories": 8, "items_per_category": 12, "mean_events": 40.0, "group_size": 2}
 
@@ -193,6 +194,60 @@ def pairs(batch):
   return zip(batch.user_id.tolist(), batch.item.tolist(), strict=True)
 
 
+def test_trainings_with_other_seeds_are_compared_on_the_same_candidates():
+  def items(split, seed, **data):
+    config = tiny_config()
+    config.seed = seed
+    config.data.update(data)
+    examples = ClickTask.from_config(config).examples
+    return examples.batch(split, np.arange(30)).item.tolist()
+
+  assert items(TEST, 1) == items(TEST, 2) and items(TRAIN, 1) != items(TRAIN, 2)
+  assert items(TEST, 1, held_out_seed=-1) == items(TEST, 2, held_out_seed=1) != items(TEST, 2, held_out_seed=-1)
+
+
+def packed_config(**train):
+  """Four targets of a user share a row: rows of 12 candidates."""
+  config = tiny_config(**{"batch_size": 48, "num_epochs": 1, **train})
+  config.data.targets_per_row = 4
+  return config
+
+
+def test_rows_of_several_targets_train_a_model(tmp_path):
+  summary = loop.run(packed_config(), str(tmp_path))
+  assert np.isfinite(summary["select"]["test_of_selected"]["AUC"])
+  assert summary["select"]["steps"] == ClickTask.from_config(packed_config()).examples.num_examples(TRAIN) // 48
+
+
+def test_packed_candidates_on_several_microbatches_give_the_gradients_of_a_whole_batch():
+  losses = []
+  for accumulate in (1, 2):
+    config = packed_config(accumulate=accumulate)
+    config.model.batch_norm = False  # Its statistics are those of a microbatch.
+    task = ClickTask.from_config(config)
+    state = task.init_state(MESH, 10)
+    step = task.train_step(MESH, state, 10)
+    for k in range(2):
+      state, scalars = step(state, task.plan("select", 1, MESH).batches[k])
+    losses.append(float(scalars["loss"]))
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_batch_holds_whole_rows():
+  with pytest.raises(ValueError, match=r"train.batch_size=50 must be divisible by .* = 12"):
+    ClickTask.from_config(packed_config(batch_size=50)).plan("select", 1, MESH)
+  config = packed_config()
+  config.data.label = "like"
+  with pytest.raises(ValueError, match="config.data.targets_per_row=4 must be 0 with config.data.label"):
+    click_task.check_config(config)
+
+
+def test_a_run_from_before_the_setting_keeps_its_candidates():
+  saved = tiny_config().to_dict()
+  del saved["data"]["held_out_seed"]
+  assert saved_config(saved, default_config()).data.held_out_seed == -1
+
+
 def test_microbatches_give_the_gradients_of_a_whole_batch():
   """The popularity model has no batch norm, whose statistics are those of a microbatch."""
   losses = []
@@ -231,11 +286,11 @@ def test_wrong_settings_are_errors(change, message):
 
 
 def test_a_choice_of_a_config_is_a_variant_and_perhaps_widths():
-  norm = {"evaluation_norm": "running"}
+  norm = {"evaluation_norm": "running", "init_scale": 0.01}
   config = _click_through.config("ctr", "twin_hard-4", width=16)
   assert (config.name, config.model.to_dict()) == ("ctr_twin_hard_4", {"name": "twin_hard", "width": 4} | norm)
   config = _click_through.config("ctr", "dare-4-64", width=16)
-  widths = {"width": 4, "attention_width": (24, 24, 16)}
+  widths = {"width": 4, "attention_width": (24, 24, 16), "attention_init_scale": 0.01}
   assert (config.name, config.model.to_dict()) == ("ctr_dare_4_64", {"name": "dare", **widths} | norm)
   for wrong in ("bert", "dare-4-64-8", "dare-4-60", "dare-a"):
     with pytest.raises(ValueError, match=f"choice='{wrong}'"):

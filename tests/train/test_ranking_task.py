@@ -83,6 +83,7 @@ def test_predictions_do_not_depend_on_batches_or_packing(layout):
 def test_inputs_and_heads_can_be_chosen():
   config = tiny_config()
   config.data.update({"actions": ("like",), "heads": ("seconds",), "features": ("domain",), "context": ("user",)})
+  config.data.request = ("hour", "reaction")
   config.eval.metric = "RIG/seconds"
   task = RankingTask.from_config(config)
   state = task.init_state(MESH, 10)
@@ -91,7 +92,8 @@ def test_inputs_and_heads_can_be_chosen():
   step = task.train_step(MESH, state, 10)
   state, scalars = step(state, task.plan("select", 1, MESH).batches[0])
   assert np.isfinite(float(scalars["loss"])) and [head.name for head in task.model.heads] == ["seconds"]
-  assert set(params) >= {"context", "item_features_domain"} and "like_table" in params["action_embedding"]
+  assert set(params) >= {"context", "item_features_domain", "item_features_hour"}
+  assert "like_table" in params["action_embedding"]
 
 
 def test_validation_events_are_trained_on_in_the_final_phase():
@@ -119,6 +121,7 @@ def test_stochastic_length_shortens_training_but_not_evaluation():
     ({"data.layout": "two"}, "config.data.layout='two' is unknown"),
     ({"data.stochastic_length": 0.5}, "alpha=0.5 must be above 1"),
     ({"data.heads": ("love",)}, r"config.data.heads has \['love'\]; the data has the actions \['like'"),
+    ({"data.request": ("like",)}, r"config.data.request has \['like'\], which are predicted"),
     ({"eval.metric": "NE/like"}, "config.eval.metric='NE/like' must be one of"),
     ({"train.accumulate": 2}, "gradients_at='full'"),
     ({"data.source": "synthetic", "data.options": {"num_users": 5}}, "'synthetic' have no typed actions"),

@@ -36,9 +36,12 @@ class CandidateOptions:
   first_target, target_stride, targets_per_user: training targets are at most targets_per_user events, counted from the
     user's last event, which is 1: first_target, first_target + target_stride, ...
   negatives: number of negatives per target.
+  exclude_clicked: draw items again that the user clicked at any time. As published; a model can then know a positive by
+    the user having clicked the item before, and popular items are rarer among negatives than among positives.
   category: column of the item table that holds the category; "domain" uses the domain; "auto" uses `category` or
     `genres` if the source has them, else the domain.
-  seed: determines the negatives, which are the same in all epochs.
+  seed: determines the negatives of training, which are the same in all epochs.
+  held_out_seed: determines those of validation and test, so that trainings with other seeds have the same candidates.
   """
 
   history_length: int = 200
@@ -48,8 +51,10 @@ class CandidateOptions:
   target_stride: int = 5
   targets_per_user: int = 19
   negatives: int = 2
+  exclude_clicked: bool = True
   category: str = AUTO
   seed: int = 0
+  held_out_seed: int = 0
 
 
 @runtime_checkable
@@ -120,6 +125,20 @@ class CandidateData:
         " histories", self.counts["users_too_short"], (lengths > 0).sum(), options.min_events,
       )  # fmt: skip
 
+  @property
+  def data(self) -> PreparedData:
+    """The events."""
+    return self._data
+
+  @property
+  def options(self) -> CandidateOptions:
+    """Which events are targets."""
+    return self._options
+
+  def targets(self, split: int) -> Int[np.ndarray, " T"]:
+    """Returns the indices of the targets of a split, ascending."""
+    return self._targets[split]
+
   def num_examples(self, split: int) -> int:
     """Returns the number of examples of a split: TRAIN, VALIDATION or TEST."""
     return len(self._targets[split]) * (1 + self._options.negatives)
@@ -130,11 +149,26 @@ class CandidateData:
     target, candidate = np.divmod(np.asarray(examples, np.int64), 1 + self._options.negatives)
     event = self._targets[split][target]
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
-    item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
-    negative = np.flatnonzero(candidate)
-    item[negative] = self._negatives(event[negative], user[negative], candidate[negative])
+    item = self.items_of(split, event, user, candidate)
     length, label = self._options.history_length, candidate == 0
     return candidate_batch(self._data, self.item_category, length, event, user, item, label)
+
+  def items_of(
+    self, split: int, event: Int[np.ndarray, " B"], user: Int[np.ndarray, " B"], candidate: Int[np.ndarray, " B"]
+  ) -> Int[np.ndarray, " B"]:
+    """Returns the item of each candidate of a target: 0 is the positive, 1 and more are negatives.
+
+    Args:
+      split: of the targets.
+      event: index of each target.
+      user: 0-based, of each target.
+      candidate: which of the target's candidates.
+    """
+    item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
+    negative = np.flatnonzero(candidate)
+    seed = self._options.seed if split == TRAIN else self._options.held_out_seed
+    item[negative] = self._negatives(seed, event[negative], user[negative], candidate[negative])
+    return item
 
   def _find_targets(self, users, split):
     options, ends = self._options, self._data.offsets[1:][users]
@@ -143,12 +177,14 @@ class CandidateData:
     events = ends[:, None] - ages  # [U, targets]
     return events[events >= self._data.offsets[:-1][users, None] + options.min_history]
 
-  def _negatives(self, event, user, candidate):
+  def _negatives(self, seed, event, user, candidate):
     """Draws an item for each candidate, again for those clicked by the user; a draw depends on the example alone."""
     item, left = np.zeros(len(event), np.int32), np.arange(len(event))
     for attempt in range(_MAX_ATTEMPTS):
-      bits = _random_bits(self._options.seed, event[left], candidate[left], attempt)
+      bits = _random_bits(seed, event[left], candidate[left], attempt)
       item[left] = self._data.item_id[(bits % np.uint64(self._data.num_events)).astype(np.int64)]
+      if not self._options.exclude_clicked:
+        return item
       left = left[_clicked(self._data, user[left], item[left])]
       if not len(left):
         return item
@@ -356,4 +392,5 @@ def _check(options):
     raise ValueError(f"first_target={options.first_target} must be at least 3: event 1 is for test, 2 for validation")
   if options.negatives < 0:
     raise ValueError(f"{options.negatives=} must not be negative")
-  check_seed("options.seed", options.seed)
+  for name in ("seed", "held_out_seed"):
+    check_seed(f"options.{name}", getattr(options, name))

@@ -72,6 +72,12 @@ def evaluation_batches(
 
   Raises:
     ValueError: an unknown option, or no user to evaluate.
+
+  >>> from jaxrec.data.generators.synthetic import synthetic_data
+  >>> data = synthetic_data(num_users=8, num_items=24)
+  >>> batches = evaluation_batches(data, split=2, batch_size=8, max_length=50)
+  >>> len(batches), batches[0].target_item.shape
+  (1, (8,))
   """
   _check(split, batch_size, max_length, task, request_time, targets)
   if targets_per_user < 0:

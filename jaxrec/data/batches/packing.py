@@ -104,10 +104,21 @@ def reshuffle(
   shuffled = rng.permutation(len(lengths))
   sequence = np.empty_like(shuffled)
   sequence[np.argsort(lengths, kind="stable")] = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-  row = rng.permutation(packing.num_rows)[packing.row]
-  by_row = np.lexsort((packing.sequence_id, row))
-  reordered = Packing(row[by_row], packing.column[by_row], packing.sequence_id[by_row], packing.num_rows)
-  return reordered, sequence[by_row]
+  rows = dataclasses.replace(packing, row=rng.permutation(packing.num_rows)[packing.row])
+  reordered, order = sorted_by_row(rows)
+  return reordered, sequence[order]
+
+
+def sorted_by_row(packing: Packing) -> tuple[Packing, Int[np.ndarray, " K"]]:
+  """Returns the packing sorted by row, and the index of the sequence at each of its K positions.
+
+  >>> packing, sequence = sorted_by_row(pack(np.array([3, 2, 2, 1]), row_length=4))
+  >>> packing.row.tolist(), sequence.tolist()
+  ([0, 0, 1, 1], [0, 3, 1, 2])
+  """
+  order = np.lexsort((packing.sequence_id, packing.row))
+  columns = (packing.row[order], packing.column[order], packing.sequence_id[order])
+  return Packing(*columns, packing.num_rows), order
 
 
 def _check_lengths(lengths, row_length):

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from jaxrec.batches import ACTION, CANDIDATE, CONTEXT, EVENT, RankingBatch
 from jaxrec.data.batches.candidates import item_categories
+from jaxrec.data.batches.request_features import request_categories
 from jaxrec.data.batches.rows import EventColumns
 from jaxrec.data.prepared import PreparedData
 
@@ -83,21 +84,37 @@ def num_tokens(
 
 
 class RankingColumns:
-  """What tokens are filled with: items and their features, times, actions, and features of the users as context.
+  """What tokens are filled with: items, requests and their features, times, actions, users as context.
 
   features: names of columns of the items, see `jaxrec.data.batches.candidates.item_categories`; each becomes a feature.
   context: names of columns of the users; "user" is the user itself.
+  request: names of features of an event's request, see `jaxrec.data.batches.request_features`; each becomes a feature.
 
   Raises:
-    ValueError: the items or users have no such column, or it has missing values.
+    ValueError: the items or users have no such column, or it has missing values; the request has no such feature, or
+      one with the name of a feature of the items.
+
+  Choice: features of the request belong to the tokens of events and candidates. In the prefix, which all events of a
+    history read, they would tell earlier events about later requests.
   """
 
-  def __init__(self, data: PreparedData, features: Sequence[str] = (), context: Sequence[str] = ()):
+  def __init__(
+    self,
+    data: PreparedData,
+    features: Sequence[str] = (),
+    context: Sequence[str] = (),
+    request: Sequence[str] = (),
+  ):
     self.events, self.actions = EventColumns(data), data.actions
     self._offsets = data.offsets
     categories = {name: item_categories(data, name) for name in features}
     self._features = {name: values for name, (values, _) in categories.items()}
     self.feature_sizes = {name: size for name, (_, size) in categories.items()}
+    requests = {name: request_categories(data, name) for name in request}
+    if repeated := sorted(set(features) & set(request)):
+      raise ValueError(f"{repeated} are features of items and of requests")
+    self._requests = {name: values for name, (values, _) in requests.items()}
+    self.feature_sizes |= {name: size for name, (_, size) in requests.items()}
     self._context, self.num_context_ids = _context_ids(data, context)  # [U, P]
 
   @property
@@ -105,9 +122,18 @@ class RankingColumns:
     """P, the tokens of context of each history."""
     return self._context.shape[1]
 
-  def feature(self, name: str) -> Int[np.ndarray, " V1"]:
-    """Returns the category of each item in a feature, from 1; 0 for padding."""
-    return self._features[name]
+  def candidate_features(
+    self, item: Int[np.ndarray, "B K"], event: Int[np.ndarray, " B"]
+  ) -> dict[str, Int[np.ndarray, "B K"]]:
+    """Returns name -> categories of candidates, where the request is like that of an event, and at its time.
+
+    Args:
+      item: candidates of each user; 0 for none.
+      event: of each user, whose request is taken.
+    """
+    found = {name: values[item] for name, values in self._features.items()}
+    like_event = {name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self._requests.items()}
+    return found | like_event
 
   def batch(
     self,
@@ -148,7 +174,7 @@ class RankingColumns:
         )
       else:
         self._put_event(grid, tokens, examples)
-    return grid.batch(self.actions, self._features)
+    return grid.batch(self.actions, self.feature_sizes)
 
   def _context_tokens(self, examples, first_place, user) -> _Tokens:
     example = np.tile(np.arange(len(examples)), self.num_context)
@@ -166,6 +192,8 @@ class RankingColumns:
     grid.put("item_id", place, item)
     for name, values in self._features.items():
       grid.put(f"features/{name}", place, values[item])
+    for name, values in self._requests.items():
+      grid.put(f"features/{name}", place, values[event])
     if tokens.kind == CANDIDATE:
       grid.put("weight", place, event >= examples.target[example], np.float32)
 

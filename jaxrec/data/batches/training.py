@@ -19,6 +19,7 @@ from jaxrec.data.batches import rows
 from jaxrec.data.prepared import PreparedData
 from jaxrec.data.seeds import check_seed
 
+ORDERS = ("shuffled", "given")
 ENDLESS = 2**40  # Batches of a run without num_epochs.
 
 
@@ -31,6 +32,8 @@ class TrainingOptions:
   rows_per_batch: rows of a *global* batch, over all hosts; `rows_for` derives it from a number of users.
   task: "next_item": each position predicts the event after it; "masked_item": masked positions predict their own item.
   packing: whether several users share a row.
+  order: "shuffled" in each epoch, or "given": users come in the order of the data, those that share a row with the
+    first of them.
   last_split: 0 trains on the training events, 1 on the validation events too (the final run, after the number of epochs
     has been chosen).
   request_time: the meaning of target_time in next_item: "target", the time of the target event (the published HSTU); or
@@ -46,6 +49,9 @@ class TrainingOptions:
   only_users: indices of the users to train on; None for all.
   action_weights: pairs of an action and the weight of its events as targets; events with other actions are read, but
     are no targets. None: every event is a target of weight 1.
+
+  >>> TrainingOptions(max_length=50, row_length=100, rows_per_batch=4).task
+  'next_item'
   """
 
   max_length: int
@@ -53,6 +59,7 @@ class TrainingOptions:
   rows_per_batch: int
   task: str = "next_item"
   packing: bool = True
+  order: str = "shuffled"
   last_split: int = 0
   request_time: str = "target"
   mask_probability: float = 0.15
@@ -80,6 +87,12 @@ def training_batches(data: PreparedData, options: TrainingOptions, prefetch: int
 
   Raises:
     ValueError: options that contradict each other, or no user to train on.
+
+  >>> from jaxrec.data.generators.synthetic import synthetic_data
+  >>> options = TrainingOptions(max_length=50, row_length=100, rows_per_batch=4)
+  >>> batch = next(iter(training_batches(synthetic_data(num_users=8, num_items=24), options, prefetch=0)))
+  >>> batch.item_id.shape
+  (4, 100)
   """
   batches = grain.MapDataset.source(TrainingBatches(data, options))
   return batches.to_iter_dataset(grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch))
@@ -194,14 +207,18 @@ class TrainingBatches:
     """Returns the packing of an epoch and the sequence at each of its positions; keeps the two latest epochs."""
     plan = self._plans.get(epoch)
     if plan is None:
-      plan = packing_lib.reshuffle(self._packing, self._lengths, (self._options.seed, epoch))
+      if self._options.order == "given":
+        plan = packing_lib.sorted_by_row(self._packing)
+      else:
+        plan = packing_lib.reshuffle(self._packing, self._lengths, (self._options.seed, epoch))
       self._plans = {epoch: plan, **{k: v for k, v in self._plans.items() if k == epoch - 1}}
     return plan
 
 
 def _check_options(options):
   check_seed("seed", options.seed)
-  for name, allowed in (("task", rows.TASKS), ("request_time", rows.REQUEST_TIMES), ("last_split", (0, 1))):
+  known = {"task": rows.TASKS, "request_time": rows.REQUEST_TIMES, "order": ORDERS, "last_split": (0, 1)}
+  for name, allowed in known.items():
     if getattr(options, name) not in allowed:
       raise ValueError(f"{name}={getattr(options, name)!r} is unknown; use one of {allowed}")
   for name in ("max_length", "rows_per_batch", "shard_count"):
@@ -238,9 +255,11 @@ def _num_requested(data, options):
 
 
 def _pack(lengths, options):
-  """Packs users in random order, so that neighbours in the file are not neighbours in a row."""
+  """Packs users in random order, so that neighbours in the file are not neighbours in a row, unless asked not to."""
   if not options.packing:
     return packing_lib.separate_rows(lengths, options.row_length)
+  if options.order == "given":
+    return packing_lib.pack(lengths, options.row_length)
   order = np.random.default_rng(options.seed).permutation(len(lengths))
   packed = packing_lib.pack(lengths[order], options.row_length)
   back = np.argsort(order)

@@ -88,8 +88,8 @@ class InterestTruth:
   def log_odds(self, batch: CandidateBatch) -> Float[np.ndarray, " B"]:
     """Returns log(p / q): p is the probability of the candidate's category given the history, q the one without it.
 
-    Negatives are drawn by popularity, so no model of the category can rank candidates better, unless the batch cuts
-    off relevant history.
+    This is no bound for a model of the items: negatives that the user clicked are drawn again, and no item repeats
+    before its category is used up, so that the popularity of a candidate says whether it was clicked.
     """
     decay = self._decay(batch)  # [B, N]
     interest = np.einsum("bn,bnc->bc", decay, self.affinity[np.asarray(batch.history_category)])  # [B, C1]

@@ -40,15 +40,15 @@ def assemble(
     kept_items, item = _kept(item, len(items), numbered.known_items)
     items = items[kept_items]
   offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(kept_users)))]).astype(np.int64)
-  events = events.with_columns(item_id=item + 1, domain_id="domain")
-  columns = {name: _column(events, name) for name in ("item_id", "domain_id", "timestamp", "action")}
+  columns = event_columns(events.with_columns(item=item))
   columns["split"], split = filters.split_events(events, offsets, options)
-  _count_users(counts, offsets, columns["split"], columns["domain_id"], domain_names)
-  actions, action_meta = _actions(events, numbered.action_kinds)
+  tally = tally_of_users(offsets, columns["split"], columns["domain_id"], len(domain_names))
+  counts |= counts_of_users(np.diff(offsets), tally, domain_names)
+  actions, action_meta = typed_actions(events, numbered.action_kinds)
   meta = {
     "format": prepared_files.FORMAT,
     "source": source,
-    "options": json_values({**reader_options, **dataclasses.asdict(options)}),
+    "options": recorded(reader_options, options),
     "num_users": len(kept_users),
     "num_items": len(items),
     "num_domains": len(domain_names),
@@ -61,7 +61,8 @@ def assemble(
   }
   if numbered.action_names:
     meta["action_names"] = {name: list(names) for name, names in numbered.action_names.items()}
-  tables = {"item_table": _item_table(items, columns), "user_table": _user_table(numbered.users[kept_users])}
+  domain = prepared.first_domain(columns["item_id"], columns["domain_id"], len(items))[1:]
+  tables = {"item_table": item_table(items, domain), "user_table": user_table(numbered.users[kept_users])}
   return PreparedData(**columns, offsets=offsets, meta=meta, actions=actions, **tables)
 
 
@@ -72,33 +73,59 @@ def _kept(ids: np.ndarray, size: int, known: int) -> tuple[np.ndarray, np.ndarra
   return np.flatnonzero(is_kept), (np.cumsum(is_kept) - 1)[ids]
 
 
+def event_columns(events: pl.DataFrame) -> dict[str, np.ndarray]:
+  """Returns the columns of prepared data but the split, of events whose `item` is an index from 0."""
+  events = events.with_columns(item_id=pl.col("item") + 1, domain_id="domain")
+  return {name: _column(events, name) for name in ("item_id", "domain_id", "timestamp", "action")}
+
+
 def _column(events: pl.DataFrame, name: str) -> np.ndarray:
   if name not in events.columns:
     return np.zeros(len(events), prepared.COLUMNS[name])
   return events[name].to_numpy().astype(prepared.COLUMNS[name])
 
 
-def _actions(events: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def typed_actions(events: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the columns of typed actions, and what `meta` says of them."""
   values = {name: events[action_columns.PREFIX + name].to_numpy() for name in kinds}
   return action_columns.describe(values, kinds, "event {1} by user and time".format)
 
 
-def _count_users(counts: dict[str, Any], offsets, split, domain_id, domain_names: tuple[str, ...]) -> None:
-  lengths = np.diff(offsets)
+def tally_of_users(offsets: np.ndarray, split, domain_id, num_domains: int) -> dict[str, Any]:
+  """Returns counts of users that add up over groups of users.
+
+  >>> tally_of_users(np.array([0, 2, 3]), np.array([0, 2, 0]), np.array([1, 2, 2]), 2)
+  {'train_only': 1, 'in_several_domains': 1, 'events_of_domains': [1, 2]}
+  """
   held_out = np.concatenate([[0], np.cumsum(split > 0)])[offsets]
-  counts["users_train_only"] = int((np.diff(held_out) == 0).sum())
+  several = 0
+  if num_domains > 1:
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = np.unique(user * num_domains + domain_id - 1)
+    several = int((np.bincount(pairs // num_domains) > 1).sum())
+  events = np.bincount(domain_id, minlength=num_domains + 1)[1:].tolist()
+  train_only = int((np.diff(held_out) == 0).sum())
+  return {"train_only": train_only, "in_several_domains": several, "events_of_domains": events}
+
+
+def counts_of_users(lengths: np.ndarray, tally: Mapping[str, Any], domain_names: tuple[str, ...]) -> dict[str, Any]:
+  """Returns what `meta["counts"]` says of the users with histories of these lengths; `tally` is of all of them."""
+  counts: dict[str, Any] = {"users_train_only": tally["train_only"]}
   counts["events_per_user"] = {
     "least": int(lengths.min()),
     "median": float(np.median(lengths)),
     "most": int(lengths.max()),
   }
-  num_domains = len(domain_names)
-  if num_domains > 1:
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    pairs = np.unique(user * num_domains + domain_id - 1)
-    counts["users_in_several_domains"] = int((np.bincount(pairs // num_domains) > 1).sum())
-    is_empty = np.bincount(domain_id, minlength=num_domains + 1)[1:] == 0
-    counts["domains_emptied_by_filters"] = [name for name, empty in zip(domain_names, is_empty, strict=True) if empty]
+  if len(domain_names) > 1:
+    counts["users_in_several_domains"] = tally["in_several_domains"]
+    empty = [name for name, events in zip(domain_names, tally["events_of_domains"], strict=True) if not events]
+    counts["domains_emptied_by_filters"] = empty
+  return counts
+
+
+def recorded(reader_options: Mapping[str, Any], options: PrepareOptions) -> dict[str, Any]:
+  """Returns the options of a preparation as `meta.json` records them."""
+  return json_values({**reader_options, **dataclasses.asdict(options)})
 
 
 def json_values(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +136,8 @@ def json_values(options: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _item_table(items: pl.DataFrame, columns: Mapping[str, np.ndarray]) -> pl.DataFrame:
-  domain = prepared.first_domain(columns["item_id"], columns["domain_id"], len(items))[1:]
+def item_table(items: pl.DataFrame, domain: np.ndarray) -> pl.DataFrame:
+  """Returns the table of items as prepared data has it; `domain` is that of each item, unless `items` says it."""
   if "domain" in items.columns:
     domain = items["domain"].to_numpy().astype(np.int32)
   title = pl.col("title").fill_null("") if "title" in items.columns else pl.lit("")
@@ -120,7 +147,8 @@ def _item_table(items: pl.DataFrame, columns: Mapping[str, np.ndarray]) -> pl.Da
   ).select("item_id", "raw_id", "title", "domain_id", *extra)
 
 
-def _user_table(users: pl.DataFrame) -> pl.DataFrame:
+def user_table(users: pl.DataFrame) -> pl.DataFrame:
+  """Returns the table of users as prepared data has it."""
   return (
     users.select(raw_id=raw_ids(users, "user"))
     .with_columns(user=np.arange(len(users), dtype=np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,29 +206,69 @@ def split_events(
     ValueError: the events lack the column that the split needs, or a split is empty.
   """
   if options.split == "leave_one_out":
-    description = {"held_out_events": options.held_out_events} if options.held_out_events > 1 else {}
-    return prepared.leave_one_out(offsets, options.held_out_events), {"kind": "leave_one_out", **description}
+    return prepared.leave_one_out(offsets, options.held_out_events), described_split(options)
+  check_split(events.columns, options)
   if options.split == "given":
-    if "split" not in events.columns:
-      raise ValueError(
-        "split='given' needs a source that says which events are for validation and test; this one does not"
-      )
-    return events["split"].to_numpy().astype(np.uint8), {"kind": "given"}
-  if "timestamp" not in events.columns:
-    raise ValueError("split='by_time' needs times, but the source has none; use split='leave_one_out'")
+    return events["split"].to_numpy().astype(np.uint8), described_split(options)
   return _split_by_time(events["timestamp"].to_numpy(), options)
 
 
-def _split_by_time(times: np.ndarray, options: PrepareOptions) -> tuple[np.ndarray, dict[str, Any]]:
-  validation = _cut(times, options.validation_time, options.validation_quantile or 0.90)
-  test = _cut(times, options.test_time, options.test_quantile or 0.95)
-  split = (times >= validation).astype(np.uint8) + (times >= test).astype(np.uint8)
-  if validation >= test or len(np.unique(split)) < 3:
+def check_split(columns: Sequence[str], options: PrepareOptions) -> None:
+  """Raises where the events have not the column that their split needs.
+
+  Raises:
+    ValueError: names what is missing.
+  """
+  if options.split == "given" and "split" not in columns:
     raise ValueError(
-      f"split='by_time' with validation_time={validation}, test_time={test} leaves a split empty; the times of the"
-      f" events are {times.min()} to {times.max()}, and validation_time must be before test_time"
+      "split='given' needs a source that says which events are for validation and test; this one does not"
     )
-  return split, {"kind": "by_time", "validation_time": validation, "test_time": test}
+  if options.split == "by_time" and "timestamp" not in columns:
+    raise ValueError("split='by_time' needs times, but the source has none; use split='leave_one_out'")
+
+
+def described_split(options: PrepareOptions, cuts: tuple[int, int] | None = None) -> dict[str, Any]:
+  """Returns what `meta` says of a split, of which `cuts` are the times if it is by time."""
+  if cuts is not None:
+    return {"kind": "by_time", "validation_time": cuts[0], "test_time": cuts[1]}
+  held_out = {"held_out_events": options.held_out_events} if options.held_out_events > 1 else {}
+  return {"kind": options.split, **held_out}
+
+
+def quantiles_of_split(options: PrepareOptions) -> tuple[float, float]:
+  """Returns the quantiles of the times at which validation and test begin, unless their times are given."""
+  return options.validation_quantile or 0.90, options.test_quantile or 0.95
+
+
+def _split_by_time(times: np.ndarray, options: PrepareOptions) -> tuple[np.ndarray, dict[str, Any]]:
+  quantiles = quantiles_of_split(options)
+  cuts = _cut(times, options.validation_time, quantiles[0]), _cut(times, options.test_time, quantiles[1])
+  split = split_at(times, *cuts)
+  check_cuts(cuts, np.bincount(split, minlength=3).tolist(), (int(times.min()), int(times.max())))
+  return split, described_split(options, cuts)
+
+
+def check_cuts(cuts: tuple[int, int], events: Sequence[int], times: tuple[int, int]) -> None:
+  """Raises where a split by time is empty.
+
+  Args:
+    cuts: where validation and test begin.
+    events: of training, validation and test.
+    times: of the first and the last event.
+
+  Raises:
+    ValueError: names the times.
+  """
+  if cuts[0] >= cuts[1] or not all(events):
+    raise ValueError(
+      f"split='by_time' with validation_time={cuts[0]}, test_time={cuts[1]} leaves a split empty; the times of the"
+      f" events are {times[0]} to {times[1]}, and validation_time must be before test_time"
+    )
+
+
+def split_at(times: np.ndarray, validation: int, test: int) -> np.ndarray:
+  """Returns the split of events at their times: 1 from `validation` on, 2 from `test` on, else 0."""
+  return (times >= validation).astype(np.uint8) + (times >= test).astype(np.uint8)
 
 
 def _cut(times, time, quantile):

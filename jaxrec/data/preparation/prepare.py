@@ -66,6 +66,10 @@ def prepare(
     ValueError: unknown source or option; bad data (the message names file, line, column and text); no event is left
       after filtering; the folder exists.
     OSError: the folder cannot be written.
+
+  >>> data = prepare("synthetic", num_users=8, num_items=24)  # In memory, as no folder is given.
+  >>> data.num_users, data.num_items
+  (8, 24)
   """
   report = report or _ignore
   if out is None and shards != 1:

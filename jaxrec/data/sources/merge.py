@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
+from absl import logging
 
 from jaxrec.data import event_values
+from jaxrec.data.action_columns import PREFIX
 from jaxrec.data.sources.registry import InteractionLog
 
 PAIR_USERS = ("by_id", "by_number")
@@ -33,7 +35,8 @@ def read_merge(
   """Returns the concatenated events of all sources.
 
   A source with one domain becomes the domain `name`, one with several domains becomes `name/domain`, ... Items of
-  different sources are different items, whatever their raw ids.
+  different sources are different items, whatever their raw ids. Typed actions are those that all sources have; others
+  are left out, which is logged.
 
   Args:
     sources: a mapping per source with `source`, `raw`, a unique `name`, the options of its reader, and perhaps `part`:
@@ -46,8 +49,8 @@ def read_merge(
 
   Raises:
     ValueError: fewer than two sources, a repeated name, two domains whose names become the same, actions as text in
-      one source and as numbers in another, a source without times, which give the common order, or another part or way
-      of pairing.
+      one source and as numbers in another, or of two kinds, a source without times, which give the common order, or
+      another part or way of pairing.
   """
   if pair_users not in PAIR_USERS or pair_times not in PAIR_TIMES:
     raise ValueError(f"{pair_users=} must be one of {PAIR_USERS}, and {pair_times=} one of {PAIR_TIMES}")
@@ -63,7 +66,9 @@ def read_merge(
   shared = [name for name in ("action", "rating") if any(name in log.events.columns for log in logs)]
   shared = [name for name in shared if name == "action" or all(name in log.events.columns for log in logs)]
   action = _type_of_actions(logs, names)
-  events = pl.concat([_columns(log, shared, action) for log in logs])
+  kinds = _shared_kinds(logs, names)
+  columns = [*shared, *(PREFIX + name for name in kinds)]
+  events = pl.concat([_columns(log, columns, action) for log in logs], how="vertical_relaxed")
   items = None
   if any(log.items is not None for log in logs):
     items = pl.concat([_items(log) for log in logs], how="diagonal_relaxed")
@@ -80,6 +85,7 @@ def read_merge(
     raw_rows=sum(log.raw_rows for log in logs),
     dropped=dropped,
     time_unit=logs[0].time_unit,
+    action_kinds=kinds,
   )
 
 
@@ -163,6 +169,22 @@ def _type_of_actions(logs: Sequence[InteractionLog], names: Sequence[str]) -> An
   if numbers and texts:
     raise ValueError(f"the actions of {texts} are text, those of {numbers} numbers; write them alike or leave them out")
   return pl.String if texts else pl.Int32
+
+
+def _shared_kinds(logs: Sequence[InteractionLog], names: Sequence[str]) -> dict[str, str]:
+  """Returns the kinds of the typed actions that all sources have."""
+  every = {name for log in logs for name in log.action_kinds}
+  shared = [name for name in logs[0].action_kinds if all(name in log.action_kinds for log in logs)]
+  if lacking := sorted(every - set(shared)):
+    logging.warning("merge: the actions %s are left out; not all sources have them", lacking)
+  for action in shared:
+    found = {name: log.action_kinds[action] for name, log in zip(names, logs, strict=True)}
+    if len(set(found.values())) > 1:
+      raise ValueError(f"the action {action!r} has several kinds: {found}; read it as one kind")
+    text = [name for name, log in zip(names, logs, strict=True) if not log.events.schema[PREFIX + action].is_numeric()]
+    if text and len(text) < len(logs):
+      raise ValueError(f"the action {action!r} is text in {text} and a number elsewhere; write it alike")
+  return {name: logs[0].action_kinds[name] for name in shared}
 
 
 def _columns(log: InteractionLog, shared: Sequence[str], action: Any) -> pl.DataFrame:

@@ -65,17 +65,17 @@ def read_parts(
     ValueError: a file is damaged, lacks a column, or holds one in another type than the first file; there are no rows;
       a value is empty, not of its type, or a time in another unit. It names the file, the column and the row.
   """
-  _check_schemas(parts, columns)
+  check_schemas(parts, columns)
   texts = [name for name, column in columns.items() if column.dtype == pl.String and not column.unit]
   codes = {name: pl.Categorical(pl.Categories.random()) for name in texts}
   pieces, time_unit, rows = [], "s", 0
   for number, part in enumerate(parts, 1):
-    for first, piece in _pieces(part, list(columns)):
-      table, unit = _checked(piece, columns, part, first)
+    for first, number_of_rows in rows_of_pieces(part):
+      table, unit = read_piece(part, columns, first, number_of_rows)
       time_unit = unit or time_unit
       is_text = {name for name in texts if table.schema[name] == pl.String}
       pieces.append(table.with_columns(pl.col(name).cast(dtype) for name, dtype in codes.items() if name in is_text))
-      rows += len(piece)
+      rows += len(table)
     if report and len(parts) > 1:
       report(f"{number} of {len(parts)} files read, {rows:,} events")
   if not rows:
@@ -83,8 +83,12 @@ def read_parts(
   return pl.concat(pieces), time_unit
 
 
-def _check_schemas(parts: Sequence[pathlib.Path], columns: Mapping[str, Column]) -> None:
-  """Compares the columns of all files before the first one is read."""
+def check_schemas(parts: Sequence[pathlib.Path], columns: Mapping[str, Column]) -> Mapping[str, Any]:
+  """Returns the types that the columns of all files have, before the first row is read.
+
+  Raises:
+    ValueError: they differ, or a column is missing; names the file.
+  """
   first = _schema(parts[0], columns)
   for part in parts[1:]:
     schema = _schema(part, columns)
@@ -94,6 +98,7 @@ def _check_schemas(parts: Sequence[pathlib.Path], columns: Mapping[str, Column])
           f"{part}: column {name!r} holds {schema[name]}, in {parts[0].name} it holds {first[name]}; write all part"
           " files with one schema"
         )
+  return first
 
 
 def _schema(path: pathlib.Path, columns: Mapping[str, Column]) -> Mapping[str, Any]:
@@ -104,30 +109,28 @@ def _schema(path: pathlib.Path, columns: Mapping[str, Column]) -> Mapping[str, A
   return schema
 
 
-def _pieces(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-  """Yields the rows of a file in pieces, and the index of the first row of each."""
-  rows = pl.scan_parquet(path, glob=False).select(names)
+def rows_of_pieces(path: pathlib.Path) -> list[tuple[int, int]]:
+  """Returns the index of the first row, and the number of rows, of each piece of a file."""
   with _naming(path):
-    number = rows.select(pl.len()).collect().item()
-  for first in range(0, number, PIECE_ROWS):
-    with _naming(path):
-      piece = rows.slice(first, PIECE_ROWS).collect(engine="streaming")
-    yield first, piece
+    number = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+  return [(first, min(PIECE_ROWS, number - first)) for first in range(0, number, PIECE_ROWS)]
 
 
-@contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-  """Names the file in the errors of the parser."""
-  try:
-    yield
-  except PARSER_ERRORS as error:
-    raise ValueError(f"{path}: damaged, or not Parquet: {error}") from error
-
-
-def _checked(
-  table: pl.DataFrame, columns: Mapping[str, Column], path: pathlib.Path, first: int
+def read_piece(
+  path: pathlib.Path, columns: Mapping[str, Column], first: int, rows: int
 ) -> tuple[pl.DataFrame, str | None]:
-  """Returns the columns in their types, and the unit of the times; None without times."""
+  """Returns some rows of a file with the columns in their types, and the unit of the times; None without times.
+
+  Args:
+    path: the file.
+    columns: name -> how to read it.
+    first, rows: index of the first row, and how many.
+
+  Raises:
+    ValueError: the file is damaged, or a value is empty or not of its type; names the file, the column and the row.
+  """
+  with _naming(path):
+    table = pl.scan_parquet(path, glob=False).select(list(columns)).slice(first, rows).collect(engine="streaming")
   time_unit = None
   for name, column in columns.items():
     place = event_values.at_rows(path, name, first + 1)
@@ -137,6 +140,15 @@ def _checked(
       values = _values(table[name], column, place)
     table = table.with_columns(values.alias(name))
   return table, time_unit
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+  """Names the file in the errors of the parser."""
+  try:
+    yield
+  except PARSER_ERRORS as error:
+    raise ValueError(f"{path}: damaged, or not Parquet: {error}") from error
 
 
 def _values(values: pl.Series, column: Column, place: event_values.Place) -> pl.Series:

@@ -34,7 +34,9 @@ GENERATED: Mapping[str, str] = {
   "synthetic": "jaxrec.data.generators.synthetic:synthetic_data",
   "planted": "jaxrec.data.generators.planted_transfer:planted_transfer",
   "planted_interest": "jaxrec.data.generators.planted_interest:planted_interest",
+  "planted_styles": "jaxrec.data.generators.planted_styles:planted_styles",
   "planted_actions": "jaxrec.data.generators.planted_actions:planted_actions",
+  "streaming": "jaxrec.data.generators.streaming_vocabulary:streaming_vocabulary",
 }
 """Source name -> module:function of a generator, which needs no raw data and returns `PreparedData`."""
 
@@ -58,6 +60,11 @@ class InteractionLog:
     `jaxrec.data.preparation.action_names`.
   in_order: whether each user's events are in order of time already, so that `timestamp` must not reorder them.
   time_unit: "s", "ms", "us" or "ns": events are ordered by their time in full precision, which is cut to seconds last.
+
+  >>> import polars as pl
+  >>> events = pl.DataFrame({"user": ["ann", "ann"], "item": ["tea", "jam"], "timestamp": [60, 120]})
+  >>> InteractionLog(events, raw_rows=2).time_unit
+  's'
   """
 
   events: pl.DataFrame
@@ -82,6 +89,9 @@ def source_reader(name: str) -> Callable[..., InteractionLog]:
 
   Raises:
     ValueError: there is no such source.
+
+  >>> source_reader("movielens-1m").__module__
+  'jaxrec.data.sources.movielens'
   """
   if name not in SOURCES:
     raise ValueError(f"source={name!r} is not known; known: {', '.join(source_names())}")

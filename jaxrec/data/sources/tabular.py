@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -64,35 +65,62 @@ def read_table(
     ValueError: a column is missing, a value is empty or not of its type, a time has another unit, or a part file has
       another schema than the first one.
   """
+  table = TableColumns.of(
+    {"user": user, "item": item, "timestamp": timestamp, "domain": domain, "action": action, "rating": rating,
+     "title": title},
+    actions, ids, time_unit, outside_period,
+  )  # fmt: skip
   parts = find_parts(raw)
-  path = pathlib.Path(raw) if parts else require_file(raw)
-  name_of = {
-    "user": user,
-    "item": item,
-    "timestamp": timestamp,
-    "domain": domain,
-    "action": action,
-    "rating": rating,
-    "title": title,
-  }
-  kinds = action_columns.parse_kinds(actions)
-  name_of |= {action_columns.PREFIX + name: name for name in kinds}
-  name_of = {meaning: name for meaning, name in name_of.items() if name}
-  if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
-    raise ValueError(f"{missing} must name columns of the file")
-  early = cleaning.keeps_before_1970(outside_period)
-  columns = {name: _column(meaning, ids, time_unit, early, kinds) for meaning, name in name_of.items()}
-  if len(columns) < len(name_of):
-    raise ValueError(f"a column is given for two purposes: {name_of}")
   if parts:
-    rows, time_unit = read_parts(parts, columns, report)
+    path = pathlib.Path(raw)
+    rows, time_unit = read_parts(parts, table.columns, report)
   else:
+    path = require_file(raw)
     form = TextFormat({"\\t": "\t", "tab": "\t"}.get(separator, separator), quote, encoding)
-    rows = _read_csv(path, columns, form, header, names)
+    rows = _read_csv(path, table.columns, form, header, names)
     time_unit = event_values.stored_unit(time_unit)
-  rows = rows.rename({name: meaning for meaning, name in name_of.items()})
-  _check_actions(rows, kinds, path, 1 + int(header and not parts))
-  return _log(rows, time_unit, path, kinds)
+  rows = rows.rename({name: meaning for meaning, name in table.name_of.items()})
+  check_actions(rows, table.kinds, path, 1 + int(header and not parts))
+  return _log(rows, time_unit, path, table.kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableColumns:
+  """What the columns of a table mean, and how to read them.
+
+  name_of: meaning -> name of the column; a typed action is `action.<name>`.
+  columns: name -> how to read it.
+  kinds: of the typed actions.
+  """
+
+  name_of: Mapping[str, str]
+  columns: Mapping[str, Column]
+  kinds: Mapping[str, str]
+
+  @classmethod
+  def of(
+    cls,
+    name_of: Mapping[str, str | None],
+    actions: str | Mapping[str, str],
+    ids: str,
+    time_unit: str,
+    outside_period: str,
+  ) -> TableColumns:
+    """Returns the columns that the options of `read_table` describe; a meaning without a name has none.
+
+    Raises:
+      ValueError: no column for users or items, a column for two purposes, or an option that is not known.
+    """
+    kinds = action_columns.parse_kinds(actions)
+    name_of = {**name_of, **{action_columns.PREFIX + name: name for name in kinds}}
+    name_of = {meaning: name for meaning, name in name_of.items() if name}
+    if missing := [meaning for meaning in _REQUIRED if meaning not in name_of]:
+      raise ValueError(f"{missing} must name columns of the file")
+    early = cleaning.keeps_before_1970(outside_period)
+    columns = {name: _column(meaning, ids, time_unit, early, kinds) for meaning, name in name_of.items()}
+    if len(columns) < len(name_of):
+      raise ValueError(f"a column is given for two purposes: {name_of}")
+    return cls(name_of, columns, kinds)
 
 
 def _column(meaning: str, ids: str, time_unit: str, early: bool, action_kinds: Mapping[str, str]) -> Column:
@@ -141,7 +169,12 @@ def _log(rows: pl.DataFrame, time_unit: str, path: pathlib.Path, kinds: Mapping[
   )
 
 
-def _check_actions(rows: pl.DataFrame, kinds: Mapping[str, str], path: pathlib.Path, first_row: int) -> None:
+def check_actions(rows: pl.DataFrame, kinds: Mapping[str, str], path: pathlib.Path, first_row: int) -> None:
+  """Raises where a typed action is a number that its kind does not allow; names the row, the first of which is given.
+
+  Raises:
+    ValueError: a wrong value.
+  """
   for name, kind in kinds.items():
     column = rows[action_columns.PREFIX + name]
     if not column.dtype.is_numeric():  # Names of classes.

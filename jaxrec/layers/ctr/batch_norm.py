@@ -28,6 +28,9 @@ class BatchNorm(nn.Module):
     mean is that of differences from the first row: a feature that is the same in all rows, such as the age of all
     candidates, is exactly 0 after the norm, where a mean that is off by its last bit would be amplified 316 times.
 
+  Raises:
+    ValueError: another `evaluation`.
+
   >>> norm, x = BatchNorm(), jnp.array([[1.0], [3.0]])
   >>> variables = norm.init(jax.random.key(0), x, deterministic=True)
   >>> y, updated = norm.apply(variables, x, deterministic=False, mutable=["batch_stats"])

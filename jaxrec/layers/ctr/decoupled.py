@@ -86,10 +86,15 @@ class DecoupledEmbedding(nn.Module):
   projection: linear maps of the embeddings, one per role and side. "none"; "per_field": one map per field without
     bias, which the published scripts run as "TWIN w/ proj."; "joint": one map of all fields with bias.
   max_age, init_scale: see `FieldEmbedding`.
+  attention_init_scale: standard deviation of the initial tables of attention; None: `init_scale`.
+  projection_init_scale: standard deviation of the initial maps; None: 1 / sqrt(inputs) (LeCun), as in Flax.
   age_mode: "concat": the age is one more part of a vector, as in the published scripts; "add": it is added to item and
     category, and must be as wide as both together. Joint maps read the sum, maps per field its terms.
 
   Source: DARE, arXiv 2410.02604, and its baselines; its public code for "three", "joint" and "add".
+
+  Raises:
+    ValueError: from `init`, an unknown option, or two widths for one table.
 
   >>> import jax
   >>> embedding = DecoupledEmbedding(num_items=9, num_categories=3, widths=FieldWidths(4, 2, 1))
@@ -108,6 +113,8 @@ class DecoupledEmbedding(nn.Module):
   max_age: int = 200
   init_scale: float = 0.01
   age_mode: str = "concat"
+  attention_init_scale: float | None = None
+  projection_init_scale: float | None = None
 
   def setup(self):
     for name, known in (("tables", TABLES), ("projection", PROJECTIONS), ("age_mode", AGES)):
@@ -118,9 +125,9 @@ class DecoupledEmbedding(nn.Module):
       raise ValueError(f"{attention_widths=} must be {widths=} if tables='shared': there is one table for both")
     if self.age_mode == "add":
       _check_sums(*by_role)
+    self._check_scales()
     pairs = [(role, side) for role in Roles._fields for side in SIDES]
-    tables = {self._table(role, side): self._widths_of(role) for role, side in pairs}
-    self.lookup = {name: self._fields(width) for name, width in tables.items()}
+    self.lookup = {self._table(role, side): self._fields(role) for role, side in pairs}
     if self.projection != "none":
       self.projections = {f"{role}_{side}": self._projection(self._widths_of(role)) for role, side in pairs}
 
@@ -158,13 +165,24 @@ class DecoupledEmbedding(nn.Module):
     by_side = self.tables == "four" or (self.tables == "three" and role == "attention")
     return f"{role}_{side}" if by_side else role
 
-  def _fields(self, widths):
-    return FieldEmbedding(self.num_items, self.num_categories, widths, self.max_age, self.init_scale)
+  def _fields(self, role):
+    is_own = role == "attention" and self.attention_init_scale is not None
+    scale = self.attention_init_scale if is_own else self.init_scale
+    return FieldEmbedding(self.num_items, self.num_categories, self._widths_of(role), self.max_age, scale)
 
   def _projection(self, widths):
     if self.projection == "per_field":
-      return FieldProjection(widths)
-    return nn.Dense(sum(widths) - (widths.age if self.age_mode == "add" else 0))
+      return FieldProjection(widths, self.projection_init_scale)
+    width = sum(widths) - (widths.age if self.age_mode == "add" else 0)
+    return nn.Dense(width, kernel_init=_map_init(self.projection_init_scale))
+
+  def _check_scales(self):
+    if self.tables == "shared" and self.attention_init_scale not in (None, self.init_scale):
+      raise ValueError(
+        f"{self.attention_init_scale=} must be {self.init_scale=} if tables='shared': there is one table for both roles"
+      )
+    if self.projection == "none" and self.projection_init_scale is not None:
+      raise ValueError(f"{self.projection_init_scale=} must be None if projection='none': there are no maps")
 
   def _mapped(self, role, side, x):
     """The looked-up fields [..., fields] as the vector of a role."""
@@ -181,8 +199,15 @@ def _check_sums(*by_role):
       raise ValueError(f"{widths=}: with age_mode='add' the age must be as wide as item and category together, or 0")
 
 
+def _map_init(scale):
+  return nn.initializers.lecun_normal() if scale is None else nn.initializers.normal(scale)
+
+
 class FieldProjection(nn.Module):
   """A square linear map without bias for each field of vectors that concatenate the fields.
+
+  widths: width of each field.
+  init_scale: see `DecoupledEmbedding.projection_init_scale`.
 
   >>> import jax
   >>> y, params = FieldProjection(FieldWidths(4, 2, 0)).init_with_output(jax.random.key(0), jnp.ones((3, 6)))
@@ -191,12 +216,13 @@ class FieldProjection(nn.Module):
   """
 
   widths: FieldWidths
+  init_scale: float | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
-    parts, start = [], 0
+    parts, start, init = [], 0, _map_init(self.init_scale)
     for name, width in zip(FIELDS, self.widths, strict=True):
       if width:
-        parts.append(nn.Dense(width, use_bias=False, name=name)(x[..., start : start + width]))
+        parts.append(nn.Dense(width, use_bias=False, kernel_init=init, name=name)(x[..., start : start + width]))
       start += width
     return jnp.concatenate(parts, axis=-1)  # [..., M]

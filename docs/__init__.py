@@ -1,0 +1,1 @@
+"""The documentation: its pages, and the programs that put them together; `make docs` builds the site."""

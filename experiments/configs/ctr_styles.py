@@ -1,0 +1,31 @@
+"""Click-through where one table cannot serve both roles: DARE (arXiv 2410.02604) and its baselines on planted styles.
+
+    python -m experiments.train --config=experiments/configs/ctr_styles.py:dare-4 --workdir=runs/ctr_styles_dare
+    python -m experiments.train --config=experiments/configs/ctr_styles.py:dare-4 --workdir=runs/ctr_styles_dare_1 \
+      --config.model.init_scale=1.0 --config.model.attention_init_scale=1.0
+
+The argument is a name of `jaxrec.models.ctr.VARIANTS`, optionally with a width: "dare-4" (published widths are 16 for
+thousands of categories; here 4, 8 and 16 for 300). Data: see `jaxrec.data.generators.planted_styles`. Every event is a
+target.
+
+Numbers: none yet.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import _click_through
+
+
+def get_config(choice: str = "") -> ConfigDict:
+  """Returns the settings of a variant; see the module."""
+  config = _click_through.config("ctr_styles", choice, width=8)
+  config.data.source = "planted_styles"
+  config.data.min_events = 100
+  config.data.exclude_clicked = False  # Else whoever clicked an item before is a positive, and popularity tells too.
+  config.data.target_stride = 1
+  config.data.targets_per_user = 95
+  config.train.batch_size = 2048
+  config.train.num_epochs = 4
+  config.train.evaluate_every_steps = 100
+  config.train.patience = 4
+  return config
