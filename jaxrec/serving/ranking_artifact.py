@@ -38,13 +38,15 @@ def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, ove
   Raises:
     FolderExistsError: the folder exists and `overwrite` is False.
     ImportError: flatbuffers is missing.
-    NotImplementedError: a model that reads features of the users.
+    NotImplementedError: a model that reads features of the users or of requests.
     ValueError: a folder to replace that is no artifact.
   """
   folder = pathlib.Path(folder)
   check_target(folder, overwrite)
   if ranker.columns.num_context:
     raise NotImplementedError("a ranking model with config.data.context reads users of its data; it cannot be exported")
+  if ranker.columns.request_features:
+    raise NotImplementedError("a ranking model with config.data.request reads events of its data; it cannot be exported")
   leaves, program = _program(ranker)
   write_files(folder, overwrite, program, leaves, {}, ranker.data.items, _readme(), _signature(ranker, leaves))
   return folder
@@ -91,7 +93,7 @@ def _program(ranker) -> tuple[list, bytes]:
   """Returns the parameters as a list, and the serialized program that reads them and the inputs of the signature."""
   model = ranker.model.clone(implementation="auto")  # A kernel that was asked for by name may lack a platform.
   leaves, tree = jax.tree.flatten(ranker.params)
-  features = {name: np.asarray(ranker.columns.feature(name), np.int32) for name, _ in model.features}
+  features = {name: np.asarray(ranker.columns.item_features[name], np.int32) for name, _ in model.features}
 
   def values(weights, item, time, *inputs):
     *actions, candidates, at = inputs

@@ -35,7 +35,7 @@ def test_tokens_are_those_of_the_data_pipeline(layout):
 
   actions = {name: padded(x, "float32" if name == "seconds" else "int32") for name, x in DATA.actions.items()}
   time = padded(columns.events.seconds(np.arange(len(DATA.item_id))), "int32")
-  features = {"domain": jnp.asarray(columns.feature("domain"), jnp.int32)}
+  features = {"domain": jnp.asarray(columns.item_features["domain"], jnp.int32)}
   found = history_tokens(layout, padded(DATA.item_id, "int32"), time, actions, features)
   for field in dataclasses.fields(found):
     if field.name not in ("user_id", "actions", "features"):
@@ -60,8 +60,10 @@ def test_two_tokens_an_event_and_numbers_are_exported_too(tmp_path):
     load_artifact(tmp_path / "artifact")
 
 
-def test_a_model_that_reads_features_of_users_is_refused(tmp_path):
-  ranker = dataclasses.replace(random_ranker(), columns=RankingColumns(DATA, ("domain",), ("user",)))
-  with pytest.raises(NotImplementedError, match="config.data.context reads users of its data"):
+@pytest.mark.parametrize("setting, reads", [("context", "users"), ("request", "events")])
+def test_a_model_that_reads_more_than_the_history_is_refused(setting, reads, tmp_path):
+  more = {"context": ("user",)} if setting == "context" else {"request": ("hour",)}
+  ranker = dataclasses.replace(random_ranker(), columns=RankingColumns(DATA, ("domain",), **more))
+  with pytest.raises(NotImplementedError, match=f"config.data.{setting} reads {reads} of its data"):
     write_ranking_artifact(ranker, tmp_path / "artifact")
   assert not (tmp_path / "artifact").exists()

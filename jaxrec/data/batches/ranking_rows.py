@@ -89,6 +89,8 @@ class RankingColumns:
   features: names of columns of the items, see `jaxrec.data.batches.candidates.item_categories`; each becomes a feature.
   context: names of columns of the users; "user" is the user itself.
   request: names of features of an event's request, see `jaxrec.data.batches.request_features`; each becomes a feature.
+  item_features: name -> category of each item, `[V1]`.
+  request_features: name -> category of each event, `[E]`.
 
   Raises:
     ValueError: the items or users have no such column, or it has missing values; the request has no such feature, or
@@ -108,12 +110,12 @@ class RankingColumns:
     self.events, self.actions = EventColumns(data), data.actions
     self._offsets = data.offsets
     categories = {name: item_categories(data, name) for name in features}
-    self._features = {name: values for name, (values, _) in categories.items()}
+    self.item_features = {name: values for name, (values, _) in categories.items()}
     self.feature_sizes = {name: size for name, (_, size) in categories.items()}
     requests = {name: request_categories(data, name) for name in request}
     if repeated := sorted(set(features) & set(request)):
       raise ValueError(f"{repeated} are features of items and of requests")
-    self._requests = {name: values for name, (values, _) in requests.items()}
+    self.request_features = {name: values for name, (values, _) in requests.items()}
     self.feature_sizes |= {name: size for name, (_, size) in requests.items()}
     self._context, self.num_context_ids = _context_ids(data, context)  # [U, P]
 
@@ -131,8 +133,8 @@ class RankingColumns:
       item: candidates of each user; 0 for none.
       event: of each user, whose request is taken.
     """
-    found = {name: values[item] for name, values in self._features.items()}
-    like_event = {name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self._requests.items()}
+    found = {name: values[item] for name, values in self.item_features.items()}
+    like_event = {name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self.request_features.items()}
     return found | like_event
 
   def batch(
@@ -190,9 +192,9 @@ class RankingColumns:
       return
     item = self.events.item_id[event]
     grid.put("item_id", place, item)
-    for name, values in self._features.items():
+    for name, values in self.item_features.items():
       grid.put(f"features/{name}", place, values[item])
-    for name, values in self._requests.items():
+    for name, values in self.request_features.items():
       grid.put(f"features/{name}", place, values[event])
     if tokens.kind == CANDIDATE:
       grid.put("weight", place, event >= examples.target[example], np.float32)
