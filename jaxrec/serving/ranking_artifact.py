@@ -46,7 +46,9 @@ def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, ove
   if ranker.columns.num_context:
     raise NotImplementedError("a ranking model with config.data.context reads users of its data; it cannot be exported")
   if ranker.columns.request_features:
-    raise NotImplementedError("a ranking model with config.data.request reads events of its data; it cannot be exported")
+    raise NotImplementedError(
+      "a ranking model with config.data.request reads events of its data; it cannot be exported"
+    )
   leaves, program = _program(ranker)
   write_files(folder, overwrite, program, leaves, {}, ranker.data.items, _readme(), _signature(ranker, leaves))
   return folder

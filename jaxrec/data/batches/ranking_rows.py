@@ -134,7 +134,9 @@ class RankingColumns:
       event: of each user, whose request is taken.
     """
     found = {name: values[item] for name, values in self.item_features.items()}
-    like_event = {name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self.request_features.items()}
+    like_event = {
+      name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self.request_features.items()
+    }
     return found | like_event
 
   def batch(
