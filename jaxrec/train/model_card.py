@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxrec.train import writers
@@ -42,7 +43,8 @@ def write_model_card(workdir: str) -> str:
     ValueError: one of its records is damaged.
   """
   path = os.path.join(workdir, CARD_FILE)
-  writers.write_text(path, model_card(workdir))
+  if jax.process_index() == 0:  # Other hosts may not see its records yet.
+    writers.write_text(path, model_card(workdir))
   return path
 
 

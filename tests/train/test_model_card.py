@@ -10,7 +10,7 @@ import tiny_run
 from jaxrec.data.whole_folder import FolderExistsError
 from jaxrec.train import loop
 from jaxrec.train.hub import MANIFEST, pull_run, push_run
-from jaxrec.train.model_card import model_card
+from jaxrec.train.model_card import model_card, write_model_card
 from jaxrec.train.runs import load_run
 
 
@@ -54,6 +54,13 @@ def hub(tmp_path):
 
 def files(folder):
   return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_other_hosts_read_no_records_for_the_card(tmp_path, monkeypatch):
+  with pytest.raises(FileNotFoundError, match="the run is not finished"):
+    write_model_card(str(tmp_path))
+  monkeypatch.setattr("jax.process_index", lambda: 1)
+  assert not Path(write_model_card(str(tmp_path))).exists()
 
 
 def test_a_finished_run_has_a_card_of_its_records(workdir):
