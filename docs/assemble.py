@@ -32,7 +32,7 @@ class Site:
   """The pages of a site.
 
   pages: name without suffix -> Markdown.
-  pictures: path in the repository -> name beside the pages.
+  pictures: path in the repository -> file name in the folder of the pages.
   files: paths in the repository, folders too, that need a page of their own because something links to them.
   """
 

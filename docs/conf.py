@@ -53,7 +53,7 @@ ALONE = (
   "glossary",
   "changelog",
 )
-html_sidebars = {name: [] for name in (*ALONE, "contributing")}  # Pages that have no others below or beside them.
+html_sidebars = {name: [] for name in (*ALONE, "contributing")}  # Pages without subpages or siblings.
 html_theme_options = {
   "show_toc_level": 2,
   "navigation_with_keys": False,

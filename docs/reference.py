@@ -51,7 +51,7 @@ def _own_members(value: type) -> list[str]:
 
 
 def _modules(exported: set[str]) -> str:
-  """A list of what modules hold beside the names that their packages export, each with its line of the source."""
+  """A list of the functions and classes that packages do not export, each with a link to its source line."""
   title = "Everything else, by module"
   introduction = "What no package exports, to be imported from its module. Names lead to the source."
   lines = [title, "=" * len(title), "", introduction, ""]

@@ -76,7 +76,7 @@ print(f"{data.num_users:,} users, {data.num_items} items, {data.num_events:,} ev
 # ## Lengths and popularity
 #
 # A history that is a hundred times longer than the others is no reader. And a catalogue in which a tenth of the items
-# has a large part of the events makes popularity a strong baseline: report it beside every model.
+# has a large part of the events makes popularity a strong baseline: report it next to every model.
 
 # %%
 lengths = np.diff(data.offsets)
@@ -162,7 +162,7 @@ decided = figures["test"]["order_decides"] / figures["test"]["targets"]
 print(f"\ntest items that changed when the file was shuffled: {changed:.1%}; could change: {decided:.1%}")
 
 # %% [markdown]
-# The film shop writes dates only, so its events tie. Where the time of day is lost for good, say so beside the
+# The film shop writes dates only, so its events tie. Where the time of day is lost for good, say so next to the
 # number, or evaluate the events of whole days. Duplicates are easier: `duplicates="first"` drops and counts them.
 
 # %%

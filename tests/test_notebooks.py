@@ -1,4 +1,4 @@
-"""Every notebook runs, is the same as the script beside it, and holds the outputs of one complete run."""
+"""Every notebook runs, has the same cells as its script, and holds the outputs of one complete run."""
 
 import json
 import os

@@ -262,7 +262,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_multi_string("override", [], "group.key=value, of all runs; repeatable.", flag_values=values)
   flags.DEFINE_list("seeds", ["42"], "Seeds of every size; their mean is a point.", flag_values=values)
   flags.DEFINE_string("out", None, "Folder of the results and runs.", flag_values=values)
-  flags.DEFINE_string("metric", "HR@10", "Metric of the test events beside the loss.", flag_values=values)
+  flags.DEFINE_string(
+    "metric", "HR@10", "Metric of the test events to report in addition to the loss.", flag_values=values
+  )
   flags.DEFINE_bool("dry_run", False, "List the runs and their status without running them.", flag_values=values)
   flags.DEFINE_bool("in_process", False, "Train in this process, which saves the start-up time.", flag_values=values)
   flags.mark_flags_as_required(["configs", "out"], flag_values=values)

@@ -63,13 +63,12 @@ def attend(
     NotImplementedError: weights of a model with bottleneck tokens.
   """
   options["finite_padding"] = context.is_token is None
-  is_asked = lambda name: module.is_mutable_collection(name) and not module.is_initializing()  # noqa: E731
-  wanted = [name for name in (MASS, SIZES) if is_asked(name)] if context.is_scored else []
+  wanted = [name for name in (MASS, SIZES) if _is_asked(module, name)] if context.is_scored else []
   if context.slot is not None:
     k, v = (context.slot.append(module, name, x) for name, x in (("cached_key", k), ("cached_value", v)))
   if isinstance(context.slot, CacheSlot) and options.get("implementation") == "auto":
     options["implementation"] = "dense"  # One query a row has no tiles to leave out.
-  if is_asked(WEIGHTS):
+  if _is_asked(module, WEIGHTS):
     _store(module, WEIGHTS, _weights_by_event(q, k, context, **options))
   bottlenecks = context.bottlenecks
   if bottlenecks is not None:
@@ -91,6 +90,10 @@ def attend(
 
 
 _NAMES = {MASS: "mass", SIZES: "sizes", WEIGHTS: "weights"}
+
+
+def _is_asked(module, collection) -> bool:
+  return module.is_mutable_collection(collection) and not module.is_initializing()
 
 
 def _store(module, collection, value):

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,16 @@ def write_artifact(recommender: Recommender, folder: str | pathlib.Path, overwri
   leaves, program = _program(recommender)
   arrays = {"item_vectors": recommender._vectors, "popularity": recommender._popularity}
   signature = _signature(recommender, leaves)
-  write_files(folder, overwrite, program, leaves, arrays, recommender.data.items, _readme(), signature)
+  write_files(
+    folder,
+    overwrite,
+    program,
+    leaves,
+    arrays,
+    recommender.data.items,
+    filled_readme(_README, artifact_loader, _MULTIPLE),
+    signature,
+  )
   return folder
 
 
@@ -252,9 +262,16 @@ def _checksums(folder):
   return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _readme():
-  loader = pathlib.Path(artifact_loader.__file__).read_text(encoding="utf-8")
-  return _README.format(version=jax.__version__, multiple=_MULTIPLE, loader=loader, platforms=", ".join(PLATFORMS))
+def filled_readme(template: str, loader: types.ModuleType, multiple: int) -> str:
+  """Returns the README.md of an artifact.
+
+  Args:
+    template: text with fields for versions and platforms, the multiple, and the source of the loader.
+    loader: module whose source the README shows.
+    multiple: padded lengths are multiples of it.
+  """
+  source = pathlib.Path(loader.__file__).read_text(encoding="utf-8")
+  return template.format(version=jax.__version__, multiple=multiple, loader=source, platforms=", ".join(PLATFORMS))
 
 
 _README = """\

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxrec.batches import ACTION, BINARY, CANDIDATE, EVENT, REGRESSION, ActionType, RankingBatch
 from jaxrec.serving import ranking_loader
 from jaxrec.serving.action_ranker import ActionRanker
-from jaxrec.serving.artifact import FORMAT, PLATFORMS, check_target, described_weights, write_files
+from jaxrec.serving.artifact import FORMAT, PLATFORMS, check_target, described_weights, filled_readme, write_files
 from jaxrec.serving.mfalcon import encode_histories, score_microbatch
 
 RANKING = "ranking"
@@ -50,7 +50,16 @@ def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, ove
       "a ranking model with config.data.request reads events of its data; it cannot be exported"
     )
   leaves, program = _program(ranker)
-  write_files(folder, overwrite, program, leaves, {}, ranker.data.items, _readme(), _signature(ranker, leaves))
+  write_files(
+    folder,
+    overwrite,
+    program,
+    leaves,
+    {},
+    ranker.data.items,
+    filled_readme(_README, ranking_loader, _MULTIPLE),
+    _signature(ranker, leaves),
+  )
   return folder
 
 
@@ -149,11 +158,6 @@ def _signature(ranker, leaves):
     "weights": described_weights(leaves),
     "data": {name: data.meta[name] for name in ("num_items", "num_domains", "domain_names", "has_timestamps")},
   }
-
-
-def _readme():
-  loader = pathlib.Path(ranking_loader.__file__).read_text(encoding="utf-8")
-  return _README.format(version=jax.__version__, multiple=_MULTIPLE, loader=loader, platforms=", ".join(PLATFORMS))
 
 
 _README = """\

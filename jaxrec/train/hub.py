@@ -26,7 +26,7 @@ FILES = (
   CONFIG_FILE, DATA_FILE, "summary.json", "metrics.jsonl", "changes.json", "curves.png",
   *(f"{phase}/{name}" for phase in (SELECT, FINAL) for name in ("result.json", "started_from.json")),
 )  # fmt: skip
-"""What is pushed beside the card and the checkpoints. `report.html` is not: it names users."""
+"""What is pushed in addition to card and checkpoints. `report.html` is left out because it names users."""
 
 
 @runtime_checkable
