@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -46,11 +47,14 @@ class RankingModel(nn.Module):
     layers; `attention_length` divides the silu weights and is, of "hstu", the reach of the position bias.
   window: tokens before a token that it reads, besides the first `global_tokens` of its history; 0: all of them.
   head_hidden: width of the hidden layer of each head; 0: none.
+  id_dropout: share of the items whose row of the item table is left out in a training step, wherever they occur, so
+    that features and actions alone learn to predict; the rows of rare items are learned by heart otherwise.
 
-  Source: semi-local attention (`window` and `global_tokens`): ULTRA-HSTU, arXiv 2602.16986.
+  Source: semi-local attention (`window` and `global_tokens`): ULTRA-HSTU, arXiv 2602.16986. `id_dropout`: Volkovs, Yu,
+  Poutanen 2017, "DropoutNet: Addressing Cold Start in Recommender Systems", NeurIPS, section 4.1.
 
   Raises:
-    ValueError: from `init`, an unknown layer, or a negative window.
+    ValueError: from `init`, an unknown layer, a negative window, or a share outside [0, 1).
 
   >>> from jaxrec.batches import ActionType
   >>> like = ActionType("like", "binary")
@@ -76,6 +80,7 @@ class RankingModel(nn.Module):
   window: int = 0
   global_tokens: int = 0
   head_hidden: int = 64
+  id_dropout: float = 0.0
   input_dropout: float = 0.0
   dropout: float = 0.0
   implementation: str = "auto"
@@ -84,6 +89,8 @@ class RankingModel(nn.Module):
   def setup(self):
     if self.layer not in LAYERS:
       raise ValueError(f"{self.layer=} is not one of {LAYERS}")
+    if not 0 <= self.id_dropout < 1:
+      raise ValueError(f"{self.id_dropout=} is not in [0, 1)")
     if min(self.window, self.global_tokens) < 0 or (self.global_tokens and not self.window):
       raise ValueError(f"{self.window=} and {self.global_tokens=} must not be negative, and the second needs the first")
     table = lambda rows: ItemEmbedding(rows, self.width, False, self.dtype)  # noqa: E731
@@ -125,7 +132,7 @@ class RankingModel(nn.Module):
     own_key = as_integers("slot.index", slot.index) if isinstance(slot, CachedRows) else None
     mask = interval_mask(batch.start, batch.end, is_real, self.window, self.global_tokens, own_key)
     context = token_context(mask, batch.position, batch.timestamp, is_real, key_position, key_time, slot)
-    x = dropout(self, self.embed(batch), self.input_dropout, deterministic)
+    x = dropout(self, self.embed(batch, deterministic), self.input_dropout, deterministic)
     for layer in self.layers:
       x = jnp.where(is_real[..., None], layer(x, context, deterministic), 0)
     return jnp.where(is_real[..., None], layer_norm(x), 0)
@@ -144,12 +151,15 @@ class RankingModel(nn.Module):
     """Returns the predictions from shared activations, by action: `[B, N]`, of a multi_class action `[B, N, K]`."""
     return self.action_heads(x)
 
-  def embed(self, batch: RankingBatch) -> Float[Array, "B N M"]:
+  def embed(self, batch: RankingBatch, deterministic: bool = True) -> Float[Array, "B N M"]:
     """Returns the embedded tokens, zeros on padding; actions of CANDIDATE tokens are not read."""
     kind = batch.kind
     has_item = ((kind == EVENT) | (kind == CANDIDATE))[..., None]
     has_actions = ((kind == EVENT) | (kind == ACTION))[..., None]
     item = self.items(batch.item_id)
+    if self.id_dropout and not deterministic:
+      dropped = jax.random.bernoulli(self.make_rng("dropout"), self.id_dropout, (self.num_items + 1,))
+      item = jnp.where(dropped[batch.item_id][..., None], 0, item)
     for name, table in self.item_features.items():
       item = item + table(batch.features[name])
     x = jnp.where(has_item, item, 0) + jnp.where(has_actions, self.action_embedding(batch.actions), 0)

@@ -184,3 +184,28 @@ def test_wrong_fields_are_errors(fields, message):
     model_of(**fields).init(jax.random.key(0), batch_of("one_token"))
   with pytest.raises(ValueError, match="no free field"):
     build({"depth": 3}, num_items=1)
+
+
+def test_a_training_step_leaves_out_rows_of_items_wherever_they_occur():
+  model, batch = model_of(id_dropout=0.5), batch_of("one_token")
+  whole = dataclasses.replace(model, id_dropout=0.0)
+
+  def out(params, key=None, of=model):
+    return of.apply({"params": params}, batch, key is None, rngs=None if key is None else {"dropout": key})["like"]
+
+  np.testing.assert_array_equal(out(PARAMS), out(PARAMS, of=whole))  # Predictions know all rows.
+  table = jax.grad(lambda params: out(params, jax.random.key(1)).sum())(PARAMS)["items"]["table"]
+  occurring = np.unique(batch.item_id[batch.item_id > 0])
+  is_read = np.any(np.asarray(table) != 0, axis=1)[occurring]
+  assert 0 < is_read.sum() < len(occurring)
+  left_out = occurring[~is_read]
+  changed = jax.tree.map(np.copy, PARAMS)
+  changed["items"]["table"][left_out] += 1
+  np.testing.assert_array_equal(out(changed, jax.random.key(1)), out(PARAMS, jax.random.key(1)))
+  other = jax.grad(lambda params: out(params, jax.random.key(2)).sum())(PARAMS)["items"]["table"]
+  assert np.any((np.asarray(other)[left_out] != 0).any(axis=1))  # Another step, other items.
+
+
+def test_a_share_of_left_out_items_is_below_one():
+  with pytest.raises(ValueError, match="id_dropout=1.0 is not in"):
+    params_of(model_of(id_dropout=1.0))
