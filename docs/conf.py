@@ -39,6 +39,8 @@ napoleon_custom_sections = [("Source", "notes_style"), ("Choice", "notes_style")
 python_maximum_signature_line_length = 100
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 ALONE = (

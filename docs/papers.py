@@ -16,8 +16,8 @@ _INTRODUCTION = """# From the papers to the code
 
 Every equation of the four papers that is implemented, with the lines that compute it and the tests that hold them to
 it, and those that are not implemented, with the reason. Numbers are the paper's own where public transcriptions give
-them; the rest is named by the part of the paper. Where the code differs from a paper, its docstring says so under
-"Choice".
+them; the rest is named by its section or by what it defines. Where the code differs from a paper, its docstring says
+so under "Choice".
 """
 
 
@@ -99,7 +99,8 @@ def page() -> tuple[str, str]:
   parts = [_INTRODUCTION]
   for paper in papers():
     address = f"[arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
-    parts.append(f"\n## {paper['title']}\n\n{address}\n\n")
+    numbers = f" {paper['numbers']}" if "numbers" in paper else ""
+    parts.append(f"\n## {paper['title']}\n\n{address}.{numbers}\n\n")
     parts += [_entry(equation) for equation in paper["equation"] if "code" in equation]
     missing = [f"- {e['number']}: {e['says']}. {e['missing']}\n" for e in paper["equation"] if "missing" in e]
     parts += ["**Not implemented**\n\n", *missing] if missing else []

@@ -2,7 +2,9 @@
 
     python -m docs.pictures
 
-writes them into `docs/pictures`; a test compares them with the code.
+writes them into `docs/pictures`; a test compares them with the code. `docs/pictures/demo.txt` is what a terminal of 100
+columns shows after `python -m experiments.demo`, without the progress bar; to take it anew, delete `runs/demo` and copy
+what the command prints.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import functools
 import html
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +30,7 @@ BOX, GAP, ROW = (132, 34), 22, 68
 
 def pictures() -> dict[str, str]:
   """Returns file name -> SVG."""
-  return {"architecture.svg": architecture(), "masks.svg": masks()}
+  return {"architecture.svg": architecture(), "masks.svg": masks(), "demo.svg": screen(FOLDER / "demo.txt")}
 
 
 @functools.cache
@@ -175,6 +178,28 @@ def _panel(mask, title, left, cell, tile):
     + f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{QUIET}"/>'
     + _text(left, top + side + 20, f"queries down, keys across; {share}", size=12, anchor="start")
   )
+
+
+def screen(recorded: Path) -> str:
+  """Returns the picture of a terminal from a file whose first line is the command, and the others what it printed."""
+  command, *printed = recorded.read_text().rstrip("\n").splitlines()
+  lines = [f"$ {command}", *printed]
+  size, width, height = 13, 7.85, 18
+  left, top = 18, 46
+  body = [
+    f'<text x="{left}" y="{top + index * height}" xml:space="preserve" textLength="{len(line) * width:.1f}" '
+    f'lengthAdjust="spacingAndGlyphs">{html.escape(line)}</text>'
+    for index, line in enumerate(lines)
+    if line
+  ]
+  style = f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{size}" fill="{INK}"'
+  whole = (max(map(len, lines)) * width + 2 * left, top + len(lines) * height)
+  frame = (
+    f'<rect x="1" y="1" width="{whole[0] - 2:g}" height="{whole[1] - 2:g}" rx="8" fill="none" stroke="{QUIET}"/>'
+    f'<path d="M1 26h{whole[0] - 2:g}" stroke="{QUIET}"/>'
+    + "".join(f'<circle cx="{18 + 16 * index}" cy="14" r="5" fill="{colour}"/>' for index, colour in enumerate(COLOURS))
+  )
+  return _svg(*whole, f"A terminal after {command}", [frame, f"<g {style}>", *body, "</g>"])
 
 
 def _text(x, y, text, size, anchor="middle"):

@@ -26,6 +26,13 @@ def test_numbered_equations_are_those_that_public_sources_number():
   assert {"(1)", "(2)"} <= numbers["2508.20945"]
 
 
+def test_a_paper_whose_numbers_are_unknown_says_so_and_gives_none():
+  for paper in papers.papers():
+    is_numbered = any(e["number"].startswith("(") for e in paper["equation"])
+    assert is_numbered != ("numbers" in paper), paper["arxiv"]
+    assert paper.get("numbers", "") in papers.page()[1]
+
+
 @pytest.mark.parametrize(
   "name", ["jaxrec.layers.hstu.NoLayer", "jaxrec.layers.hstu.HSTULayer.gone", "jaxrec_of_before.layers", "docs.gone"]
 )
