@@ -53,7 +53,7 @@ worlds = {
 # - `AutoCDSR, target`: the same with the domain of the *predicted* event in its place (not published).
 
 # %%
-EPOCHS = 12
+EPOCHS = 14
 sizes = dict(num_layers=2, num_heads=2, width=32, head_width=16, value_width=16, max_positions=64, attention_length=64)
 recommend = jaxrec.ItemObjective("full_softmax", temperature=0.1)
 options = jaxrec.TrainingOptions(

@@ -15,6 +15,7 @@ DERIVED = {
   "cold_items.md": "means and standard deviations over seeds",
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
+  "ranking.md": "means and standard deviations over seeds, normalized entropies as 1 - RIG",
   "search_cpu.md": "means and standard deviations over seeds",
   "scaling.md": "laws fitted to the lines, means over seeds, published metrics, a uniform guess",
   "device_h200.md": "the retrained test of two runs, whose folders stayed on the device",

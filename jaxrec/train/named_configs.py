@@ -79,6 +79,8 @@ def named_config(name: str, data: PreparedData) -> ConfigDict:
       " table with --actions=like=binary, or try 'hstu'"
     )
   config = NAMES[name].make(data)
+  if data.num_domains > 1 and config.task not in (CLICK_THROUGH, RANKING):
+    config.model.target_domain = config.model.get("target_domain", False)  # So that a flag can change it.
   config.name = name
   config.data.prepared = "" if data.path is None else str(data.path)
   config.data.source = str(data.meta["source"])

@@ -52,6 +52,13 @@ def test_every_name_is_an_accepted_config_that_builds(folder, with_actions, name
   assert build_task(config).config.name == name
 
 
+def test_the_target_domain_is_a_setting_where_there_are_several(folder):
+  several = PreparedData.load(folder)
+  assert named_config("sasrec", several).model.target_domain is False
+  assert named_config("multi_domain_hstu", several).model.target_domain is True
+  assert "target_domain" not in named_config("sasrec", data_of([5, 5])).model
+
+
 def test_a_name_for_several_domains_is_refused_for_data_of_one():
   with pytest.raises(ValueError, match="config 'autocdsr' needs data of several domains; this has one. Try 'hstu'"):
     named_config("autocdsr", data_of([5, 5]))
