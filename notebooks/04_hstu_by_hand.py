@@ -191,7 +191,7 @@ models = {
   "SASRec": jaxrec.SASRec(**sizes, hidden=64),
   "BERT4Rec": jaxrec.BERT4Rec(**sizes, hidden=64),
 }
-EPOCHS = 14
+EPOCHS = 11
 
 
 def train(model, task="next_item", epochs=EPOCHS):

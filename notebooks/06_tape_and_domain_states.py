@@ -47,7 +47,7 @@ COLOURS = ("white", "tab:blue", "tab:orange", "0.6")
 # yet; noise depends on nothing. Whoever predicts the target domain must look into another domain.
 
 # %%
-data = planted_transfer(num_users=900, items_per_domain=48, noise_share=0.4, gap=8, mean_events=32, seed=0)
+data = planted_transfer(num_users=800, items_per_domain=48, noise_share=0.4, gap=8, mean_events=32, seed=0)
 titles = data.item_titles()
 for event in range(*data.user_slice(1).indices(data.num_events)[:2])[-6:]:
   print(f"{data.domain_names[data.domain_id[event] - 1]:12} {titles[data.item_id[event]]}")
@@ -141,7 +141,7 @@ models = {
   "own domain, states": jaxrec.MultiDomainHSTU(**big, tape=False),
   "own domain, TAPE and states": jaxrec.MultiDomainHSTU(**big),
 }
-EPOCHS = 7
+EPOCHS = 6
 options = jaxrec.TrainingOptions(
   max_length=64, row_length=128, rows_per_batch=16, num_epochs=EPOCHS, request_time="last_event"
 )
@@ -189,7 +189,7 @@ for domains in (2, 8, 32):
 states_read = lengths * 31.0  # One state of each of 31 other domains.
 
 
-def seconds(run, params, batch, repetitions=9):
+def seconds(run, params, batch, repetitions=4):
   """The shortest time of a forward pass."""
   times = []
   for _ in range(repetitions + 1):
