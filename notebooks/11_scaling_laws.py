@@ -83,7 +83,7 @@ def drawn(decades, count=8):
 
 decades = [1, 2, 3, 4]
 intervals = {
-  span: np.array([fit_power_law(*drawn(span), resamples=200).interval() for _ in range(40)]) for span in decades
+  span: np.array([fit_power_law(*drawn(span), resamples=200).interval() for _ in range(20)]) for span in decades
 }
 width_of = {span: np.median(found[:, 1] - found[:, 0]) for span, found in intervals.items()}
 covered = {span: ((found[:, 0] <= EXPONENT) & (EXPONENT <= found[:, 1])).mean() for span, found in intervals.items()}
