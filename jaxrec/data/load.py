@@ -66,7 +66,7 @@ def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:
   parallel.wait_for_all_hosts("prepare data")  # On every host, whether or not it found the folder.
   logging.info("data: %s", folder)
   data = PreparedData.load(folder, part)
-  _check_described(settings, data)
+  _check_described(settings, data, folder)
   data.check_content()
   return data
 
@@ -88,7 +88,7 @@ def saved_data(settings: ConfigDict) -> PreparedData | None:
   if not _exists(folder):
     return None
   data = PreparedData.load(folder)
-  _check_described(settings, data)
+  _check_described(settings, data, folder)
   return _chosen_events(data, settings)
 
 
@@ -117,7 +117,7 @@ def _prepare(settings: ConfigDict, folder: str | os.PathLike) -> None:
     logging.info("%s: another process has prepared it meanwhile", folder)
 
 
-def _check_described(settings: ConfigDict, data: PreparedData) -> None:
+def _check_described(settings: ConfigDict, data: PreparedData, folder: str | os.PathLike) -> None:
   """Compares what the config says about a folder with what it was prepared from; what it does not say may be anything.
 
   Raises:
@@ -126,7 +126,7 @@ def _check_described(settings: ConfigDict, data: PreparedData) -> None:
   """
   source = data.meta["source"]
   if settings.source not in ("", source):
-    logging.warning("%s was prepared from source %r, not config.data.source=%r", data.path, source, settings.source)
+    logging.warning("%s was prepared from source %r, not config.data.source=%r", folder, source, settings.source)
     return
   recorded = recorded_options(data.meta)
   given = json.loads(json.dumps(without_paths(settings.options.to_dict()), default=str)) if settings.source else {}
@@ -137,12 +137,12 @@ def _check_described(settings: ConfigDict, data: PreparedData) -> None:
   ]
   if wrong:
     raise ValueError(
-      f"{data.path} was prepared otherwise: {'; '.join(wrong)}. Give the options that it was prepared with, none, or"
+      f"{folder} was prepared otherwise: {'; '.join(wrong)}. Give the options that it was prepared with, none, or"
       " another folder in config.data.prepared"
     )
   before = data.meta.get("raw_files")
   if settings.raw and before and before != files_state(settings.raw):
-    logging.warning("%s is not what it was when %s was prepared from it; prepare it again", settings.raw, data.path)
+    logging.warning("%s is not what it was when %s was prepared from it; prepare it again", settings.raw, folder)
 
 
 def prepared_folder(source: str, raw: str | None, options: Mapping[str, Any]) -> pathlib.Path:

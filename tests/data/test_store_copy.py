@@ -71,6 +71,15 @@ def test_a_config_reads_a_url(tmp_path):
   assert load_data(settings).num_events == some_data().num_events
 
 
+def test_data_of_a_store_that_were_prepared_otherwise_are_named_by_their_url(tmp_path):
+  stored(tmp_path, some_data())
+  settings = default_config().data
+  settings.prepared, settings.source = URL, some_data().meta["source"]
+  settings.options = {"min_user_events": 9}
+  with pytest.raises(ValueError, match=f"^{URL} was prepared otherwise: its min_user_events is None"):
+    load_data(settings)
+
+
 def test_a_truncated_file_of_a_store_is_named(tmp_path):
   store = stored(tmp_path, some_data(), SHARDS)
   name = "/bucket/some data/shard-00003-of-00008/item_id.npy"
