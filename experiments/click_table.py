@@ -85,9 +85,11 @@ def make_table(jobs: Mapping[str, Sequence[sweep.Job]], seeds: Sequence[int]) ->
   options = InformationOptions(ages, FLAGS.min_samples, FLAGS.min_count, FLAGS.max_rare)
   record = compare_click_models(runs, FLAGS.base, resamples=FLAGS.resamples, options=options)
   settings = {"config": FLAGS.config_file, "overrides": FLAGS.override, "seeds": list(seeds), "base": FLAGS.base}
-  settings["scale_seeds"] = [int(seed) for seed in FLAGS.scale_seeds]
+  settings |= {"scale_seeds": [int(seed) for seed in FLAGS.scale_seeds], "metric": FLAGS.metric}
   scales = {name: {key: value for key, value in changes if key in SCALES} for name, changes in chosen.items()}
-  return {"settings": settings, "scales": scales, **record}
+  done = read_results(FLAGS.out)
+  validation = {name: [_validated(done[job.key], FLAGS.metric) for job in found] for name, found in final.items()}
+  return {"settings": settings, "scales": scales, "validation": validation, **record}
 
 
 def scale_jobs(
@@ -128,8 +130,12 @@ def best_overrides(
   """
   values: dict[tuple, list[float]] = {}
   for job in jobs:
-    values.setdefault(job.overrides, []).append(results[job.key]["summary"]["select"]["validation"][metric])
+    values.setdefault(job.overrides, []).append(_validated(results[job.key], metric))
   return max(values, key=lambda changes: statistics.fmean(values[changes]))
+
+
+def _validated(result, metric) -> float:
+  return result["summary"]["select"]["validation"][metric]
 
 
 def plan(
@@ -144,17 +150,24 @@ def plan(
 
 
 def as_table(record: Mapping[str, Any]) -> str:
-  """Returns the table as Markdown: a row for each baseline and model."""
+  """Returns the table as Markdown: a row for each baseline and model, means and standard deviations over seeds.
+
+  "validation" is the metric that chose the scales; all others are of the test.
+  """
   names = ("AUC", "GAUC", "log_loss")
-  head = ["model", "scales", *names, "AUC - base", "AUC - counts", "NDCG planted", "NDCG published"]
-  rows = [[name, "", *(f"{values[metric]:.4f}" for metric in names)] for name, values in record["baselines"].items()]
-  search = record["search"]
-  rows.append(["recency", *[""] * 6, *(_mean(search["recency"], key) for key in ("planted", "information"))])
+  settings, search = record["settings"], record["search"]
+  differences = [f"AUC - {settings['base']}", "AUC - counts"]
+  head = ["model", "scales", f"validation {settings['metric']}", *names, *differences, "NDCG planted", "NDCG published"]
+  rows = [
+    [name, "", "", *(f"{values[metric]:.4f}" for metric in names)] for name, values in record["baselines"].items()
+  ]
+  rows.append(["recency", *[""] * 7, *(_mean(search["recency"], key) for key in ("planted", "information"))])
   for name, seeds in record["models"].items():
     scales = " / ".join(record.get("scales", {}).get(name, {}).values())
     differences = [_interval(record[key].get(name)) for key in ("minus_base", "minus_counts")]
     quality = [_mean(search[name], key) for key in ("planted", "information")]
-    rows.append([name, scales, *(_mean(seeds, metric) for metric in names), *differences, *quality])
+    validation = _mean([{"metric": value} for value in record["validation"][name]], "metric")
+    rows.append([name, scales, validation, *(_mean(seeds, metric) for metric in names), *differences, *quality])
   return text_table([head, *rows], "l", markdown=True)
 
 

@@ -72,7 +72,7 @@ def test_the_plan_counts_the_runs_of_both_steps(given, config):
   assert "then 4 runs of the other seeds" in text and text.endswith("10 runs, 20 minutes at 2 minutes each")
 
 
-def test_a_table_of_tiny_runs_names_scales_counts_differences_and_searches(given, config):
+def test_a_table_of_tiny_runs_names_scales_counts_differences_and_searches(given, config, tmp_path):
   values = given("--variants=twin,sdim", "--scales=0.1", "--resamples=100", "--in_process", "--min_samples=10",
                  "--min_count=1", "--max_rare=12")  # fmt: skip
   jobs = click_table.scale_jobs(config, values.variants, values.scales, [], [1])
@@ -86,6 +86,9 @@ def test_a_table_of_tiny_runs_names_scales_counts_differences_and_searches(given
   quality = record["search"]["twin"][0]
   assert quality["information_rows"] > 0 and 0 < quality["information"] <= 1 and 0 < quality["planted"] <= 1
   assert record["search"]["recency"][0]["information_rows"] == quality["information_rows"]
+  runs = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+  validated = {run["summary"]["name"]: run["summary"]["select"]["validation"]["AUC"] for run in runs}
+  assert {f"tiny_{name}": values for name, (values,) in record["validation"].items()} == validated
   lines = click_table.as_table(record).splitlines()
   assert [line.split("|")[1].strip() for line in lines[2:]] == [
     "popularity", "category counts", "counts", "recency", "twin", "sdim",

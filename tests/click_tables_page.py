@@ -1,0 +1,48 @@
+"""The page experiments/results/click_tables.md, made from its lines; `results_pages.py` writes it.
+
+    python tests/click_tables_page.py "Taobao, an excerpt=runs/click_taobao" "Styles, width 4=runs/click_styles_4"
+
+writes the lines anew from the folders of `experiments.click_table`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+from experiments.click_table import as_table
+
+ABOUT = """\
+Each model at the initial scale of its tables (with tables of their own for attention: of both, representation /
+attention) that has the best AUC on validation, in the seed that chose it; then the other seeds at that scale. Test
+candidates are the same for all seeds. Mean ± sample standard deviation over seeds; differences with intervals of 95%
+from draws of users and seeds. "counts": logistic regression on counts of the history and popularity. "NDCG planted"
+and "NDCG published": NDCG@20 of what the search finds, by the planted truth and by the measure of DARE's authors
+(mutual information, scores without items); "recency" takes the latest events. What the rows are:
+`jaxrec.models.ctr.VARIANTS`. Reading: [click_through.md](click_through.md)."""
+
+
+def click_tables_page(lines: list[dict], made: str) -> str:
+  """Returns `click_tables.md`: a table for each data set and width."""
+  parts = ["# Click-through models, each at its best initial scale", made, ABOUT]
+  for line in lines:
+    parts += [f"## {line['data']}", _command(line["settings"]), as_table(line)]
+  return "\n\n".join(parts) + "\n"
+
+
+def _command(settings: dict) -> str:
+  overrides = " ".join(f"--override={text}" for text in settings["overrides"])
+  seeds = ", ".join(map(str, settings["seeds"]))
+  scale_seeds = ", ".join(map(str, settings["scale_seeds"]))
+  return (
+    f"`python -m experiments.click_table --config_file={settings['config']} {overrides}`\nSeeds {seeds}; scales chosen"
+    f" in seed {scale_seeds}. Best of the TWIN family on validation: `{settings['base']}`."
+  )
+
+
+if __name__ == "__main__":
+  results = REPOSITORY / "experiments" / "results"
+  tables = [argument.split("=", 1) for argument in sys.argv[1:]]
+  found = [{"data": name} | json.loads(Path(folder, "table.json").read_text()) for name, folder in tables]
+  (results / "click_tables.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
