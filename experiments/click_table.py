@@ -15,6 +15,7 @@ The same command resumes: finished runs are in <out>/results.jsonl, an interrupt
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import sys
@@ -86,6 +87,7 @@ def make_table(jobs: Mapping[str, Sequence[sweep.Job]], seeds: Sequence[int]) ->
   record = compare_click_models(runs, FLAGS.base, resamples=FLAGS.resamples, options=options)
   settings = {"config": FLAGS.config_file, "overrides": FLAGS.override, "seeds": list(seeds), "base": FLAGS.base}
   settings |= {"scale_seeds": [int(seed) for seed in FLAGS.scale_seeds], "metric": FLAGS.metric}
+  settings["information"] = dataclasses.asdict(options)
   scales = {name: {key: value for key, value in changes if key in SCALES} for name, changes in chosen.items()}
   done = read_results(FLAGS.out)
   validation = {name: [_validated(done[job.key], FLAGS.metric) for job in found] for name, found in final.items()}

@@ -35,9 +35,13 @@ def _command(settings: dict) -> str:
   overrides = " ".join(f"--override={text}" for text in settings["overrides"])
   seeds = ", ".join(map(str, settings["seeds"]))
   scale_seeds = ", ".join(map(str, settings["scale_seeds"]))
+  limits = settings["information"]
+  ages = ", ".join(map(str, limits["first_ages"])) if limits["first_ages"] else "each for itself, as published"
   return (
     f"`python -m experiments.click_table --config_file={settings['config']} {overrides}`\nSeeds {seeds}; scales chosen"
-    f" in seed {scale_seeds}. Best of the TWIN family on validation: `{settings['base']}`."
+    f" in seed {scale_seeds}. Best of the TWIN family on validation: `{settings['base']}`. Published measure:"
+    f" categories of {limits['min_samples']}\ntraining candidates or more (published: 700), at most"
+    f" {limits['max_rare']} events seen less than {limits['min_count']} times (20 and 50); bins of age: {ages}."
   )
 
 
