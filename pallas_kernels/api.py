@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from pallas_kernels import dense, measured, reference, tpu, xla
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.devices import on_each_device, on_one_device
 from pallas_kernels.dtypes import at_least_float32
 from pallas_kernels.groups import GROUP_SUMS, WITHOUT_KERNEL, KeyGroups
 from pallas_kernels.integers import AnyArray, as_arrays, as_integers
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.varying import axes_of, vary
 
-HEADS_AXIS = "model"  # The mesh axis along which heads lie, where it divides them; rows lie along all others.
 ACTIVATIONS = ("silu", "softmax")
 IMPLEMENTATIONS = ("auto", "reference", "dense", "xla", "tpu", "gpu")
 
@@ -149,8 +147,8 @@ def _zeros(q, k, v, mask, bias, groups):
 
 def _xla(platform, options, block_sizes):
   """Returns the tiled XLA implementation, with groups of tiles that fit in a CPU's cache or fill a GPU."""
-  fill_device = platform == "cuda"
-  return functools.partial(_compiled_once(xla.attention), **options, block_sizes=block_sizes, fill_device=fill_device)
+  options = options | {"block_sizes": block_sizes, "fill_device": platform == "cuda"}
+  return functools.partial(_compiled_once(_xla_on_each_device), **options)
 
 
 def _chosen(arguments, options, block_sizes):
@@ -192,43 +190,25 @@ def _dense(*arguments, attention=dense.attention, **options):
 
 
 def _tpu_on_each_device(*arguments, **options):
-  return _by_columns(functools.partial(_rows_and_heads_of_each_device, tpu.attention, True), *arguments, **options)
+  return _by_columns(functools.partial(on_each_device, tpu.attention), *arguments, **options)
 
 
 def _gpu_on_each_device(*arguments, **options):
   from pallas_kernels import gpu
 
-  return _by_columns(functools.partial(_rows_and_heads_of_each_device, gpu.attention, False), *arguments, **options)
+  return _by_columns(functools.partial(on_each_device, gpu.attention, check_vma=False), *arguments, **options)
 
 
-def _rows_and_heads_of_each_device(attention, check_vma, q, k, v, mask, bias, **options):
-  """Runs the kernel on the rows and heads of each device: the compiler cannot partition kernels itself.
-
-  The mesh is that of `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; rows lie along all its axes but "model".
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  row_axes = tuple(name for name in mesh.axis_names if name != HEADS_AXIS)
-  if mesh.empty or mesh.size == 1 or mesh.manual_axes or q.shape[0] % math.prod(mesh.shape[name] for name in row_axes):
-    return attention(q, k, v, mask, bias, **options)
-  along_heads = HEADS_AXIS if q.shape[2] % mesh.shape.get(HEADS_AXIS, q.shape[2] + 1) == 0 else None
-  rows, heads = PartitionSpec(row_axes), PartitionSpec(row_axes, None, along_heads)
-  specs = (heads, heads, heads, *jax.tree.map(lambda _: rows, (mask, bias)))
-  if bias is not None:
-    tables = {name: getattr(bias, name) for name in ("time_table", "position_table")}
-    cut = {name: PartitionSpec(along_heads if x.ndim == 2 else None) for name, x in tables.items() if x is not None}
-    specs = (*specs[:4], dataclasses.replace(specs[4], **cut))
-
-  def run(*arguments):
-    return attention(*(vary(arguments, axes_of(arguments)) if check_vma else arguments), **options)
-
-  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)(q, k, v, mask, bias)
+def _xla_on_each_device(*arguments, **options):
+  return on_each_device(xla.attention, *arguments, **options)
 
 
 def _why_not_tpu(q, k, bias, group_sums) -> str | None:
+  """Says why a device's share of the problem does not suit the TPU kernels."""
   if group_sums == "absolute":
     return WITHOUT_KERNEL
   try:
-    tpu.check(q, k, bias)
+    tpu.check(on_one_device(q), on_one_device(k), bias)
   except NotImplementedError as error:
     return str(error)
   return None

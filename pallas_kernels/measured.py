@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.bias import RelativeBias
+from pallas_kernels.devices import on_one_device
 from pallas_kernels.groups import WITHOUT_KERNEL
 from pallas_kernels.sizes import is_known
 from pallas_kernels.varying import axes_of
@@ -66,6 +67,7 @@ def choose(
   """
   if not is_known(q, k, v):
     return Choice("xla", "sizes are symbols")
+  q, k, v = (on_one_device(x) for x in (q, k, v))
   capability = capability or _capability()
   bits, longest = 8 * q.dtype.itemsize, max(q.shape[1], k.shape[1])
   notes = []

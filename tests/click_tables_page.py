@@ -25,7 +25,7 @@ and "NDCG published": NDCG@20 of what the search finds, by the planted truth and
 
 def click_tables_page(lines: list[dict], made: str) -> str:
   """Returns `click_tables.md`: a table for each data set and width."""
-  parts = ["# Click-through models, each at its best initial scale", made, ABOUT]
+  parts = ["# Click-through models, each at its best initial scale", made.strip(), ABOUT]
   for line in lines:
     parts += [f"## {line['data']}", _command(line["settings"]), as_table(line)]
   return "\n\n".join(parts) + "\n"

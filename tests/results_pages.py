@@ -7,6 +7,7 @@ writes them anew; a test compares them with the lines.
 
 import json
 
+from click_tables_page import click_tables_page
 from conftest import REPOSITORY
 from scaling_page import scaling_page
 
@@ -221,6 +222,7 @@ def pod_flop_per_token() -> float:
 
 
 PAGES = {
+  "click_tables.md": lambda: click_tables_page(lines_of("click_tables.jsonl"), MADE.format("click_tables.jsonl")),
   "input_pipeline_cpu.md": lambda: input_page(lines_of("input_pipeline_cpu.jsonl")),
   "time_split.md": lambda: time_split_page(lines_of("time_split.jsonl")),
   "quality.md": lambda: quality_page(lines_of("quality.jsonl")),

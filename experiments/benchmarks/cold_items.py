@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 def config_of(epochs: int, max_length: int) -> ConfigDict:
   """Returns the settings of both runs: those of the small HSTU, with shorter histories."""
-  config = ml1m_hstu.get_config()
+  config = ml1m_hstu.get_config(ml1m_hstu.SHORT)
   config.data.max_length, config.data.row_length = max_length, 5 * max_length
   config.train.num_epochs, config.train.evaluate_every_epochs = epochs, max(1, epochs // 5)
   config.train.retrain = False

@@ -78,10 +78,17 @@ def _outcome(compile_it, folder) -> dict[str, Any]:
   return {
     "seconds": round(seconds, 1),
     "bytes": aot.memory_of(compiled),
-    **({"collectives": aot.collectives_of(compiled)} if FLAGS.config else {}),
+    **(_collectives(compiled) if FLAGS.config else {}),
     **({"tile": _tiles(bodies)} if bodies else {}),
     **({"ptxas": _registers(said())} if _registers(said()) else {}),
   }
+
+
+def _collectives(compiled):
+  try:
+    return {"collectives": aot.collectives_of(compiled)}
+  except jax.errors.JaxRuntimeError as error:  # A compiler may be newer than the jaxlib that reads its program.
+    return {"not_read": str(error).splitlines()[0]}
 
 
 def _tiles(bodies):

@@ -41,7 +41,7 @@ def get_config(choice: str = "planted-hstu-decoupled") -> ConfigDict:
   elif data in ("beauty", "taobao"):
     config = _like_beauty(data, encoder)
   else:
-    config = (ml1m_hstu if encoder == "hstu" else ml1m_sasrec).get_config()
+    config = ml1m_hstu.get_config(ml1m_hstu.SHORT) if encoder == "hstu" else ml1m_sasrec.get_config()
   config.name = "decoupled"
   if tables == "decoupled":
     config.model.attention_width = config.model.width

@@ -12,7 +12,7 @@ from experiments.configs import ml1m_hstu
 
 def get_config() -> ConfigDict:
   """Returns the settings of BERT4Rec."""
-  config = ml1m_hstu.get_config()
+  config = ml1m_hstu.get_config(ml1m_hstu.SHORT)
   config.name = "ml1m_bert4rec"
   config.data.task = "masked_item"
   config.data.mask_probability = 0.2

@@ -13,7 +13,7 @@ from experiments.configs import _cross_domain, ml1m_hstu
 
 def get_config(choice: str = "") -> ConfigDict:
   """Returns the settings of an encoder and a variant; see the module."""
-  config = ml1m_hstu.get_config()
+  config = ml1m_hstu.get_config(ml1m_hstu.SHORT)
   config.name = "ml1m_genres"
   config.data.options = {"domain": "first_genre"}
   config.data.request_time = "last_event"

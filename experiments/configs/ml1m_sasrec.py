@@ -21,7 +21,7 @@ from experiments.configs import ml1m_hstu
 
 def get_config():
   """Returns the settings of SASRec."""
-  config = ml1m_hstu.get_config()
+  config = ml1m_hstu.get_config(ml1m_hstu.SHORT)
   config.name = "ml1m_sasrec"
   config.model = dict(
     name="sasrec", width=50, num_layers=2, num_heads=1, hidden=50, feed_forward_activation="relu",

@@ -69,6 +69,29 @@ def parameter_shardings(
   return jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
+def whole_along_fsdp(tree: Any, mesh: Mesh | None) -> Any:
+  """Returns parameters or gradients whole along "fsdp"; shards of other mesh axes, and other arrays, stay as they are.
+
+  Without it the compiler may give each device the activations of all rows and some of their columns instead. Moments of
+  the optimizer stay sharded (ZeRO, arXiv 1910.02054).
+
+  Args:
+    tree: arrays named like parameters, inside `jax.jit`.
+    mesh: see `jaxrec.parallel.make_mesh`; None: nothing is sharded.
+  """
+  if mesh is None or mesh.shape.get("fsdp", 1) == 1:
+    return tree
+
+  def gather(x, sharding):
+    axes = [_as_tuple(along) for along in sharding.spec]
+    if not any("fsdp" in along for along in axes):
+      return x
+    rest = (tuple(axis for axis in along if axis != "fsdp") or None for along in axes)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(*rest)))
+
+  return jax.tree.map(gather, tree, parameter_shardings(tree, mesh))
+
+
 def log_shardings(shapes: Any, shardings: Any) -> None:
   """Logs how many arrays are sharded, and the bytes of the whole pytree and of each device's shards."""
   leaves, placed = jax.tree.leaves(shapes), jax.tree.leaves(shardings)
@@ -101,13 +124,16 @@ def _spec(name, shape, names, mesh, mesh_axes):
 
 
 def _mesh_axes_of(given, mesh):
-  axes = () if given is None else (given,) if isinstance(given, str) else given
-  return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+  return tuple(axis for axis in _as_tuple(given) if mesh.shape[axis] > 1)
+
+
+def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def _check_tables(mesh, rules, mesh_axes):
   for logical, given in mesh_axes.items():
-    for axis in (given,) if isinstance(given, str) else given or ():
+    for axis in _as_tuple(given):
       if axis not in mesh.axis_names:
         raise ValueError(f"mesh_axes[{logical!r}] names {axis!r}, which is not an axis of the mesh {mesh.axis_names}")
   for pattern, names in rules:

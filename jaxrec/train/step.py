@@ -74,12 +74,13 @@ def make_train_step(
     ids = jax.vmap(partial(objective.scored_ids, model))(batches, keys)
     gathered = item_table.gather(model, state, batches, ids)
     microbatches = batches, keys, gathered.lookups
-    update = partial(_update, model, objective, optimizer, gathered, state, microbatches)
+    whole = partial(parallel.whole_along_fsdp, mesh=mesh)
+    update = partial(_update, model, objective, optimizer, gathered, state, microbatches, whole)
     if reweight_every == 1:
       updates, opt_state, scalars, model_state = update()
     else:
       is_due = state.opt_state.count % reweight_every == 0
-      reuse = partial(_update_with_old_weights, model, objective, optimizer, gathered, state, microbatches)
+      reuse = partial(_update_with_old_weights, model, objective, optimizer, gathered, state, microbatches, whole)
       updates, opt_state, scalars, model_state = jax.lax.cond(is_due, update, reuse)
     updates, tables = gathered.apply(updates)
     params = optax.apply_updates(state.params, updates)
@@ -106,17 +107,18 @@ class TrainStep:
     return self.jitted.lower(state, batch, self.seed)
 
 
-def _update(model, objective, optimizer, gathered: Gathered, state, microbatches):
+def _update(model, objective, optimizer, gathered: Gathered, state, microbatches, whole):
   """Returns updates, optimizer state, scalars and model state of one step, with weights found for this step."""
+  params = whole(gathered.params)
 
   def gradients_of(batch, key, lookup):
     items = gathered.items(batch, lookup)
-    return objective.gradients(model, gathered.params, batch, key, items=items, model_state=state.model_state)
+    return objective.gradients(model, params, batch, key, items=items, model_state=state.model_state)
 
   found = mean_gradients(gradients_of, microbatches)
 
   def to_params_gradient(grad):
-    return gathered.collect(found.to_params_gradient(grad))
+    return gathered.collect(whole(found.to_params_gradient(grad)))
 
   if len(objective.names) == 1:
     grad = to_params_gradient(found.grads[0])
@@ -130,11 +132,13 @@ def _update(model, objective, optimizer, gathered: Gathered, state, microbatches
   return updates, opt_state, scalars | found.scalars, found.model_state
 
 
-def _update_with_old_weights(model, objective, optimizer, gathered: Gathered, state, microbatches):
+def _update_with_old_weights(model, objective, optimizer, gathered: Gathered, state, microbatches, whole):
   """As `_update`, with the weights of an earlier step and one backward pass."""
   batch, key, lookup = _first(microbatches)
   items, weights = gathered.items(batch, lookup), state.opt_state.weights
-  losses, grad, scalars = objective.weighted_gradient(model, gathered.params, batch, key, weights, items=items)
+  params = whole(gathered.params)
+  losses, grad, scalars = objective.weighted_gradient(model, params, batch, key, weights, items=items)
+  grad = whole(grad)
   updates, opt_state = optimizer.update(grad, state.opt_state, gathered.params, losses=losses, reuse_weights=True)
   return updates, opt_state, weighting_scalars(objective.names, losses, opt_state) | scalars, state.model_state
 

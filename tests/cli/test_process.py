@@ -41,6 +41,17 @@ def test_tunables_set_by_the_user_are_kept(tmp_path):
   assert lines == ["start", "glibc.malloc.check=0 --config.name=a b x"]
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="huge pages are enabled through glibc")
+def test_benchmarks_run_with_the_memory_of_training(tmp_path):
+  """Each module of experiments, also one without `start`: its times are compared with those of training."""
+  (tmp_path / "sitecustomize.py").write_text('import os; print("begun", os.environ.get("GLIBC_TUNABLES", ""))')
+  kept = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+  command = [sys.executable, "-m", "experiments.benchmarks.records"]
+  environment = kept | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  assert [("hugetlb=1" in line) for line in done.stdout.splitlines()] == [False, True]
+
+
 SLOW = """
 import sys, time, types
 from jaxrec.cli import process

@@ -84,6 +84,16 @@ def test_auto_says_why_it_leaves_a_problem_to_xla():
     lowered_text("tpu", long, implementation="tpu")
 
 
+def test_auto_asks_whether_the_rows_of_one_device_fit():
+  """The rows of a pod together have more tiles than a chip can list."""
+  rows = jax.ShapeDtypeStruct((4096, 8192, 8, 128), jnp.bfloat16)
+  assert "524288 tiles are more than" in chosen_implementation("tpu", rows)
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1024, 4), ("data", "fsdp"))):
+    assert chosen_implementation("tpu", rows).startswith("tpu: ")
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((3,), ("data",))):
+    assert "524288 tiles are more than" in chosen_implementation("tpu", rows)
+
+
 def test_a_mapped_axis_goes_through_the_tpu_kernel_one_problem_at_a_time():
   inputs = jax.random.normal(jax.random.key(0), (2, 1, 130, 1, 8))
   mask = IntervalMask.causal(jnp.ones((1, 130), jnp.int32))

@@ -61,6 +61,10 @@ def test_a_kernel_runs_on_shards_of_rows_and_heads(on_eight_devices):
   assert on_eight_devices["kernel"] < 1e-5
 
 
+def test_attention_of_rows_on_their_devices_sends_nothing(on_eight_devices):
+  assert on_eight_devices["collectives"] == {}
+
+
 def test_parameters_of_every_layer_have_a_rule():
   sharded = specs({
     "a/items/table": (10, 4), "layers_0/uvqk/kernel": (4, 32), "layers_0/attention/query/kernel": (4, 4),
