@@ -76,8 +76,8 @@ def whole_along_fsdp(tree: Any, mesh: Mesh | None) -> Any:
   the optimizer stay sharded (ZeRO, arXiv 1910.02054).
 
   Args:
-    tree: arrays named like parameters, inside `jax.jit`.
-    mesh: see `jaxrec.parallel.make_mesh`; None: nothing is sharded.
+    tree: arrays named like parameters and sharded by `parameter_shardings`, inside `jax.jit`.
+    mesh: see `jaxrec.parallel.make_mesh`; None: nothing is sharded along "fsdp".
   """
   if mesh is None or mesh.shape.get("fsdp", 1) == 1:
     return tree

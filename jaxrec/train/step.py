@@ -74,7 +74,7 @@ def make_train_step(
     ids = jax.vmap(partial(objective.scored_ids, model))(batches, keys)
     gathered = item_table.gather(model, state, batches, ids)
     microbatches = batches, keys, gathered.lookups
-    whole = partial(parallel.whole_along_fsdp, mesh=mesh)
+    whole = partial(parallel.whole_along_fsdp, mesh=None if like is None else mesh)
     update = partial(_update, model, objective, optimizer, gathered, state, microbatches, whole)
     if reweight_every == 1:
       updates, opt_state, scalars, model_state = update()
