@@ -1,9 +1,9 @@
 """HSTU with 1.5 trillion parameters in its item table, for a TPU v5p pod of 4,096 chips: compiled, never trained.
 
 Paper: the largest model of arXiv 2402.17152 (24 layers, width 1,024, histories of 8,192 events, 1.5 trillion
-parameters), except for histories of 1,024 events. Rows in bfloat16 with stochastic rounding, row-wise AdamW with its
-first moment in bfloat16: 4 bytes per parameter, row-sharded over all chips. One packed row of 1,024 positions on each
-chip; 512 negatives shared by a row.
+parameters), except for histories of 1,024 events; with 8,192 it compiles too. Rows in bfloat16 with stochastic
+rounding, row-wise AdamW with its first moment in bfloat16: 4 bytes per parameter, row-sharded over all chips. One
+packed row of 1,024 positions on each chip; 512 negatives shared by a row.
 
 Compile it on a machine without a TPU (see `pallas_kernels.aot` for what it needs):
 
