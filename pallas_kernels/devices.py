@@ -28,28 +28,28 @@ def on_each_device(attention: Callable[..., Any], q, k, v, mask, bias, *groups, 
 
   Args:
     attention: of all its arguments' rows and heads.
-    q, k, v, mask, bias: as of `segment_attention`.
+    q, k, v, mask, bias: arguments of `segment_attention`, of all devices.
     *groups: `KeyGroups` or None, for an attention that takes them.
-    check_vma: as of `jax.shard_map`; False for kernels that do not say along which axes results differ.
+    check_vma: whether `jax.shard_map` checks along which axes values differ; False for kernels that do not say it.
     **options: passed on.
   """
   mesh = _mesh_for(q)
   if mesh is None:
     return attention(q, k, v, mask, bias, *groups, **options)
-  along_heads = HEADS_AXIS if _splits_heads(mesh, q) else None
-  row_axes = _row_axes(mesh)
+  along_heads, row_axes = HEADS_AXIS if _splits_heads(mesh, q) else None, _row_axes(mesh)
   rows, heads = PartitionSpec(row_axes), PartitionSpec(row_axes, None, along_heads)
-  specs = (heads, heads, heads, *jax.tree.map(lambda _: rows, (mask, bias, *groups)))
+  of_mask, of_bias, *of_groups = jax.tree.map(lambda _: rows, (mask, bias, *groups))
   if bias is not None:
     tables = {name: getattr(bias, name) for name in ("time_table", "position_table")}
     cut = {name: PartitionSpec(along_heads if x.ndim == 2 else None) for name, x in tables.items() if x is not None}
-    specs = (*specs[:4], dataclasses.replace(specs[4], **cut), *specs[5:])
+    of_bias = dataclasses.replace(of_bias, **cut)
 
   def run(*arguments):
     return attention(*(vary(arguments, axes_of(arguments)) if check_vma else arguments), **options)
 
-  arguments = q, k, v, mask, bias, *groups
-  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)(*arguments)
+  specs = heads, heads, heads, of_mask, of_bias, *of_groups
+  split = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)
+  return split(q, k, v, mask, bias, *groups)
 
 
 def on_one_device(x: Any) -> Any:
