@@ -1,4 +1,4 @@
-"""Attention on several devices: each computes its rows, and its heads where they lie along a mesh axis.
+"""Loops and kernels on several devices: each computes its rows, and its heads where they lie along a mesh axis.
 
 The compiler can partition neither kernels nor loops over tiles, whose indices count the tiles of all rows: it would
 give every device all of them.
@@ -50,6 +50,26 @@ def on_each_device(attention: Callable[..., Any], q, k, v, mask, bias, *groups, 
   specs = heads, heads, heads, of_mask, of_bias, *of_groups
   split = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check_vma)
   return split(q, k, v, mask, bias, *groups)
+
+
+def rows_on_each_device(function: Callable[..., Any], shared: Any, *rows: Any) -> Any:
+  """Returns `function(shared, *rows)`, computed on the rows of each device; see `on_each_device`.
+
+  Args:
+    function: of arrays that each device has whole, and of its own rows; returns rows.
+    shared: pytree of arrays that each device gets whole; their gradient is summed over the devices once.
+    *rows: arrays whose first axis is the same.
+  """
+  mesh = _mesh_for(rows[0])
+  if mesh is None:
+    return function(shared, *rows)
+  along = PartitionSpec(_row_axes(mesh))
+
+  def run(shared, *rows):
+    return function(vary(shared, axes_of(rows)), *rows)
+
+  specs = PartitionSpec(), *(along for _ in rows)
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=along)(shared, *rows)
 
 
 def on_one_device(x: Any) -> Any:

@@ -78,8 +78,6 @@ class ItemEmbedding(nn.Module):
     of = (lambda table: table) if item_id is None else lambda table: jnp.take(table, item_id, axis=0, mode="clip")
     if not self.num_features:
       return of(self.table)
-    if item_id is not None and item_id.ndim > 2:  # Negatives of each position: project each item once.
-      return jnp.take(self._rows(None), item_id, axis=0, mode="clip")
     features, has_id = jax.lax.stop_gradient((of(self.features), of(self.has_id)))
     return of(self.table) * has_id + features @ self.projection  # [..., M]
 

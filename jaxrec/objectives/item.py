@@ -17,6 +17,7 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.layers.item_embedding import HAS_ID
 from jaxrec.objectives import item_losses, negatives
 from jaxrec.objectives.objective import Gradients, single_gradient
+from pallas_kernels import devices
 from pallas_kernels.integers import as_arrays
 
 LOSSES = ("sampled_softmax", "full_softmax", "bce", "gbce")
@@ -34,7 +35,7 @@ class ItemObjective:
   sampler: "uniform", "log_uniform", "in_batch" or "in_batch_frequency"; see `negatives.sample_in_batch`.
   sharing: what shares R negatives. "position": each position has its own, as published. "row": the positions of a row
     of the batch. "batch": all positions. Choice: sharing changes neither the expected gradient of a position nor R,
-    only the correlation between positions; it replaces a `[B, N, R, M]` gather by a matrix product.
+    only the correlation between positions; it replaces lookups by a matrix product.
   log_q: subtract the log-probability of sampling from the scores of negatives and positive.
   temperature: divides the scores.
   gbce_t: calibration of gBCE in 0..1.
@@ -158,14 +159,15 @@ class ItemObjective:
     query = jnp.where((batch.target_weight != 0)[..., None], query, 0)  # NaN elsewhere would reach the gradients.
     if self.loss == "full_softmax":
       return items.full_softmax(params, query, self.temperature, self.chunk_size)
-    return self.sampled_loss(query, items.scoring(params), items.ids, batch, num_items, items.is_candidate(params))
+    positive, negative = items.scores(params, query)
+    positive = jnp.where(batch.target_weight != 0, positive, 0)
+    return self._sampled_loss(positive, negative, items.ids, batch, num_items, items.is_candidate(params))
 
-  def sampled_loss(self, query, vectors, ids, batch, num_items, is_candidate=None) -> Float[Array, "B N"]:
-    """Returns the loss of each position from the vectors of its target and of sampled items that are candidates."""
+  def _sampled_loss(self, positive, negative, ids, batch, num_items, is_candidate):
+    """Returns the loss of each position from the scores of its target and of sampled items that are candidates."""
     negative_id = ids["negative"]
-    target = jnp.where((batch.target_weight != 0)[..., None], vectors["target"], 0)
     positive_logit, negative_logit = item_losses.sampled_logits(
-      query, target, vectors["negative"], ids["target"], negative_id, self.temperature
+      positive, negative, ids["target"], negative_id, self.temperature
     )
     if self.log_q:
       positive_logit -= negatives.log_probability(self.sampler, batch.target_item, num_items)
@@ -207,8 +209,8 @@ class Items(Protocol):
     """Returns the rows of the batch's items, as the encoder reads them."""
     ...
 
-  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
-    """Returns the scoring vectors of `ids`."""
+  def scores(self, params: Any, query: Float[Array, "B N M"]) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
+    """Returns the inner products of queries with the scoring vectors of the target and of the negatives of `ids`."""
     ...
 
   def is_candidate(self, params: Any) -> Bool[Array, " rows"] | None:
@@ -262,9 +264,17 @@ class ParameterItems:
     """See `Items`."""
     return self.model.apply({"params": self._kept(params)}, self.batch.item_id, method="input_vectors")
 
-  def scoring(self, params: Any) -> dict[str, Float[Array, "... M"]]:
+  def scores(self, params: Any, query: Float[Array, "B N M"]) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
     """See `Items`."""
-    return {name: self._vectors(params, ids) for name, ids in without_dropped(self.ids).items()}
+    positive = (query * self._vectors(params, self.ids["target"])).sum(axis=-1)
+    index = self.ids["negative"]
+    if index.ndim < 3:
+      return positive, item_losses.scores_of_vectors(query, self._vectors(params, index))
+
+    def scores(vectors, query, index):
+      return item_losses.scores_of_rows(query, lambda index: jnp.take(vectors, index, axis=0, mode="clip"), index)
+
+    return positive, devices.rows_on_each_device(scores, self._vectors(params, None), query, index)
 
   def is_candidate(self, params: Any) -> Bool[Array, " rows"] | None:
     """See `Items`. Items without a row of the table are no candidates: they came after training.

@@ -7,6 +7,7 @@ Letters: `B` rows, `N` positions, `M` width, `R` negatives, `V` items.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +28,69 @@ def weighted_mean(value: Float[Array, "..."], weight: Float[Array, "..."]) -> Fl
   return jnp.where(weight != 0, weight * value, 0).sum() / jnp.where(total == 0, 1, total)
 
 
-def sampled_logits(
+def scores_of_vectors(query: Float[Array, "B N M"], negative: Float[Array, "... R M"]) -> Float[Array, "B N R"]:
+  """Returns the inner products of queries with their negatives.
+
+  negative: `[B, N, R, M]` (negatives of each position), `[B, R, M]` (of each row) or `[R, M]` (of the batch). Shared
+    negatives turn the scores into one matrix product; for those of each position see `scores_of_rows`.
+
+  >>> scores_of_vectors(jnp.ones((1, 3, 4)), jnp.ones((2, 4))).shape
+  (1, 3, 2)
+  """
+  return jnp.einsum({2: "bnm,rm->bnr", 3: "bnm,brm->bnr", 4: "bnm,bnrm->bnr"}[negative.ndim], query, negative)
+
+
+def scores_of_rows(
   query: Float[Array, "B N M"],
-  positive: Float[Array, "B N M"],
-  negative: Float[Array, "... R M"],
+  rows_of: Callable[[Int[Array, "B n R"]], Float[Array, "B n R M"]],
+  index: Int[Array, "B N R"],
+  block_size: int | None = None,
+) -> Float[Array, "B N R"]:
+  """Returns the inner products of each position's query with rows of its own, which are looked up block by block.
+
+  `[B, N, R, M]` is never held: in a training step its making, and that of its gradient, take most of the time. The
+  backward pass looks the rows up again.
+
+  Args:
+    query: query vectors.
+    rows_of: looks rows up; linear in what it is differentiated with respect to, or nearly free.
+    index: what `rows_of` looks up.
+    block_size: numbers looked up at a time; None: as many as the processor caches, on CPUs, and `2**26` elsewhere.
+
+  >>> vectors, index = jnp.arange(8.0).reshape(4, 2), jnp.array([[[1, 3]]])
+  >>> scores_of_rows(jnp.ones((1, 1, 2)), lambda index: vectors[index], index).tolist()
+  [[[5.0, 13.0]]]
+  """
+  block_size = block_size or (2**21 if jax.default_backend() == "cpu" else 2**26)
+  (num_rows, length, width), num_negatives = query.shape, index.shape[-1]
+  block = block_size // max(1, num_rows * num_negatives * width)  # Positions of each row; rows may lie on many devices.
+
+  def scores(block):
+    return scores_of_vectors(block[0], rows_of(block[1]))
+
+  if block >= length:
+    return scores((query, index))
+  block = max(1, block)
+  missing = -length % block
+
+  def blocks(x):
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    return x.reshape(num_rows, -1, block, x.shape[-1]).swapaxes(0, 1)  # [blocks, B, block, ...]
+
+  found = jax.lax.map(jax.checkpoint(scores), (blocks(query), blocks(index)))
+  return found.swapaxes(0, 1).reshape(num_rows, -1, num_negatives)[:, :length]
+
+
+def sampled_logits(
+  positive_score: Float[Array, "B N"],
+  negative_score: Float[Array, "B N R"],
   positive_id: Int[Array, "B N"],
   negative_id: Int[Array, "... R"],
   temperature: float,
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
-  """Returns the scores of positive and negatives, over `temperature`; negatives equal to the positive get -50,000.
-
-  negative: `[B, N, R, M]` (negatives of each position), `[B, R, M]` (of each row) or `[R, M]` (of the batch). Shared
-    negatives turn the scores into one matrix product.
-  """
-  positive_logit = jnp.einsum("bnm,bnm->bn", query, positive) / temperature
-  equation = {2: "bnm,rm->bnr", 3: "bnm,brm->bnr", 4: "bnm,bnrm->bnr"}[negative.ndim]
-  negative_logit = jnp.einsum(equation, query, negative) / temperature  # [B, N, R]
-  negative_id = per_position(negative_id)
-  is_positive = negative_id == positive_id[..., None]  # [B, N, R]
-  return positive_logit, jnp.where(is_positive, EXCLUDED, negative_logit)
+  """Returns the scores of positive and negatives over `temperature`; negatives equal to the positive get -50,000."""
+  is_positive = per_position(negative_id) == positive_id[..., None]  # [B, N, R]
+  return positive_score / temperature, jnp.where(is_positive, EXCLUDED, negative_score / temperature)
 
 
 def per_position(x: Shaped[Array, "... R"]) -> Shaped[Array, "_ _ R"]:

@@ -26,7 +26,7 @@ from jaxrec.embedding.table import SHARDED
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import ModelRanker, last_queries, model_ranker
 from jaxrec.models.sequential import SequentialModel
-from jaxrec.objectives import sharded_softmax
+from jaxrec.objectives import item_losses, sharded_softmax
 from jaxrec.objectives.item import TABLE, ParameterItems
 from jaxrec.parallel.row_shards import RowShards
 from jaxrec.train.optimizer import make_optimizer, make_schedule
@@ -290,11 +290,15 @@ class ShardedItems:
 
   def input(self, params: Params) -> Float[Array, "B N M"]:
     """See `Items`."""
-    return self._read(params[TABLE], (INPUT,))[INPUT].astype(self.model.dtype)
+    return self._read(params, INPUT).astype(self.model.dtype)
 
-  def scoring(self, params: Params) -> dict[str, Float[Array, "... M"]]:
+  def scores(self, params: Params, query: Float[Array, "B N M"]) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
     """See `Items`."""
-    return {name: self.model.scoring(row) for name, row in self._read(params[TABLE], self.ids).items()}
+    positive, index = (query * self._scoring(params, "target")).sum(axis=-1), self.plan.index[TABLE]["negative"]
+    if index.ndim < 3:
+      return positive, item_losses.scores_of_vectors(query, self._scoring(params, "negative"))
+    vectors_of = functools.partial(self._scoring, params, "negative")
+    return positive, item_losses.scores_of_rows(query, vectors_of, index)
 
   def is_candidate(self, params: Params) -> None:
     """See `Items`: all are."""
@@ -303,13 +307,17 @@ class ShardedItems:
     self, params: Params, query: Float[Array, "B N M"], temperature: float, chunk_size: int
   ) -> Float[Array, "B N"]:
     """See `Items`."""
-    positive, catalogue = self.scoring(params)["target"], self.model.scoring(params[TABLE][CATALOGUE])  # [R, M]
+    positive, catalogue = self._scoring(params, "target"), self.model.scoring(params[TABLE][CATALOGUE])  # [R, M]
     shards, size = RowShards(self.tables.mesh, self.tables.axes_of(TABLE)), self.model.num_items
     return sharded_softmax.full_softmax(shards, query, positive, catalogue, size, temperature, chunk_size)
 
-  def _read(self, rows, names):
-    rows = {name: x for name, x in rows.items() if name != CATALOGUE}
-    slots = {TABLE: {name: self.plan.index[TABLE][name] for name in names}}
+  def _scoring(self, params, role, index=None):
+    return self.model.scoring(self._read(params, role, index))
+
+  def _read(self, params, role, index=None):
+    """Returns the rows of a role; `index`: some of its indices in the looked-up rows, None: all."""
+    rows = {name: x for name, x in params[TABLE].items() if name != CATALOGUE}
+    slots = {TABLE: self.plan.index[TABLE][role] if index is None else index}
     return self.tables.vectors(rows, self.plan.replace(index=slots))[TABLE]
 
 

@@ -54,9 +54,9 @@ def _loss(golden: GoldenFile, dtype: type) -> dict:
 
   def loss(query, table):
     vectors = l2_normalize(table, epsilon) if normalizes else table
-    logits = item_losses.sampled_logits(
-      query, vectors[target_id], vectors[negative_id], target_id, negative_id, config["temperature"]
-    )
+    positive = (query * vectors[target_id]).sum(axis=-1)
+    negative = item_losses.scores_of_rows(query, lambda index: vectors[index], negative_id, block_size=1)
+    logits = item_losses.sampled_logits(positive, negative, target_id, negative_id, config["temperature"])
     return item_losses.weighted_mean(item_losses.sampled_softmax(*logits), weight), vectors[negative_id]
 
   table = jnp.asarray(golden.params(dtype)["item_emb"])

@@ -11,6 +11,8 @@ from jaxrec.objectives.item_losses import (
   gbce_calibration,
   sampled_logits,
   sampled_softmax,
+  scores_of_rows,
+  scores_of_vectors,
   weighted_mean,
 )
 
@@ -23,6 +25,11 @@ def dense_softmax(query, items, target, temperature):
   return -jnp.take_along_axis(
     jax.nn.log_softmax(query @ items[1:].T / temperature), jnp.maximum(target - 1, 0)[..., None], axis=-1
   )[..., 0]
+
+
+def logits_of(negative_id, temperature):
+  scores = (QUERY * ITEMS[TARGET]).sum(axis=-1), scores_of_vectors(QUERY, ITEMS[negative_id])
+  return sampled_logits(*scores, TARGET, negative_id, temperature)
 
 
 def test_positions_of_weight_zero_add_nothing_even_if_their_loss_is_not_finite():
@@ -42,16 +49,41 @@ def test_sampled_softmax_is_a_cross_entropy():
   np.testing.assert_allclose(loss, [[np.log(4)]], rtol=1e-6)
 
 
-def test_logits_are_dot_products_over_the_temperature():
-  query, positive = jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0, 1.0]]])
-  negative = jnp.array([[0.0, 1.0], [1.0, 0.0]])
-  one, rest = sampled_logits(query, positive, negative, jnp.array([[7]]), jnp.array([8, 9]), temperature=0.5)
+def test_logits_are_scores_over_the_temperature():
+  negative = scores_of_vectors(jnp.array([[[1.0, 2.0]]]), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+  one, rest = sampled_logits(jnp.array([[5.0]]), negative, jnp.array([[7]]), jnp.array([8, 9]), temperature=0.5)
   assert one.tolist() == [[10]] and rest.tolist() == [[[4, 2]]]
+
+
+@pytest.mark.parametrize("block_size", [1, 40, 10**6])  # One position of each row at a time, two of the three, all.
+def test_rows_looked_up_in_blocks_have_the_scores_and_gradients_of_gathered_vectors(block_size):
+  index = jax.random.randint(jax.random.key(2), (2, 3, 2), 0, len(ITEMS))
+
+  def in_blocks(query, items):
+    return jnp.sin(scores_of_rows(query, lambda index: items[index], index, block_size))
+
+  def gathered(query, items):
+    return jnp.sin(scores_of_vectors(query, items[index]))
+
+  for found, expected in zip(jax.vjp(in_blocks, QUERY, ITEMS), jax.vjp(gathered, QUERY, ITEMS), strict=True):
+    if callable(found):
+      found, expected = found(jnp.ones((2, 3, 2))), expected(jnp.ones((2, 3, 2)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_the_gathered_rows_of_all_positions_are_never_held():
+  query, index = jnp.ones((4, 64, 8)), jnp.zeros((4, 64, 16), jnp.int32)
+
+  def total(items):
+    return scores_of_rows(query, lambda index: items[index], index, block_size=4 * 2 * 16 * 8).sum()
+
+  memory = jax.jit(jax.grad(total)).lower(ITEMS[:, :1] * jnp.ones(8)).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < query.size * 16 * 4 / 4
 
 
 def test_a_negative_that_equals_the_positive_counts_for_nothing():
   negative_id = jnp.array([[4, 1], [5, 6]])  # Shared by the positions of a row; targets are 1, 11, 4 and 5, 5, 0.
-  positive, negative = sampled_logits(QUERY, ITEMS[TARGET], ITEMS[negative_id], TARGET, negative_id, 1.0)
+  positive, negative = logits_of(negative_id, 1.0)
   assert (negative == -5e4).tolist() == [[[0, 1], [0, 0], [1, 0]], [[1, 0], [1, 0], [0, 0]]]
   np.testing.assert_allclose(
     sampled_softmax(positive, negative)[0, 0], jnp.logaddexp(positive[0, 0], negative[0, 0, 0]) - positive[0, 0]
@@ -61,10 +93,7 @@ def test_a_negative_that_equals_the_positive_counts_for_nothing():
 def test_a_draw_gives_the_same_logits_however_it_is_shared():
   ids = jnp.array([3, 9, 4])
   shapes = ((3,), (2, 3), (2, 3, 3))
-  results = [
-    sampled_logits(QUERY, ITEMS[TARGET], ITEMS[jnp.broadcast_to(ids, s)], TARGET, jnp.broadcast_to(ids, s), 0.1)
-    for s in shapes
-  ]
+  results = [logits_of(jnp.broadcast_to(ids, shape), 0.1) for shape in shapes]
   for positive, negative in results[1:]:
     np.testing.assert_allclose(positive, results[0][0], rtol=1e-6)
     np.testing.assert_allclose(negative, results[0][1], rtol=1e-5)
@@ -72,7 +101,7 @@ def test_a_draw_gives_the_same_logits_however_it_is_shared():
 
 def test_all_items_as_negatives_make_the_full_softmax():
   ids = jnp.arange(1, 12)
-  sampled = sampled_softmax(*sampled_logits(QUERY, ITEMS[TARGET], ITEMS[ids], TARGET, ids, 0.5))
+  sampled = sampled_softmax(*logits_of(ids, 0.5))
   full = full_softmax(QUERY, ITEMS, TARGET, 0.5)
   # Both subtract numbers near 16, whose neighbours in float32 are 2e-6 away.
   np.testing.assert_allclose(sampled[TARGET > 0], full[TARGET > 0], rtol=1e-5, atol=1e-5)

@@ -75,9 +75,8 @@ def test_log_q_of_a_uniform_draw_shifts_all_scores_alike_and_so_changes_nothing(
 def test_log_q_subtracts_the_log_probability_of_each_item():
   ids = jnp.array([2, 5, 7])
   query, items = PARAMS["query"]["embedding"][BATCH.item_id], PARAMS["item"]["embedding"]
-  positive, negative = item_losses.sampled_logits(
-    query, items[BATCH.target_item], items[ids], BATCH.target_item, ids, 0.5
-  )
+  scores = (query * items[BATCH.target_item]).sum(axis=-1), query @ items[ids].T
+  positive, negative = item_losses.sampled_logits(*scores, BATCH.target_item, ids, 0.5)
   log_q = functools.partial(log_probability, "log_uniform", num_items=NUM_ITEMS)
   value = item_losses.sampled_softmax(positive - log_q(BATCH.target_item), negative - log_q(ids))
   expected = item_losses.weighted_mean(value, BATCH.target_weight)

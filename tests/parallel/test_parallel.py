@@ -65,6 +65,13 @@ def test_attention_of_rows_on_their_devices_sends_nothing(on_eight_devices):
   assert on_eight_devices["collectives"] == {}
 
 
+def test_negatives_of_each_position_are_scored_on_their_devices(on_eight_devices):
+  found = on_eight_devices["negatives"]
+  np.testing.assert_allclose(found["data"], found["one"], rtol=1e-4, atol=1e-6)
+  assert set(found["collectives"]) == {"all-reduce"}, found["collectives"]  # Of the loss, weights and gradients.
+  assert found["in_loops"] == 0
+
+
 def test_parameters_of_every_layer_have_a_rule():
   sharded = specs({
     "a/items/table": (10, 4), "layers_0/uvqk/kernel": (4, 32), "layers_0/attention/query/kernel": (4, 4),

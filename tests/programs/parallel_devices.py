@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from sequences import batch_of
 
 from jaxrec import parallel
 from jaxrec.models import build
+from jaxrec.objectives import item_losses
 from jaxrec.objectives.item import ItemObjective
 from jaxrec.train.checkpoint import Checkpoints
 from jaxrec.train.state import create_state
@@ -45,6 +47,7 @@ def main(folder):
       results[f"restored on {name}"] = numbers(restored)
   results["layout"] = layout(states["mixed"])
   results["collectives"] = collectives(meshes["data"])
+  results["negatives"] = negatives_on_devices(meshes)
   results["kernel"] = kernel_error(meshes["mixed"])
   print(json.dumps(results))
 
@@ -104,6 +107,32 @@ def kernel_error(mesh):
     results.append(numbers((out, grads)))
   whole = np.array(results[0])
   return float(max(np.abs(whole - result).max() for result in results[1:]) / np.abs(whole).max())
+
+
+def negatives_on_devices(meshes):
+  """Returns the loss and gradient with negatives of each position by mesh, and what devices send each other.
+
+  The rows of one position are looked up at a time: what a loop sends, it would send many times.
+  """
+  objective, found = ItemObjective(num_negatives=3, sharing="position"), {}
+  one_by_one = functools.partial(item_losses.scores_of_rows, block_size=1)
+  batch = jax.device_get(batch_of(ROWS, length=7))
+  model = build(CONFIG, num_items=11, num_domains=1)
+  params = model.init(jax.random.key(0), batch)["params"]
+
+  def loss(params, batch):
+    with mock.patch.object(item_losses, "scores_of_rows", one_by_one):
+      return objective(model, params, batch, jax.random.key(1), deterministic=True)[0]
+
+  for name in ("one", "data"):
+    step = jax.jit(parallel.with_mesh(jax.value_and_grad(loss), meshes[name]))
+    arguments = parallel.replicate(params, meshes[name]), parallel.shard_batch(batch, meshes[name])
+    found[name] = numbers(step(*arguments))
+  program = step.lower(*arguments).compile()
+  found["collectives"] = aot.collectives_of(program)
+  in_loops = re.sub(r"\nENTRY .*?\n}", "", program.as_text(), flags=re.DOTALL)
+  found["in_loops"] = len(re.findall(r" all-reduce\(", in_loops))
+  return found
 
 
 def collectives(mesh):

@@ -56,9 +56,9 @@ def query_of(inputs, weight):
 
 
 def sampled_loss(query, vectors, ids):
-  logits = item_losses.sampled_logits(
-    query, vectors["positive"], vectors["negative"], ids["positive"], ids["negative"], TEMPERATURE
-  )
+  positive, negative = (query * vectors["positive"]).sum(axis=-1), vectors["negative"]
+  scores = positive, item_losses.scores_of_vectors(query, negative)
+  logits = item_losses.sampled_logits(*scores, ids["positive"], ids["negative"], TEMPERATURE)
   return item_losses.sampled_softmax(*logits)
 
 
