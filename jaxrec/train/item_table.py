@@ -16,24 +16,20 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from jaxrec import parallel
-from jaxrec.batches import SequenceBatch
 from jaxrec.embedding import Plan, RowAdagrad, RowAdamW, RowSGD, Table, Tables, TableState
 from jaxrec.embedding.table import SHARDED
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import ModelRanker, last_queries, model_ranker
 from jaxrec.models.sequential import SequentialModel
-from jaxrec.objectives import item_losses, sharded_softmax
 from jaxrec.objectives.item import TABLE, ParameterItems
 from jaxrec.parallel.row_shards import RowShards
+from jaxrec.train.looked_up_items import CATALOGUE, INPUT, LookedUpItems, without_rows
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import Params, TrainState
-
-INPUT = "input"  # The encoder's items, next to the roles of `ItemObjective.scored_ids`.
-CATALOGUE = "catalogue"  # All rows, next to the looked-up ones of each stack.
 
 
 @runtime_checkable
@@ -258,7 +254,7 @@ class _ShardedGathered:
 
   def items(self, batch, lookup):
     slots, ids = lookup
-    return ShardedItems(self.model, self.tables, self.plan.replace(index=slots), ids)
+    return LookedUpItems(self.model, self.tables, self.plan.replace(index=slots), ids)
 
   def collect(self, grad):
     of_rows = dict(grad[TABLE])
@@ -272,53 +268,7 @@ class _ShardedGathered:
   def apply(self, updates):
     values = updates[TABLE]
     gradients = {name: x._replace(value=values[name]) for name, x in self.row_gradients.items()}
-    return _without_rows(updates), self.tables.apply(self.rows, gradients)
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardedItems:
-  """The vectors of a batch's items as functions of the rows that were looked up; a `jaxrec.objectives.item.Items`."""
-
-  model: SequentialModel
-  tables: Tables
-  plan: Plan
-  ids: dict[str, Int[Array, "..."]]
-
-  def encode(self, params: Params, batch: SequenceBatch, deterministic: bool, rngs: Any) -> Float[Array, "B N M"]:
-    """See `Items`."""
-    return self.model.apply({"params": _without_rows(params)}, batch, deterministic, self.input(params), rngs=rngs)
-
-  def input(self, params: Params) -> Float[Array, "B N M"]:
-    """See `Items`."""
-    return self._read(params, INPUT).astype(self.model.dtype)
-
-  def scores(self, params: Params, query: Float[Array, "B N M"]) -> tuple[Float[Array, "B N"], Float[Array, "B N R"]]:
-    """See `Items`."""
-    positive, index = (query * self._scoring(params, "target")).sum(axis=-1), self.plan.index[TABLE]["negative"]
-    if index.ndim < 3:
-      return positive, item_losses.scores_of_vectors(query, self._scoring(params, "negative"))
-    vectors_of = functools.partial(self._scoring, params, "negative")
-    return positive, item_losses.scores_of_rows(query, vectors_of, index)
-
-  def is_candidate(self, params: Params) -> None:
-    """See `Items`: all are."""
-
-  def full_softmax(
-    self, params: Params, query: Float[Array, "B N M"], temperature: float, chunk_size: int
-  ) -> Float[Array, "B N"]:
-    """See `Items`."""
-    positive, catalogue = self._scoring(params, "target"), self.model.scoring(params[TABLE][CATALOGUE])  # [R, M]
-    shards, size = RowShards(self.tables.mesh, self.tables.axes_of(TABLE)), self.model.num_items
-    return sharded_softmax.full_softmax(shards, query, positive, catalogue, size, temperature, chunk_size)
-
-  def _scoring(self, params, role, index=None):
-    return self.model.scoring(self._read(params, role, index))
-
-  def _read(self, params, role, index=None):
-    """Returns the rows of a role; `index`: some of its indices in the looked-up rows, None: all."""
-    rows = {name: x for name, x in params[TABLE].items() if name != CATALOGUE}
-    slots = {TABLE: self.plan.index[TABLE][role] if index is None else index}
-    return self.tables.vectors(rows, self.plan.replace(index=slots))[TABLE]
+    return without_rows(updates), self.tables.apply(self.rows, gradients)
 
 
 def make_item_table(
@@ -366,7 +316,7 @@ def optimize_dense_only(inner: optax.GradientTransformation, clip_norm: float) -
 
   def update(grads, state, params):
     grads, _ = clip.update(grads, optax.EmptyState())
-    updates, state = inner.update(_without_rows(grads), state, _without_rows(params))
+    updates, state = inner.update(without_rows(grads), state, without_rows(params))
     return {**updates, TABLE: grads[TABLE]}, state
 
   return optax.GradientTransformation(inner.init, update)
@@ -397,10 +347,6 @@ def _compiled(model: SequentialModel, mesh: Mesh, tables: Tables) -> tuple[Calla
     return model.scoring(tables.catalogue(state, TABLE))  # [R, M]
 
   return jax.jit(parallel.with_mesh(queries, mesh), out_shardings=replicated), jax.jit(item_vectors)
-
-
-def _without_rows(tree):
-  return {name: value for name, value in tree.items() if name != TABLE}
 
 
 def _swap(x):
