@@ -59,7 +59,6 @@ _BYTES = {
   "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
   "u64": 8, "f64": 8,
 }  # fmt: skip
-_SLOTS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "VLOAD:FILL", "VSTORE", "VSTORE:SPILL", "SALU")
 
 
 def why_not(target: str) -> str | None:
@@ -215,16 +214,22 @@ def schedule_regions(folder: str, kernel: str) -> list[Region]:
     for first, end in zip(cuts[:-1], cuts[1:], strict=True):
       if end > first:
         totals = (int(x) for x in rows[first:end].sum(axis=0))
-        regions.append(Region(name, end - first, dict(zip(_SLOTS, totals, strict=True)), capacity))
+        regions.append(Region(name, end - first, dict(zip(capacity, totals, strict=True)), capacity))
   return regions
 
 
 def _utilization(path):
-  """Slots of a bundle by unit, and the slots that each bundle uses, `[bundles, units]`."""
+  """Slots of a bundle by unit, and the slots that each bundle uses, `[bundles, units]`.
+
+  The matrix unit of v5e has slots of two kinds, MATMUL and MATPUSH; those of the products stand for "MXU".
+  """
   with open(path, encoding="utf-8") as file:
-    rows = [line.split() for line in file if re.fullmatch(r"[\d\s]+", line) and line.strip()]
-  numbers = np.array([row for row in rows if len(row) == len(_SLOTS)], int)
-  return dict(zip(_SLOTS, numbers[0].tolist(), strict=True)), numbers[1:]
+    lines = [line.strip() for line in file]
+  header = next(line for line in lines if re.fullmatch(r"[A-Z:]+(, *[A-Z:]+)+", line))
+  units = [{"MATMUL": "MXU"}.get(unit, unit) for unit in re.split(r", *", header)]
+  rows = [line.split() for line in lines if re.fullmatch(r"[\d\s]+", line)]
+  numbers = np.array([row for row in rows if len(row) == len(units)], int)
+  return dict(zip(units, numbers[0].tolist(), strict=True)), numbers[1:]
 
 
 def _region_starts(folder, name):

@@ -152,7 +152,7 @@ def _attentions() -> Iterator[tuple[dict[str, Any], Any]]:
 def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) -> tuple[Any, float]:
   """Compiles causal attention as described by the fields of a record; returns the program and the seconds it took."""
   devices = aot.target_devices(about["target"])
-  implementation = "gpu" if about["target"] == "h100" else "tpu"
+  implementation = {"h100": "gpu", "b200": "xla"}.get(about["target"], "tpu")  # The GPU kernel is for Hopper.
   rows, length, heads, width = (about[name] for name in ("rows", "length", "heads", "width"))
   vectors = jax.ShapeDtypeStruct((rows, length, heads, width), about["dtype"])
   integers = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -182,6 +182,7 @@ def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) ->
 def _training_steps() -> Iterator[tuple[dict[str, Any], Any]]:
   for target in FLAGS.targets:
     about = {"program": "training step", "target": target, "config": FLAGS.config.name, "jax": jax.__version__}
+    about |= {"dtype": FLAGS.config.train.dtype, "compiler_options": dict(FLAGS.config.train.compiler_options)}
     yield about, lambda target=target: compile_training_step(FLAGS.config, target)
 
 

@@ -121,9 +121,9 @@ class ItemObjective:
     return single_gradient(loss_of, params)
 
   def scored_ids(self, model: nn.Module, batch: SequenceBatch, rng: PRNGKeyArray) -> dict[str, Array]:
-    """Returns the items that the loss scores: "target" and "negative"; "full_softmax" scores all and has no negatives.
+    """Returns the items that the loss scores: "target" `[B, N]` and "negative" `[B, N, R]`, `[B, R]` or `[R]`.
 
-    With features of items also "dropped", see `dropped_items`.
+    "full_softmax" scores all items and has no negatives. With features of items also "dropped", see `dropped_items`.
 
     Args:
       model: its `num_items` bounds the negatives.

@@ -234,6 +234,7 @@ class ClickTask(BaseTask):
       accumulate=self.config.train.accumulate,
       mesh=mesh,
       like=like,
+      compiler_options=self.config.train.compiler_options.to_dict(),
     )
 
   def before_evaluation(self, state: TrainState, plan: Plan, step: int, mesh: Mesh) -> TrainState:

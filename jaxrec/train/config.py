@@ -160,6 +160,10 @@ class TrainSettings:
     "keep", "The optimizer state that such a run begins with: that of the earlier run, or a new one, as other"
     " objectives need.", choices=("keep", "new"),
   )  # fmt: skip
+  compiler_options: dict = setting(
+    {}, "XLA's options of the training step, by name; the device's compiler says which there are. {}: none.",
+    is_open=True,
+  )  # fmt: skip
   boards: tuple = setting(
     ("tensorboard",), "Where metrics are shown beside metrics.jsonl: some of tensorboard, wandb, mlflow; see"
     " jaxrec.train.boards.",

@@ -33,6 +33,7 @@ from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.model_card import write_model_card
 from jaxrec.train.monitor import EarlyStopping, Interrupted, StopSignal
+from jaxrec.train.step import check_compiler_options
 from jaxrec.train.task import FINAL, SELECT, Plan, Task, build_task, task_class
 
 VALIDATION, TEST = 1, 2
@@ -69,6 +70,7 @@ def run(
   if make_task is build_task:
     _check_config(config, workdir)
   check_boards(config.train.boards)
+  check_compiler_options(config.train.compiler_options.to_dict())
   check_path("workdir", workdir)
   os.makedirs(workdir, exist_ok=True)
   with FolderLock(workdir), StopSignal() as stop:

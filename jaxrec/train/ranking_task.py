@@ -229,6 +229,7 @@ class RankingTask(BaseTask):
       average=self.config.train.average,
       mesh=mesh,
       like=like,
+      compiler_options=self.config.train.compiler_options.to_dict(),
     )
 
   def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:

@@ -147,6 +147,7 @@ class SequenceTask(BaseTask):
       mesh=mesh,
       like=like,
       reweight_every=config.multi_objective.reweight_every,
+      compiler_options=config.train.compiler_options.to_dict(),
     )
 
   def evaluate(self, state: TrainState, split: int, mesh: Mesh) -> dict[str, float | int]:

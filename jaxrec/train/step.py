@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ def make_train_step(
   mesh: Mesh | None = None,
   like: TrainState | None = None,
   reweight_every: int = 1,
+  compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state after the update, scalars of the batch).
 
@@ -58,6 +59,7 @@ def make_train_step(
       device keeps all of it.
     reweight_every: for K > 1, steps from one solution for the weights to the next. The steps between reuse the weights
       and need one backward pass instead of K.
+    compiler_options: XLA's options of this program, by name.
 
   Raises:
     ValueError: `reweight_every` above 1 with one objective, or together with `accumulate`; a sharded item table with
@@ -87,8 +89,22 @@ def make_train_step(
     moved = optax.incremental_update(params, state.average, 1 - average) if average else state.average
     return TrainState(state.step + 1, params, opt_state, moved, tables, model_state), scalars | gathered.scalars
 
-  jitted = jax.jit(parallel.with_mesh(train_step, mesh), donate_argnums=0, out_shardings=_shardings(mesh, like))
+  jitted = jax.jit(
+    parallel.with_mesh(train_step, mesh),
+    donate_argnums=0,
+    out_shardings=_shardings(mesh, like),
+    compiler_options=dict(compiler_options or {}),
+  )
   return TrainStep(jitted, np.uint32(seed))
+
+
+def check_compiler_options(options: Mapping[str, Any]) -> None:
+  """Raises: ValueError for options that the compiler of the default device does not know, or values it refuses."""
+  try:
+    jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError as error:
+    message, platform = str(error).removeprefix("INVALID_ARGUMENT: "), jax.default_backend()
+    raise ValueError(f"config.train.compiler_options={dict(options)} on {platform!r}: {message}") from None
 
 
 @dataclasses.dataclass(frozen=True)

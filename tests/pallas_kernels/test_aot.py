@@ -143,7 +143,8 @@ def test_a_target_without_its_compiler_is_refused_with_the_reason(monkeypatch):
 
 
 def test_the_schedule_of_a_kernel_is_cut_where_branches_lead(tmp_path):
-  header = "== CAPACTIY:\nMXU, XLU, ...\n    2     2     4     2     1     3     3     2     2     2\n== UTILIZATION:\n"
+  units = "MXU, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
+  header = f"== CAPACTIY:\n{units}\n    2     2     4     2     1     3     3     2     2     2\n== UTILIZATION:\n"
   rows = ["0 0 0 0 0 0 0 0 0 1", "2 0 4 0 0 0 0 0 0 0", "1 0 0 0 0 0 3 0 1 0"]
   (tmp_path / "17-my_attention.1-70-final_hlo-static-per-bundle-utilization.txt").write_text(header + "\n".join(rows))
   bundles = "     0   :  { a }\n   0x1 PF: > { b }\n   0x2   : > { c }\n"
@@ -152,6 +153,15 @@ def test_the_schedule_of_a_kernel_is_cut_where_branches_lead(tmp_path):
   assert (first.bundles, first.used["SALU"]) == (1, 1)
   assert (body.bundles, body.used["MXU"], body.share("MXU"), body.used["VSTORE:SPILL"]) == (2, 3, 3 / 4, 1)
   assert aot.schedule_regions(str(tmp_path), "other") == []
+
+
+def test_products_of_a_matrix_unit_with_slots_of_two_kinds_stand_for_it(tmp_path):
+  """As v5e has them."""
+  text = "== CAPACTIY:\nMATMUL, MATPUSH, SALU\n  4 4 2\n== UTILIZATION:\n3 1 0\n1 4 0\n"
+  (tmp_path / "17-my_attention.1-70-final_hlo-static-per-bundle-utilization.txt").write_text(text)
+  (tmp_path / "17-my_attention.1-72-final_bundles.txt").write_text("     0   :  { a }\n   0x1   : > { b }\n")
+  (region,) = aot.schedule_regions(str(tmp_path), "attention")
+  assert (region.share("MXU"), region.used["MATPUSH"]) == (4 / 8, 5)
 
 
 def test_schedules_need_a_folder(tmp_path):

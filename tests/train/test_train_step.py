@@ -16,7 +16,7 @@ from jaxrec.objectives.objective import FunctionObjective
 from jaxrec.train.checkpoint import Checkpoints, load_state
 from jaxrec.train.optimizer import make_optimizer, make_schedule
 from jaxrec.train.state import create_state, state_shapes
-from jaxrec.train.step import make_train_step
+from jaxrec.train.step import check_compiler_options, make_train_step
 
 
 class TinyModel(nn.Module):
@@ -230,3 +230,16 @@ def test_each_row_of_a_batch_lies_on_one_device():
   assert batch.item_id.sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"))
   np.testing.assert_array_equal(batch.item_id, some_batch(rows=8).item_id)
   assert [field.name for field in dataclasses.fields(batch)][0] == "item_id"
+
+
+def test_compiler_options_reach_the_compiler():
+  state, step = fresh(compiler_options={"xla_no_such_option": True})
+  with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_no_such_option'"):
+    step(state, some_batch())
+
+
+def test_options_that_the_compiler_refuses_are_an_error_of_the_setting():
+  check_compiler_options({"xla_backend_optimization_level": 1})
+  for options, message in (({"xla_nope": 1}, "No such"), ({"xla_cpu_enable_fast_math": "perhaps"}, "not a valid bool")):
+    with pytest.raises(ValueError, match=f"config.train.compiler_options=.* on 'cpu': .*{message}"):
+      check_compiler_options(options)
