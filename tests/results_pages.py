@@ -6,6 +6,7 @@ writes them anew; a test compares them with the lines.
 """
 
 import json
+import statistics
 
 from click_tables_page import click_tables_page
 from conftest import REPOSITORY
@@ -103,7 +104,42 @@ def quality_page(lines: list[dict]) -> str:
   for data in dict.fromkeys(line["data"] for line in lines):
     chosen = [line for line in lines if line["data"] == data]
     parts += [f"## {data}", _protocols(chosen)]
+    if means := seed_means(chosen):
+      parts += ["Mean ± sample standard deviation over runs that differ in the seed alone:", _means(means)]
   return "\n\n".join(parts) + "\n"
+
+
+def seed_means(lines: list[dict]) -> list[dict]:
+  """Returns a line for each ranker of this library with several seeds: `seeds`, and mean and deviation of metrics."""
+  same = (
+    "data",
+    "split",
+    "run",
+    "ranker",
+    "evaluated",
+    *(n for n in PROTOCOL if n not in ("epochs", "seeds", "seconds")),
+  )
+  groups: dict[tuple, list[dict]] = {}
+  for line in lines:
+    if line["origin"] == "here" and line["seeds"]:
+      groups.setdefault(tuple(line[name] for name in same), []).append(line)
+  found = []
+  for key, group in groups.items():
+    if len(group) > 1:
+      values = {name: [line[name] for line in group] for name in ("HR@10", "NDCG@10")}
+      means = {name: (statistics.mean(x), statistics.stdev(x)) for name, x in values.items()}
+      seeds = sorted(seed for line in group for seed in line["seeds"])
+      found.append(dict(zip(same, key, strict=True)) | means | {"seeds": seeds})
+  return found
+
+
+def _means(found):
+  rows = [["ranker", "evaluated", "target's time", "seeds", "HR@10", "NDCG@10"]]
+  for line in found:
+    given = "given" if line["target_time"] else "not given"
+    shown = [f"{short(line[name][0])} ± {short(line[name][1])}" for name in ("HR@10", "NDCG@10")]
+    rows.append([line["ranker"], line["evaluated"], given, ", ".join(map(str, line["seeds"])), *shown])
+  return text_table(rows, "ll", markdown=True)
 
 
 def _protocols(lines):

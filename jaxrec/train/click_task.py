@@ -17,6 +17,7 @@ from jaxrec import parallel
 from jaxrec.batches import CandidateBatch, PackedCandidates
 from jaxrec.data import load
 from jaxrec.data.batches.candidates import (
+  NEGATIVES_FROM,
   CandidateData,
   CandidateExamples,
   CandidateOptions,
@@ -66,6 +67,10 @@ class ClickDataSettings(SourceSettings):
   exclude_clicked: bool = setting(
     CandidateOptions.exclude_clicked, "Whether negatives that the user clicked at any time are drawn again."
   )
+  negatives_from: str = setting(
+    CandidateOptions.negatives_from, "Whose items are drawn: those of all events, as published, or of the targets of"
+    " the same split, which are as popular and as often new as those that were clicked.", choices=NEGATIVES_FROM,
+  )  # fmt: skip
   category: str = setting(CandidateOptions.category, "Column of the items that holds their category.")
   held_out_seed: int = setting(
     CandidateOptions.held_out_seed, "Of the negatives of validation and test; -1: config.seed, as of training.",

@@ -14,6 +14,7 @@ from jaxrec.data.batches.candidates import (
 )
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
+from jaxrec.evaluation.click_counts import training_clicks
 
 OPTIONS = CandidateOptions(history_length=4, min_events=8, targets_per_user=3, seed=1)
 
@@ -111,6 +112,34 @@ def test_negatives_may_be_items_that_the_user_clicked_where_they_are_not_exclude
   data = PreparedData.from_columns(user=[0] * 8, item_id=[1, 2] * 4)  # Who clicked everything.
   options = CandidateOptions(**{**vars(OPTIONS), "exclude_clicked": False})
   assert set(all_of(CandidateData(data, options), TRAIN).item[1:].tolist()) <= {1, 2}
+
+
+@pytest.mark.parametrize("split", [TRAIN, VALIDATION, TEST])
+def test_negatives_of_a_split_are_targets_of_the_same_split(split):
+  data = users_with_events([40] * 20)
+  options = CandidateOptions(**{**vars(OPTIONS), "negatives_from": "split", "exclude_clicked": False, "negatives": 3})
+  examples = CandidateData(data, options)
+  batch = all_of(examples, split)
+  assert set(batch.item[batch.label == 0].tolist()) <= set(data.item_id[examples.targets(split)].tolist())
+  assert {TRAIN: 0, VALIDATION: 3, TEST: 3}[split] <= len(set(batch.item[batch.label == 0].tolist()))
+
+
+def test_held_out_negatives_are_as_often_new_as_clicked_items():
+  """Every event is of an item of its own, so that no held-out item has a training event."""
+  data = PreparedData.from_columns(user=np.repeat(np.arange(30), 12), item_id=np.arange(360) + 1)
+  has_clicks = training_clicks(data) > 0
+
+  def known(negatives_from):
+    options = CandidateOptions(**{**vars(OPTIONS), "negatives_from": negatives_from, "min_events": 5})
+    batch = all_of(CandidateData(data, options), TEST)
+    return has_clicks[batch.item[batch.label == 0]].mean()
+
+  assert known("split") == 0 and known("all") > 0.7
+
+
+def test_an_unknown_source_of_negatives_is_refused():
+  with pytest.raises(ValueError, match="options.negatives_from='none' is not one of"):
+    CandidateData(users_with_events([40]), CandidateOptions(negatives_from="none"))
 
 
 def test_short_users_and_targets_without_history_are_counted():

@@ -11,6 +11,7 @@ from jaxrec.data.batches.candidates import CandidateData, CandidateOptions
 from jaxrec.data.generators.planted_styles import StyleTruth, planted_styles, planted_styles_truth
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, TRAIN
+from jaxrec.evaluation.click_counts import candidate_counts, fit_logistic
 from jaxrec.evaluation.metrics import auc
 
 SMALL = {
@@ -26,7 +27,8 @@ def small():
 
 @functools.cache
 def candidates():
-  examples = CandidateData(small()[0], CandidateOptions(history_length=100, min_events=60, exclude_clicked=False))
+  options = CandidateOptions(history_length=100, min_events=60, exclude_clicked=False, negatives_from="split")
+  examples = CandidateData(small()[0], options)
   return examples.batch(TRAIN, np.arange(examples.num_examples(TRAIN)))
 
 
@@ -45,7 +47,7 @@ def one_row(history_item, history_category, history_age, item, category):
 def rule(keep_style=0.0, explore=0.0, strength=2.0):
   """Two equally frequent categories, items 1 and 3 of style 1, 2 and 4 of style 2; an effect that halves each event."""
   return StyleTruth(
-    weight=np.array([0, 0.5, 0.5]),
+    num_categories=2,
     item_style=np.array([0, 1, 2, 1, 2]),
     memory=1 / np.log(2),
     strength=strength,
@@ -90,12 +92,13 @@ def test_events_of_one_user_and_category_mostly_have_one_style():
   assert np.bincount(style)[1:].min() > 0.2 * len(style)  # No style is rare over all.
 
 
-def test_popularity_says_nothing_and_the_truth_nearly_everything():
+def test_popularity_says_nothing_counts_something_and_the_truth_the_most():
   (data, truth), batch = small(), candidates()
   clicks = np.bincount(data.item_id, minlength=data.num_items + 1)
   assert abs(auc(clicks[batch.item].astype(float), batch.label) - 0.5) < 0.03
-  found = truth.log_odds(batch)
-  assert auc(found, batch.label) > 0.8
+  found, counts = truth.log_odds(batch), candidate_counts(batch, clicks)
+  by_counts = fit_logistic(counts, batch.label).log_odds(counts)
+  assert 0.6 < auc(by_counts, batch.label) < auc(found, batch.label) - 0.03
   other_style = np.random.default_rng(0).permutation(truth.item_style[1:])
   blind = StyleTruth(**{**vars(truth), "item_style": np.concatenate([[0], other_style])})
   assert auc(blind.log_odds(batch), batch.label) < auc(found, batch.label) - 0.01

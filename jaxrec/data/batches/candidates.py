@@ -18,11 +18,12 @@ from absl import logging
 from jaxtyping import Bool, Int, Shaped, UInt64
 
 from jaxrec.batches import CandidateBatch
+from jaxrec.data.batches.item_categories import AUTO, item_categories
 from jaxrec.data.batches.splitmix import GOLDEN_GAMMA, mix_bits
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 from jaxrec.data.seeds import check_seed
 
-AUTO = "auto"
+NEGATIVES_FROM = ("all", "split")
 _MAX_ATTEMPTS = 2000
 
 
@@ -38,6 +39,9 @@ class CandidateOptions:
   negatives: number of negatives per target.
   exclude_clicked: draw items again that the user clicked at any time. As published; a model can then know a positive by
     the user having clicked the item before, and popular items are rarer among negatives than among positives.
+  negatives_from: "all": the items of any events, as published. "split": the items of targets of the same split, so that
+    clicked items and negatives are equally popular, and equally often without training event: an event that is held
+    out is not counted in the popularity of its own item, those that negatives are drawn from otherwise are.
   category: column of the item table that holds the category; "domain" uses the domain; "auto" uses `category` or
     `genres` if the source has them, else the domain.
   seed: determines the negatives of training, which are the same in all epochs.
@@ -52,6 +56,7 @@ class CandidateOptions:
   targets_per_user: int = 19
   negatives: int = 2
   exclude_clicked: bool = True
+  negatives_from: str = "all"
   category: str = AUTO
   seed: int = 0
   held_out_seed: int = 0
@@ -78,8 +83,9 @@ class CandidateData:
   """The examples of prepared data by index: `(1 + negatives) * k` is target k, and its negatives follow.
 
   A user's last event is the test target, the second-to-last the validation target; training targets precede both. A
-  negative is the item of an event drawn uniformly from all events, so that items are drawn in proportion to their
-  clicks; items that the user clicked at any time are drawn again. A negative has the history of its positive.
+  negative is the item of an event drawn uniformly from all events (or from targets, see `CandidateOptions`), so that
+  items are drawn in proportion to their clicks; items that the user clicked at any time are drawn again. A negative has
+  the history of its positive.
 
   Source: "Long-Sequence Recommendation Models Need Decoupled Embeddings" (arXiv 2410.02604), section 5 and its scripts:
     19 targets per user, every fifth event, 2 negatives each, users with at least 210 clicks.
@@ -167,7 +173,8 @@ class CandidateData:
     item = np.where(candidate == 0, self._data.item_id[event], 0).astype(np.int32)
     negative = np.flatnonzero(candidate)
     seed = self._options.seed if split == TRAIN else self._options.held_out_seed
-    item[negative] = self._negatives(seed, event[negative], user[negative], candidate[negative])
+    pool = self._targets[split] if self._options.negatives_from == "split" else None
+    item[negative] = self._negatives(seed, event[negative], user[negative], candidate[negative], pool)
     return item
 
   def _find_targets(self, users, split):
@@ -177,12 +184,17 @@ class CandidateData:
     events = ends[:, None] - ages  # [U, targets]
     return events[events >= self._data.offsets[:-1][users, None] + options.min_history]
 
-  def _negatives(self, seed, event, user, candidate):
-    """Draws an item for each candidate, again for those clicked by the user; a draw depends on the example alone."""
+  def _negatives(self, seed, event, user, candidate, pool):
+    """Draws an item for each candidate, again for those clicked by the user; a draw depends on the example alone.
+
+    pool: indices of the events whose items are drawn; None: all.
+    """
     item, left = np.zeros(len(event), np.int32), np.arange(len(event))
+    size = np.uint64(self._data.num_events if pool is None else len(pool))
     for attempt in range(_MAX_ATTEMPTS):
       bits = _random_bits(seed, event[left], candidate[left], attempt)
-      item[left] = self._data.item_id[(bits % np.uint64(self._data.num_events)).astype(np.int64)]
+      drawn = (bits % size).astype(np.int64)
+      item[left] = self._data.item_id[drawn if pool is None else pool[drawn]]
       if not self._options.exclude_clicked:
         return item
       left = left[_clicked(self._data, user[left], item[left])]
@@ -336,35 +348,6 @@ def held_out_candidates(examples: CandidateExamples, split: int, batch_size: int
     yield examples.batch(split, np.arange(start, min(start + batch_size, total)))
 
 
-def item_categories(data: PreparedData, column: str = AUTO) -> tuple[Int[np.ndarray, " V1"], int]:
-  """Returns the category of each item, int32 [V + 1] with 0 for padding, and the number of categories.
-
-  Args:
-    data: prepared columns.
-    column: see `CandidateOptions.category`; every distinct value is a category.
-
-  Raises:
-    ValueError: the items have no such column, or some item has no value in it.
-
-  >>> data = PreparedData.from_columns(user=[0, 0, 0], item_id=[1, 2, 3], domain_id=[2, 1, 2])
-  >>> categories, count = item_categories(data)
-  >>> categories.tolist(), count
-  ([0, 2, 1, 2], 2)
-  """
-  known = [name for name in data.items.columns if name not in ("item_id", "raw_id", "title", "domain_id")]
-  if column == AUTO:
-    column = next((name for name in ("category", "genres") if name in known), "domain")
-  if column == "domain":
-    return data.item_domain(), data.num_domains
-  if column not in known:
-    raise ValueError(f"options.category={column!r} is no column of the items; there are {['domain', *known]}")
-  values = data.items[column]
-  if values.null_count():
-    raise ValueError(f"{values.null_count()} of {len(values)} items have no {column!r}; use options.category='domain'")
-  categories = values.rank("dense").to_numpy()
-  return np.concatenate([[0], categories]).astype(np.int32), int(categories.max(initial=0))
-
-
 def _clicked(data, user, item) -> Bool[np.ndarray, " B"]:
   """Returns whether each user has an event with the item, at any time."""
   start = data.offsets[user]
@@ -390,6 +373,8 @@ def _check(options):
       raise ValueError(f"{name}={getattr(options, name)} must be at least 1")
   if options.first_target < 3:
     raise ValueError(f"first_target={options.first_target} must be at least 3: event 1 is for test, 2 for validation")
+  if options.negatives_from not in NEGATIVES_FROM:
+    raise ValueError(f"{options.negatives_from=} is not one of {NEGATIVES_FROM}")
   if options.negatives < 0:
     raise ValueError(f"{options.negatives=} must not be negative")
   for name in ("seed", "held_out_seed"):

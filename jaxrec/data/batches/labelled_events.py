@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxrec.batches import BINARY, CandidateBatch
-from jaxrec.data.batches.candidates import AUTO, candidate_batch, item_categories
+from jaxrec.data.batches.candidates import candidate_batch
+from jaxrec.data.batches.item_categories import AUTO, item_categories
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from jaxrec.batches import ACTION, CANDIDATE, CONTEXT, EVENT, RankingBatch
-from jaxrec.data.batches.candidates import item_categories
+from jaxrec.data.batches.item_categories import item_categories
 from jaxrec.data.batches.request_features import request_categories
 from jaxrec.data.batches.rows import EventColumns
 from jaxrec.data.prepared import PreparedData
@@ -86,7 +86,7 @@ def num_tokens(
 class RankingColumns:
   """What tokens are filled with: items, requests and their features, times, actions, users as context.
 
-  features: names of columns of the items, see `jaxrec.data.batches.candidates.item_categories`; each becomes a feature.
+  features: names of columns of the items, see `jaxrec.data.batches.item_categories`; each becomes a feature.
   context: names of columns of the users; "user" is the user itself.
   request: names of features of an event's request, see `jaxrec.data.batches.request_features`; each becomes a feature.
   item_features: name -> category of each item, `[V1]`.

@@ -40,7 +40,8 @@ class StyleOptions:
   strength: bound on the change of a category's log-odds by interest.
   explore: probability that the category of an event ignores the history.
   keep_style: probability that an event has the user's own style of its category; otherwise any.
-  popularity: exponent of the power law by which categories, and items of a style in a category, are drawn.
+  popularity: exponent of the power law by which items of a style in a category are drawn. Categories are equally
+    likely: interest would make those that are likely still more frequent, and popularity would tell who clicked.
   seed: the same seed gives the same data.
   """
 
@@ -48,9 +49,9 @@ class StyleOptions:
   num_categories: int = 300
   items_per_category: int = 160
   num_styles: int = 8
-  mean_events: float = 160.0
+  mean_events: float = 240.0
   memory: float = 100.0
-  strength: float = 6.0
+  strength: float = 3.0
   explore: float = 0.15
   keep_style: float = 0.8
   popularity: float = 0.4
@@ -61,12 +62,12 @@ class StyleOptions:
 class StyleTruth:
   """The rule by which `planted_styles` made its events.
 
-  weight: [C + 1] probability of each category for an event without history; 0 for padding.
+  num_categories: C.
   item_style: [V + 1] style 1..S of each item; 0 for padding.
   memory, strength, explore, keep_style: as in `StyleOptions`.
   """
 
-  weight: Float[np.ndarray, " C1"]
+  num_categories: int
   item_style: Int[np.ndarray, " V1"]
   memory: float
   strength: float
@@ -83,12 +84,12 @@ class StyleTruth:
 
     The user's style of the category is not known: its probability follows from the styles of the behaviours in it.
     """
-    category, weight = np.asarray(batch.category), self.weight[np.asarray(batch.category)]
-    interest = np.zeros((len(category), len(self.weight)))
+    category = np.asarray(batch.category)
+    interest = np.zeros((len(category), self.num_categories + 1))
     np.add.at(interest, (np.arange(len(category))[:, None], np.asarray(batch.history_category)), self._decay(batch))
-    probability = _probabilities(interest[:, 1:], self.weight[1:], self.strength)  # [B, C]
+    probability = _probabilities(interest[:, 1:], self.strength)  # [B, C]
     chosen = np.take_along_axis(probability, category[:, None] - 1, axis=1)[:, 0]  # [B]
-    of_category = np.log((1 - self.explore) * chosen + self.explore * weight) - np.log(weight)
+    of_category = np.log((1 - self.explore) * chosen * self.num_categories + self.explore)
     return of_category + self._style_log_odds(batch)
 
   def _style_log_odds(self, batch):
@@ -115,14 +116,14 @@ def planted_styles(**options) -> PreparedData:
 
   1. The user's interest in a category is the sum, over the earlier behaviours in it, of exp((1 - age) / memory), where
      the latest behaviour has age 1.
-  2. With probability `explore` the category is drawn by its weight (a power law), otherwise in proportion to weight *
-     exp(strength * tanh(interest / 2)).
+  2. With probability `explore` the category is any of the C, otherwise it is drawn in proportion to exp(strength *
+     tanh(interest / 2)).
   3. The style is the user's own in that category with probability `keep_style`, otherwise any of the S.
   4. The item is drawn by popularity from those of the category and style; items may repeat.
 
   Whether a behaviour matters for a candidate depends on its category and hardly on its age; what it says depends on its
-  style, which means the same in all categories. Negatives drawn in proportion to clicks are as popular as positives if
-  those that the user clicked are not excluded (`CandidateOptions.exclude_clicked`), and then no model does better than
+  style, which means the same in all categories. Negatives that are targets of others (`CandidateOptions.negatives_from`
+  "split", without `exclude_clicked`) are as popular as positives, and then no model does better than
   `StyleTruth.log_odds`, but for what the batch cuts off.
   `planted_styles_truth` returns the rule. Item ids are a random permutation.
 
@@ -140,10 +141,10 @@ def planted_styles(**options) -> PreparedData:
   settings = StyleOptions(**options)
   _check(settings)
   rng = np.random.default_rng(settings.seed)
-  weight, ids = _rule(rng, settings)
+  ids = _rule(rng, settings)
   lengths = sample_lengths(rng, settings.num_users, settings.mean_events)
   is_real = real_steps(lengths)  # [U, T]
-  category, index = _simulate(rng, settings, weight, lengths.max())  # [U, T], both from 0
+  category, index = _simulate(rng, settings, lengths.max())  # [U, T], both from 0
   return PreparedData.from_columns(
     offsets=offsets_of(lengths),
     item_id=ids[category * settings.items_per_category + index][is_real],
@@ -171,20 +172,19 @@ def planted_styles_truth(data: PreparedData) -> StyleTruth:
   [1, 12, 12]
   """
   settings = options_of(data, "planted_styles", StyleOptions)
-  weight, ids = _rule(np.random.default_rng(settings.seed), settings)
+  ids = _rule(np.random.default_rng(settings.seed), settings)
   of_style = settings.items_per_category // settings.num_styles
   style = np.argsort(ids) % settings.items_per_category // of_style + 1
   rule = (settings.memory, settings.strength, settings.explore, settings.keep_style)
-  return StyleTruth(np.concatenate([[0.0], weight]), np.concatenate([[0], style]), *rule)
+  return StyleTruth(settings.num_categories, np.concatenate([[0], style]), *rule)
 
 
-def _rule(rng, settings) -> tuple[Float[np.ndarray, " C"], Int[np.ndarray, " V"]]:
-  """Returns weights of the categories and ids of the items; the first draws, so that a seed always gives this rule."""
-  weight = rng.permutation(normalize(power_law(settings.num_categories, settings.popularity)))
-  return weight, rng.permutation(settings.num_categories * settings.items_per_category) + 1
+def _rule(rng, settings) -> Int[np.ndarray, " V"]:
+  """Returns the ids of the items; the first draw, so that a seed always gives this rule."""
+  return rng.permutation(settings.num_categories * settings.items_per_category) + 1
 
 
-def _simulate(rng, settings, weight, num_steps) -> tuple[Int[np.ndarray, "U T"], Int[np.ndarray, "U T"]]:
+def _simulate(rng, settings, num_steps) -> tuple[Int[np.ndarray, "U T"], Int[np.ndarray, "U T"]]:
   """Returns categories and indices of items inside them, for all users at once, one event after another."""
   users, num_styles = np.arange(settings.num_users), settings.num_styles
   own_style = rng.integers(num_styles, size=(len(users), settings.num_categories))
@@ -194,8 +194,9 @@ def _simulate(rng, settings, weight, num_steps) -> tuple[Int[np.ndarray, "U T"],
   of_style = settings.items_per_category // num_styles
   popularity = normalize(power_law(of_style, settings.popularity))
   for t in range(num_steps):
-    probability = _probabilities(interest, weight, settings.strength)  # [U, C]
-    probability = np.where(rng.random((len(users), 1)) < settings.explore, weight[None], probability)
+    probability = _probabilities(interest, settings.strength)  # [U, C]
+    explores = rng.random((len(users), 1)) < settings.explore
+    probability = np.where(explores, 1 / settings.num_categories, probability)
     chosen = sample_categorical(rng, probability)  # [U]
     keeps = rng.random(len(users)) < settings.keep_style
     style = np.where(keeps, own_style[users, chosen], rng.integers(num_styles, size=len(users)))
@@ -205,8 +206,8 @@ def _simulate(rng, settings, weight, num_steps) -> tuple[Int[np.ndarray, "U T"],
   return category, index
 
 
-def _probabilities(interest, weight, strength) -> Float[np.ndarray, "U C"]:
-  return normalize(weight * np.exp(strength * np.tanh(interest / 2)))
+def _probabilities(interest, strength) -> Float[np.ndarray, "U C"]:
+  return normalize(np.exp(strength * np.tanh(interest / 2)))
 
 
 def _check(settings):
