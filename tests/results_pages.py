@@ -12,6 +12,7 @@ from click_tables_page import click_tables_page
 from conftest import REPOSITORY
 from scaling_page import scaling_page
 
+from jaxrec.cli import certificate
 from jaxrec.cli.audit import LEGEND, SHARES, percent
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.audit import DOMAIN
@@ -199,6 +200,24 @@ def _number(value):
   return "-" if value is None else f"{value:,}" if isinstance(value, int) else short(value)
 
 
+def certificate_page(lines: list[dict]) -> str:
+  """Returns `certificates.md`: whether other domains do harm, by data set."""
+  parts = [
+    "# Is there negative transfer?",
+    MADE.format("certificates.jsonl").strip(),
+    "Ranks within the domain of the target, which knowing that domain cannot improve; standard errors and intervals\n"
+    "from draws of users and seeds, paired. `merged`: attention among all events; `intra`: inside each domain;\n"
+    "`single`: a model of each domain; `target_domain`: told the target's domain. A method against negative transfer\n"
+    "can gain what `intra` or `single` are above `merged`, and no more.",
+  ]
+  for line in lines:
+    text = certificate.report(line, line["k"])
+    said = "\n".join(certificate.verdicts(line["differences"]))
+    about = f"{line['encoder']}, {line['split']} targets, on {line['hardware']}: `python -m {line['command']}`"
+    parts += [f"## {line['data']}", about, f"```text\n{text}\n```", said]
+  return "\n\n".join(parts) + "\n"
+
+
 def input_page(lines: list[dict]) -> str:
   """Returns `input_pipeline_cpu.md`: how fast batches are made, and how fast the `pod` configuration needs them."""
   first = lines[0]
@@ -261,6 +280,7 @@ PAGES = {
   "click_tables.md": lambda: click_tables_page(lines_of("click_tables.jsonl"), MADE.format("click_tables.jsonl")),
   "input_pipeline_cpu.md": lambda: input_page(lines_of("input_pipeline_cpu.jsonl")),
   "time_split.md": lambda: time_split_page(lines_of("time_split.jsonl")),
+  "certificates.md": lambda: certificate_page(lines_of("certificates.jsonl")),
   "quality.md": lambda: quality_page(lines_of("quality.jsonl")),
   "audit.md": lambda: audit_page(lines_of("audit.jsonl")),
   "scaling.md": lambda: scaling_page(lines_of("scaling.jsonl"), MADE.format("scaling.jsonl").strip()),
