@@ -16,6 +16,7 @@ DERIVED = {
   "cold_items.md": "means and standard deviations over seeds",
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
+  "quality.md": "means and standard deviations over seeds",
   "ranking.md": "means and standard deviations over seeds, normalized entropies as 1 - RIG",
   "search_cpu.md": "means and standard deviations over seeds",
   "scaling.md": "laws fitted to the lines, means over seeds, published metrics, a uniform guess",
