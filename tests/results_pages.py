@@ -176,14 +176,17 @@ def time_split_page(lines: list[dict]) -> str:
   """Returns `time_split.md`: the baselines of all events after a cut, by data set."""
   names = [*("HR@10", "NDCG@10"), *("cold/HR@10", "cold/count"), *(f"{name}@10" for name in METRICS)]
   parts = [
-    "# Popularity after a global cut in time",
+    "# After a global cut in time: models and popularity",
     MADE.format("time_split.jsonl").strip(),
     "`split=by_time`: the events from the 90% quantile of the times on are for validation, those from the 95%\n"
     "quantile on for test. Every event of a split is a target, with everything before it\n"
     "as history (`eval.targets=all`); full\n"
     "ranking without seen items. `popularity_7d` counts the events of the last 7 days before the split only. Cold\n"
-    "targets have no event before the split. No model has been measured under this split yet. The lines come from\n"
-    "`jaxrec.train.sequence_task.evaluate_baselines(config, data, split)` with `eval.beyond_accuracy=10`.",
+    "targets have no event before the split. Models are trained on what is before the validation events, read no time\n"
+    "of the target, and their epoch is chosen on the validation events; one seed. Lines of popularity come from\n"
+    "`jaxrec.train.sequence_task.evaluate_baselines(config, data, split)` with `eval.beyond_accuracy=10`, those of\n"
+    "models from `--config.data.options=\"{'split': 'by_time'}\" --config.eval.targets=all` and\n"
+    "`--config.data.request_time=last_event`.",
   ]
   for data in dict.fromkeys(line["data"] for line in lines):
     rows = [["split", "ranker", "targets", "of new users", "left out", *names]]

@@ -115,10 +115,11 @@ def _with_model(run: _Run, workdir: str) -> _Run:
 
 
 def _some_users(data: PreparedData) -> list[str]:
-  """Returns the raw ids of users, drawn at random, who have an event before a test event."""
+  """Returns the raw ids of users, drawn at random, who have an event before their first test event."""
   tests = np.flatnonzero(np.asarray(data.split) == TEST)
   users = np.searchsorted(data.offsets, tests, side="right") - 1
-  users = np.unique(users[tests > data.offsets[users]])
+  users, first = np.unique(users, return_index=True)
+  users = users[tests[first] > data.offsets[users]]
   drawn = np.random.default_rng(0).choice(users, min(NUM_USERS, len(users)), replace=False)
   return [data.user_raw_id(user) for user in drawn.tolist()]
 

@@ -118,6 +118,11 @@ def test_the_recommended_items_are_those_of_the_loaded_run(finished):
     assert f"Chosen next: {target}, rank {found.held_out.rank} of 72 items" in page.text
 
 
+def test_a_user_whose_events_are_all_after_the_cut_is_no_example():
+  data = PreparedData.from_columns(user=[0, 0, 1, 1, 1], item_id=[1, 2, 1, 2, 3], split=[2, 2, 0, 2, 2])
+  assert run_report._some_users(data) == [data.user_raw_id(1)]
+
+
 def test_names_from_outside_are_text_and_nothing_is_loaded(finished):
   page = read(finished)
   assert not {"script", "img", "link", "iframe", "object", "base", "a", "image", "foreignobject"} & set(page.tags)
