@@ -112,14 +112,7 @@ def quality_page(lines: list[dict]) -> str:
 
 def seed_means(lines: list[dict]) -> list[dict]:
   """Returns a line for each ranker of this library with several seeds: `seeds`, and mean and deviation of metrics."""
-  same = (
-    "data",
-    "split",
-    "run",
-    "ranker",
-    "evaluated",
-    *(n for n in PROTOCOL if n not in ("epochs", "seeds", "seconds")),
-  )
+  same = ["data", "run", "ranker", *(name for name in PROTOCOL if name not in ("epochs", "seeds", "seconds"))]
   groups: dict[tuple, list[dict]] = {}
   for line in lines:
     if line["origin"] == "here" and line["seeds"]:
@@ -173,7 +166,7 @@ def short(value: float) -> str:
 
 
 def time_split_page(lines: list[dict]) -> str:
-  """Returns `time_split.md`: the baselines of all events after a cut, by data set."""
+  """Returns `time_split.md`: models and baselines on all events after a cut, by data set."""
   names = [*("HR@10", "NDCG@10"), *("cold/HR@10", "cold/count"), *(f"{name}@10" for name in METRICS)]
   parts = [
     "# After a global cut in time: models and popularity",
@@ -209,9 +202,12 @@ def certificate_page(lines: list[dict]) -> str:
     "# Is there negative transfer?",
     MADE.format("certificates.jsonl").strip(),
     "Ranks within the domain of the target, which knowing that domain cannot improve; standard errors and intervals\n"
-    "from draws of users and seeds, paired. `merged`: attention among all events; `intra`: inside each domain;\n"
-    "`single`: a model of each domain; `target_domain`: told the target's domain. A method against negative transfer\n"
-    "can gain what `intra` or `single` are above `merged`, and no more.",
+    "from draws of users and seeds, paired.\n\n"
+    "- `merged`: attention among all events.\n"
+    "- `intra`: attention inside each domain only.\n"
+    "- `single`: a model for each domain, trained on its events alone.\n"
+    "- `target_domain`: as `merged`; the domain of the target is an input.\n\n"
+    "Removing negative transfer gains at most what `intra` or `single` is above `merged`.",
   ]
   for line in lines:
     text = certificate.report(line, line["k"])

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 
 import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.benchmarks.other_libraries import Clock
 from experiments.benchmarks.records import publish
 from experiments.benchmarks.training import Training
 from jaxrec import parallel
@@ -84,23 +83,14 @@ def _last_line(command, folder, environment):
 
 def own_epoch(config: ConfigDict, steps: int) -> dict:
   """Returns the times of this library's epoch."""
-  training = Training.from_config(config, UNTIMED + steps)
-  for i in range(UNTIMED):
-    jax.block_until_ready(training.step(i))
-  start = time.perf_counter()
-  for i in range(UNTIMED, UNTIMED + steps):
+  training, clock = Training.from_config(config, UNTIMED + steps), Clock({"untimed": UNTIMED, "steps": steps})
+  for i in range(UNTIMED + steps):
     scalars = training.step(i)
-  jax.block_until_ready(scalars)
-  step_s = (time.perf_counter() - start) / steps
-  in_epoch = training.plan.timetable.num_steps
+    if i + 1 in (UNTIMED, UNTIMED + steps):
+      jax.block_until_ready(scalars)
+    clock.step()
   objective = {name: config.objective[name] for name in ("num_negatives", "sharing") if name in config.objective}
-  return _record(config.train.batch_size, step_s, steps, in_epoch) | objective
-
-
-def _record(users, step_s, steps, in_epoch):
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  epoch = {"epoch_s": round(step_s * in_epoch, 1), "step_ms": round(1e3 * step_s, 1), "steps_of_an_epoch": in_epoch}
-  return epoch | {"steps": steps, "users_per_s": round(users / step_s, 1), "peak_gib": round(peak, 2)}
+  return clock.record(training.plan.timetable.num_steps, config.train.batch_size) | objective
 
 
 def write_problem(config: ConfigDict, negatives: int, steps: int, path: str) -> None:

@@ -1,6 +1,6 @@
 """An epoch of RecTools or RecBole for `experiments.benchmarks.epoch`: imports only NumPy and that library.
 
-python other_libraries.py rectools problem.npz
+Usage: `python other_libraries.py rectools problem.npz`
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(library: str, problem: str) -> None:
 
 
 class Clock:
-  """Times steps `untimed` to `untimed + steps`."""
+  """The time of `steps` steps after `untimed` ones."""
 
   def __init__(self, settings):
     self.settings, self.count, self.start, self.total = settings, 0, 0.0, 0.0

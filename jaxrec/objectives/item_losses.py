@@ -48,14 +48,14 @@ def scores_of_rows(
 ) -> Float[Array, "B N R"]:
   """Returns the inner products of each position's query with rows of its own, which are looked up block by block.
 
-  `[B, N, R, M]` is never held: in a training step its making, and that of its gradient, take most of the time. The
-  backward pass looks the rows up again.
+  An array `[B, N, R, M]` larger than a block is never held; on CPUs making it, and its gradient, would take most of the
+  time of a loss. The backward pass looks the rows of each block up again.
 
   Args:
     query: query vectors.
-    rows_of: looks rows up; linear in what it is differentiated with respect to, or nearly free.
+    rows_of: looks rows up; called for each block, and once more in the backward pass.
     index: what `rows_of` looks up.
-    block_size: numbers looked up at a time; None: as many as the processor caches, on CPUs, and `2**26` elsewhere.
+    block_size: numbers looked up at a time; None: what fits the cache of a CPU, and `2**26` on other devices.
 
   >>> vectors, index = jnp.arange(8.0).reshape(4, 2), jnp.array([[[1, 3]]])
   >>> scores_of_rows(jnp.ones((1, 1, 2)), lambda index: vectors[index], index).tolist()
@@ -63,7 +63,8 @@ def scores_of_rows(
   """
   block_size = block_size or (2**21 if jax.default_backend() == "cpu" else 2**26)
   (num_rows, length, width), num_negatives = query.shape, index.shape[-1]
-  block = block_size // max(1, num_rows * num_negatives * width)  # Positions of each row; rows may lie on many devices.
+  # Positions of each row at a time, not rows, which may be sharded.
+  block = block_size // max(1, num_rows * num_negatives * width)
 
   def scores(block):
     return scores_of_vectors(block[0], rows_of(block[1]))

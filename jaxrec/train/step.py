@@ -100,6 +100,8 @@ def make_train_step(
 
 def check_compiler_options(options: Mapping[str, Any]) -> None:
   """Raises: ValueError for options that the compiler of the default device does not know, or values it refuses."""
+  if not options:
+    return
   try:
     jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
   except jax.errors.JaxRuntimeError as error:
