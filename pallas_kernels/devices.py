@@ -82,6 +82,15 @@ def on_one_device(x: Any) -> Any:
   return jax.ShapeDtypeStruct((rows, x.shape[1], heads, x.shape[3]), x.dtype)
 
 
+def platform() -> str:
+  """Returns for what a program is compiled ("cpu", "gpu", "tpu"): the devices of the mesh, else those of this process.
+
+  They differ where a program for a TPU is compiled on another machine. Meshes: see `on_each_device`.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None or device.platform is None else device.platform
+
+
 def _mesh_for(x) -> AbstractMesh | None:
   """The mesh over which rows are split, if they are."""
   mesh = jax.sharding.get_abstract_mesh()

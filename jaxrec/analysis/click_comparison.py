@@ -64,14 +64,14 @@ def compare_click_models(
     raise ValueError(f"{base=} is none of the runs {sorted(runs)}")
   first = load_run(runs[base][0], task=CLICK_THROUGH).task
   length = first.config.data.history_length
-  information = count_information(first.examples, length, **dataclasses.asdict(options))
+  wanted = wanted_events(first, split, count_information(first.examples, length, **dataclasses.asdict(options)))
   record: dict[str, Any] = {"models": {}, "baselines": {}, "minus_base": {}, "minus_counts": {}, "search": {}}
-  record["search"][RECENCY] = [search_quality(first, None, split, information)]
+  record["search"][RECENCY] = [search_quality(first, None, split, wanted)]
   scores = {}
   for name, workdirs in runs.items():
     loaded = [load_run(workdir, task=CLICK_THROUGH) for workdir in workdirs]
     scores[name], record["models"][name] = _scores(loaded, split)
-    record["search"][name] = [search_quality(run.task, _variables(run), split, information) for run in loaded]
+    record["search"][name] = [search_quality(run.task, _variables(run), split, wanted) for run in loaded]
   counts = _counts(first, split, scores[base], record["baselines"])
   for name, value in scores.items():
     pairs = {"minus_counts": counts} | ({} if name == base else {"minus_base": scores[base]})
@@ -81,8 +81,32 @@ def compare_click_models(
   return record
 
 
+def wanted_events(task: ClickTask, split: int, information: ClickInformation) -> dict[str, np.ndarray]:
+  """Returns what `search_quality` asks of any search, over the candidates of a split.
+
+  label: of each candidate. real: [B, N] False on padding. relevance: [B, N] planted truth, 0 where there is none. gain:
+  [B, N] of the published measure, 0 for candidates that the counts do not support. supported: those that they do.
+
+  Args:
+    task: of a run.
+    split: 1 validation, 2 test.
+    information: from `count_information`.
+  """
+  truth = click_truth(task.data)
+  columns: dict[str, list[np.ndarray]] = {}
+  for batch in held_out_candidates(task.examples, split, task.config.eval.batch_size):
+    supported = information.is_supported(batch)
+    gain = np.zeros(batch.history_item.shape)
+    gain[supported] = information.gain(jax.tree.map(lambda x, rows=supported: x[rows], batch))
+    relevance = np.zeros(gain.shape) if truth is None else truth.relevance(batch)
+    row = {"label": batch.label, "real": batch.history_item > 0, "supported": supported, "gain": gain}
+    for name, value in (row | {"relevance": relevance}).items():
+      columns.setdefault(name, []).append(value)
+  return {name: np.concatenate(values) for name, values in columns.items()}
+
+
 def search_quality(
-  task: ClickTask, variables: Mapping[str, Any] | None, split: int, information: ClickInformation
+  task: ClickTask, variables: Mapping[str, Any] | None, split: int, wanted: Mapping[str, np.ndarray]
 ) -> dict[str, float | int]:
   """Returns NDCG@20 of what a model finds in the histories of a split, by gain.
 
@@ -94,31 +118,28 @@ def search_quality(
     task: of a run.
     variables: of its model; None: the order of time.
     split: 1 validation, 2 test.
-    information: from `count_information`.
+    wanted: from `wanted_events`, of the same candidates.
   """
-  truth, search = click_truth(task.data), jax.jit(_search_of(task.model))
+  search = jax.jit(_search_of(task.model))
   columns: dict[str, list[np.ndarray]] = {}
   for batch in held_out_candidates(task.examples, split, task.config.eval.batch_size):
-    row = {"label": batch.label, "gain": information.gain(batch), "supported": information.is_supported(batch)}
-    row["relevance"] = np.zeros(batch.history_item.shape) if truth is None else truth.relevance(batch)
-    row["real"] = batch.history_item > 0
-    row |= _by_time(batch) if variables is None else _by_model(task.model, search, variables, batch)
+    row = _by_time(batch) if variables is None else _by_model(task.model, search, variables, batch)
     for name, value in row.items():
       columns.setdefault(name, []).append(value)
   found = {name: np.concatenate(values) for name, values in columns.items()}
-  result: dict[str, float | int] = {"information_rows": int(found["supported"].sum())}
-  if "score" not in found:
+  supported = wanted["supported"]
+  result: dict[str, float | int] = {"information_rows": int(supported.sum())}
+  if not found:
     return result
-  clicked, supported = found["label"] > 0.5, found["supported"]
-  wanted = {
+  measures = {
     "planted": ("score", "relevance", slice(None)),
-    "planted_clicked": ("score", "relevance", clicked),
+    "planted_clicked": ("score", "relevance", wanted["label"] > 0.5),
     "information": ("without_items", "gain", supported),
     "information_all_fields": ("score", "gain", supported),
   }
-  for name, (score, gain, rows) in wanted.items():
-    if (found[gain][rows] > 0).any():
-      arrays = (found[key][rows] for key in (score, gain, "real"))
+  for name, (score, gain, rows) in measures.items():
+    if (wanted[gain][rows] > 0).any():
+      arrays = found[score][rows], wanted[gain][rows], wanted["real"][rows]
       result[name] = search_ndcg(*arrays, SEARCHED, may_find=found["may_find"][rows])
   return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -27,12 +29,12 @@ from jaxrec.data.whole_folder import FolderExistsError
 def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedData:
   """Returns the data that a config group describes, preparing it first if necessary.
 
-  Generated data is made in memory, unless `prepared` names a folder. Other data is loaded from the folder `prepared`,
-  or from the cache ($JAXREC_CACHE, by default ~/.cache/jaxrec) if that is empty. A folder that does not exist is
-  prepared first, from `raw`, else from the source's folder in $JAXREC_DATA, else from a download. On several hosts
-  host 0 prepares and the others wait. The cache has a folder for each state of the raw files: they are prepared again
-  when their sizes or times have changed. All columns and tables are read once and compared with the fingerprint that
-  was taken when they were written.
+  Generated data is made in memory, unless `prepared` names a folder; the latest is kept for the next call. Other data
+  is loaded from the folder `prepared`, or from the cache ($JAXREC_CACHE, by default ~/.cache/jaxrec) if that is empty.
+  A folder that does not exist is prepared first, from `raw`, else from the source's folder in $JAXREC_DATA, else from a
+  download. On several hosts host 0 prepares and the others wait. The cache has a folder for each state of the raw
+  files: they are prepared again when their sizes or times have changed. All columns and tables are read once and
+  compared with the fingerprint that was taken when they were written.
 
   Args:
     settings: the group `data` of a config: `source`, `raw`, `prepared` (a folder, or the URL of one that is prepared),
@@ -59,7 +61,7 @@ def _chosen_events(data: PreparedData, settings: ConfigDict) -> PreparedData:
 
 def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:
   if settings.source in GENERATED and not settings.prepared:
-    return generate(settings.source, settings.options.to_dict())
+    return _generated(settings.source, json.dumps(settings.options.to_dict(), sort_keys=True))
   folder = _folder(settings)
   if not _exists(folder) and jax.process_index() == 0:
     _prepare(settings, folder)
@@ -68,6 +70,21 @@ def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:
   data = PreparedData.load(folder, part)
   _check_described(settings, data, folder)
   data.check_content()
+  return data
+
+
+@functools.lru_cache(maxsize=1)
+def _generated(source: str, options: str) -> PreparedData:
+  """Returns the data of a generator, the same for the next run of a process: a sweep's, or one that is compared.
+
+  Args:
+    source: a name in `GENERATED`.
+    options: of the generator, as JSON.
+  """
+  data = generate(source, json.loads(options))
+  for column in (*vars(data).values(), *data.actions.values()):
+    if isinstance(column, np.ndarray):
+      column.flags.writeable = False  # As those of a folder are.
   return data
 
 

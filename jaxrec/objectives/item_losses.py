@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from pallas_kernels import varying
+from pallas_kernels import devices, varying
 
 EXCLUDED = -5e4  # the score of a negative that equals the positive; finite, as in the released HSTU code
 
@@ -61,7 +61,7 @@ def scores_of_rows(
   >>> scores_of_rows(jnp.ones((1, 1, 2)), lambda index: vectors[index], index).tolist()
   [[[5.0, 13.0]]]
   """
-  block_size = block_size or (2**21 if jax.default_backend() == "cpu" else 2**26)
+  block_size = block_size or (2**21 if devices.platform() == "cpu" else 2**26)
   (num_rows, length, width), num_negatives = query.shape, index.shape[-1]
   # Positions of each row at a time, not rows, which may be sharded.
   block = block_size // max(1, num_rows * num_negatives * width)

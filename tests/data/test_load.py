@@ -7,8 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 from raw_files import ML1M_MOVIES, ML1M_RATINGS, write
 
+from jaxrec.data import load
 from jaxrec.data.load import load_data, prepared_folder
-from jaxrec.data.preparation.prepare import prepare
+from jaxrec.data.preparation.prepare import generate, prepare
 from jaxrec.data.preparation.raw_state import raw_folder
 
 
@@ -28,6 +29,15 @@ def test_generated_data_without_a_folder_stays_in_memory(tmp_path, monkeypatch):
   monkeypatch.setenv("JAXREC_CACHE", str(tmp_path))
   assert load_data(settings(options={"num_users": 3})).path is None
   assert list(tmp_path.iterdir()) == []
+
+
+def test_generated_data_is_made_once_for_the_runs_of_a_process(monkeypatch):
+  made = []
+  monkeypatch.setattr(load, "generate", lambda *options: made.append(options) or generate(*options))
+  runs = [load_data(settings(options={"num_users": users})) for users in (6, 6, 7)]
+  assert runs[0] is runs[1] and [data.num_users for data in runs] == [6, 6, 7] and len(made) == 2
+  with pytest.raises(ValueError, match="read-only"):
+    runs[0].item_id[0] = 1
 
 
 def test_raw_files_come_from_the_data_folder_and_prepared_ones_go_to_the_cache(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Losses by hand, and the full softmax that never holds the scores of all items."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,16 @@ def test_the_gathered_rows_of_all_positions_are_never_held():
 
   memory = jax.jit(jax.grad(total)).lower(ITEMS[:, :1] * jnp.ones(8)).compile().memory_analysis()
   assert memory.temp_size_in_bytes < query.size * 16 * 4 / 4
+
+
+@pytest.mark.parametrize("platform, has_blocks", [("cpu", True), ("tpu", False)])
+def test_blocks_fit_the_device_that_a_program_is_compiled_for(platform, has_blocks):
+  device = jax.sharding.AbstractDevice(platform, 1, platform)
+  query, index = jax.ShapeDtypeStruct((4, 64, 128), jnp.float32), jax.ShapeDtypeStruct((4, 64, 128), jnp.int32)
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+    scores = functools.partial(scores_of_rows, rows_of=lambda index: jnp.zeros((*index.shape, 128)))
+    program = jax.make_jaxpr(lambda query, index: scores(query, index=index))(query, index)
+  assert ("scan" in str(program)) == has_blocks
 
 
 def test_a_negative_that_equals_the_positive_counts_for_nothing():
