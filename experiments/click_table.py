@@ -86,7 +86,7 @@ def make_table(jobs: Mapping[str, Sequence[sweep.Job]], seeds: Sequence[int]) ->
   options = InformationOptions(ages, FLAGS.min_samples, FLAGS.min_count, FLAGS.max_rare)
   record = compare_click_models(runs, FLAGS.base, resamples=FLAGS.resamples, options=options)
   settings = {"config": FLAGS.config_file, "overrides": FLAGS.override, "seeds": list(seeds), "base": FLAGS.base}
-  settings |= {"scale_seeds": [int(seed) for seed in FLAGS.scale_seeds], "metric": FLAGS.metric}
+  settings |= {"scales": FLAGS.scales, "scale_seeds": [int(seed) for seed in FLAGS.scale_seeds], "metric": FLAGS.metric}
   settings["information"] = dataclasses.asdict(options)
   scales = {name: {key: value for key, value in changes if key in SCALES} for name, changes in chosen.items()}
   done = read_results(FLAGS.out)

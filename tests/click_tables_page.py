@@ -7,6 +7,7 @@ writes the lines anew from the folders of `experiments.click_table`.
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from conftest import REPOSITORY
@@ -27,21 +28,26 @@ def click_tables_page(lines: list[dict], made: str) -> str:
   """Returns `click_tables.md`: a table for each data set and width."""
   parts = ["# Click-through models, each at its best initial scale", made.strip(), ABOUT]
   for line in lines:
-    parts += [f"## {line['data']}", _command(line["settings"]), as_table(line)]
+    parts += [f"## {line['data']}", _command(line), as_table(line)]
   return "\n\n".join(parts) + "\n"
 
 
-def _command(settings: dict) -> str:
-  overrides = " ".join(f"--override={text}" for text in settings["overrides"])
-  seeds = ", ".join(map(str, settings["seeds"]))
-  scale_seeds = ", ".join(map(str, settings["scale_seeds"]))
-  limits = settings["information"]
-  ages = ", ".join(map(str, limits["first_ages"])) if limits["first_ages"] else "each for itself, as published"
+def _command(line: dict) -> str:
+  settings, limits = line["settings"], line["settings"]["information"]
+  lists = {"variants": line["models"]} | {name: settings[name] for name in ("scales", "scale_seeds", "seeds")}
+  flags = {"config_file": settings["config"], "base": settings["base"], "metric": settings["metric"]}
+  flags |= {name: ",".join(map(str, values)) for name, values in lists.items()}
+  flags |= {name: limits[name] for name in ("min_samples", "min_count", "max_rare")}
+  if limits["first_ages"]:
+    flags["first_ages"] = ",".join(map(str, limits["first_ages"]))
+  given = [f"--{name}={value}" for name, value in flags.items()]
+  words = ["python -m experiments.click_table", *given, *(f"--override={text}" for text in settings["overrides"])]
+  command = textwrap.fill(" ".join(words), 118, subsequent_indent="    ", break_on_hyphens=False).replace("\n", " \\\n")
+  ages = "their ages are counted in bins" if limits["first_ages"] else "each age is counted for itself"
   return (
-    f"`python -m experiments.click_table --config_file={settings['config']} {overrides}`\nSeeds {seeds}; scales chosen"
-    f" in seed {scale_seeds}. Best of the TWIN family on validation: `{settings['base']}`. Published measure:"
-    f" categories of {limits['min_samples']}\ntraining candidates or more (published: 700), at most"
-    f" {limits['max_rare']} events seen less than {limits['min_count']} times (20 and 50); bins of age: {ages}."
+    f"```bash\n{command}\n```\n\nPublished measure: categories of {limits['min_samples']} training candidates or more,"
+    f" at most {limits['max_rare']} events seen less than\n{limits['min_count']} times (published: 700, 20, 50); {ages}"
+    " (published: each for itself)."
   )
 
 
