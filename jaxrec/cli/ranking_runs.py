@@ -86,11 +86,16 @@ def parse_weights(given: Sequence[str]) -> dict[str, float] | None:
     raise ValueError(f"weights={list(given)} must be like like=1,seconds=0.5") from error
 
 
-def ranking_text(user: str, items: Sequence[RankedItem]) -> str:
+def ranking_text(user: str, items: Sequence[RankedItem], known: int = 1, unknown: int = 0) -> str:
   """Returns the ranking of a user as text; characters of ids and titles that do not print are escaped.
 
-  >>> print(ranking_text("7", [RankedItem(1, "f6", "Heat\\x07", "films", 0.5, {"like": 0.5})]))
-  User 7
+  Args:
+    user: the name.
+    items: best first.
+    known, unknown: events of the history whose item is in the data, and that were skipped because it is not.
+
+  >>> print(ranking_text("7", [RankedItem(1, "f6", "Heat\\x07", "films", 0.5, {"like": 0.5})], unknown=2))
+  User 7 (2 events of unknown items skipped)
     1. 0.500  Heat\\x07  (like 0.500)
   """
   lines = [
@@ -98,7 +103,9 @@ def ranking_text(user: str, items: Sequence[RankedItem]) -> str:
     f"({', '.join(f'{n} {v:.3f}' for n, v in item.actions.items())})"
     for item in items
   ]
-  return "\n".join(map(printable, [f"User {user}", *(lines or ["  no item is left"])]))
+  skipped = f" ({unknown} events of unknown items skipped)" if unknown else ""
+  nothing = "  no item is left" if known else "  no known item in the history: nothing to predict from"
+  return "\n".join(map(printable, [f"User {user}{skipped}", *(lines or [nothing])]))
 
 
 def ranking_table(rankings: Sequence[tuple[str, Sequence[RankedItem]]], actions: Sequence[str]) -> pl.DataFrame:

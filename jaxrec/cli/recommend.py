@@ -7,7 +7,8 @@
 
     python -m experiments.recommend --workdir=runs/ml1m_ranking --user=17 --weights=liked=1,rating=0.1
 
-Of a run of generative ranking, items are ranked by the weighted sum of the actions that are predicted for them.
+Of a run of generative ranking, items are ranked by the weighted sum of the actions that are predicted for them; a file
+of histories then has the columns of the actions that the model reads.
 
 Users are named by their ids in the raw data. A file of histories has the columns of the file from which the data was
 prepared (`--source=table`), with a row for each event; users need not be in the data. A table has the columns user,
@@ -70,8 +71,13 @@ def _as_text() -> str:
 def _ranked_by_actions() -> str:
   """Returns the items that users of the data would like best, by a run of generative ranking, as text."""
   ranker, options = _ranker()
-  users = _named_users(ranker.data)
-  return "\n\n".join(ranking_runs.ranking_text(user, ranker.rank(user, **options)) for user in users)
+  names, history_of = _requested_of_ranker(ranker)
+  texts = []
+  for name in names:
+    history = history_of(name)
+    items = ranker.rank_history(history, **options)
+    texts.append(ranking_runs.ranking_text(name, items, int(history.lengths[0]), int(history.unknown[0])))
+  return "\n\n".join(texts)
 
 
 def _recommender() -> Recommender:
@@ -82,12 +88,17 @@ def _recommender() -> Recommender:
 
 def _ranker() -> tuple[ActionRanker, dict]:
   """Returns the ranker of a ranking run and the options of its `rank`."""
-  if FLAGS.histories or FLAGS.domain or FLAGS.hold_out or FLAGS.at is not None:
-    raise ValueError("a ranking run does not take --histories, --domain, --hold_out or --at")
+  if FLAGS.hold_out:
+    raise ValueError(
+      "a ranking run does not take --hold_out: `jaxrec evaluate` compares its predictions with what users did"
+    )
   weights = ranking_runs.parse_weights(FLAGS.weights)
   ranker = ranking_runs.ranker_of(load_run(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase))
   weights = dict(ranker.check_weights(weights))
-  return ranker, {"weights": weights, "k": FLAGS.k, "exclude_seen": FLAGS.exclude_seen}
+  candidates = ranker.items_of(FLAGS.domain)
+  return ranker, {
+    "candidates": candidates, "weights": weights, "k": FLAGS.k, "exclude_seen": FLAGS.exclude_seen, "at": FLAGS.at
+  }  # fmt: skip
 
 
 def _write_table() -> str:
@@ -123,21 +134,35 @@ def _tables_of_items() -> tuple[list[str], dict, Callable[[int, int], pl.DataFra
     histories = histories_of(start, end)
     return table(recommender.data, histories, recommender.best_items(histories, **_options()))
 
-  given = pathlib.Path(FLAGS.histories).read_bytes() if FLAGS.histories else b""
   model = ranking_runs.checksum(recommender.item_vectors())  # Parts of another model are not joined.
-  return names, _options() | {"model": model, "histories": zlib.crc32(given)}, table_of
+  return names, _options() | {"model": model, "histories": _checksum_of_given()}, table_of
 
 
 def _tables_of_actions() -> tuple[list[str], dict, Callable[[int, int], pl.DataFrame]]:
   """As `_tables_of_items`, of a run of generative ranking."""
   ranker, options = _ranker()
-  names = _users_of(ranker.data)
+  names, history_of = _requested_of_ranker(ranker)
 
   def table_of(start, end):
-    found = [(user, ranker.rank(user, **options)) for user in names[start:end]]
+    found = [(user, ranker.rank_history(history_of(user), **options)) for user in names[start:end]]
     return ranking_runs.ranking_table(found, ranker.value_names)
 
-  return names, options | {"model": ranking_runs.checksum(ranker.params)}, table_of
+  identity = options | {"candidates": FLAGS.domain, "model": ranking_runs.checksum(ranker.params)}
+  return names, identity | {"histories": _checksum_of_given()}, table_of
+
+
+def _requested_of_ranker(ranker: ActionRanker) -> tuple[list[str], Callable[[str], Histories]]:
+  """Returns the users, and a function from one of them to the history."""
+  data = ranker.data
+  if FLAGS.histories:
+    given = read_histories(FLAGS.histories, data, typed=ranker.read_actions)
+    return list(given), lambda name: ranker.histories({name: given[name]})
+  users = {name: data.user_index(name) for name in (_users_of(data) if FLAGS.out else _named_users(data))}
+  return list(users), lambda name: histories_of_users(data, np.array([users[name]]), actions=ranker.read_actions)
+
+
+def _checksum_of_given() -> int:
+  return zlib.crc32(pathlib.Path(FLAGS.histories).read_bytes() if FLAGS.histories else b"")
 
 
 def _requested(recommender: Recommender) -> tuple[list[str], Callable[[int, int], Histories]]:

@@ -3,7 +3,7 @@
     jaxrec serve --workdir=runs/shop
     jaxrec serve --artifact=artifact --port=8080
 
-A run of generative ranking answers with the actions that users of the data would take: /score and /recommend by user.
+A run of generative ranking answers with the actions that users would take; its events end with theirs: {"like": 1}.
 Listens on this machine only, unless --host says otherwise: there is no password. A newer checkpoint or artifact in the
 same folder is loaded while the server answers. SIGTERM ends it after the requests in progress. Needs `jaxrec[serving]`.
 """

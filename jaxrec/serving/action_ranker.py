@@ -14,8 +14,11 @@ from jaxrec.batches import BINARY, MULTI_CLASS, REGRESSION, ActionType
 from jaxrec.data.action_columns import PREFIX
 from jaxrec.data.batches.ranking_batches import history_batch
 from jaxrec.data.batches.ranking_rows import RankingColumns, num_tokens
+from jaxrec.data.batches.request_features import CLOCK
 from jaxrec.data.prepared import PreparedData
 from jaxrec.models.ranking import RankingModel
+from jaxrec.serving.given_events import request_seconds
+from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
 from jaxrec.serving.mfalcon import MFalcon, plan_microbatch
 
 
@@ -32,7 +35,7 @@ class RankedItem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ActionRanker:
-  """Ranks the items of a catalogue, or given candidates, for users of prepared data.
+  """Ranks the items of a catalogue, or given candidates, for users of prepared data and after given histories.
 
   model, params: of a ranking run.
   data, columns: of the same run.
@@ -51,6 +54,12 @@ class ActionRanker:
     """The names of the predicted values: actions, and classes such as "reaction:like" ("reaction:2" without names)."""
     return tuple(name for head in self.model.heads for name in value_names(head, self._classes(head)))
 
+  @property
+  def read_actions(self) -> tuple[str, ...]:
+    """The names of the typed actions that the model reads of an event: what given events must have."""
+    of_requests = (name for name in self.columns.request_features if name not in CLOCK)
+    return tuple(dict.fromkeys((*(action.name for action in self.model.actions), *of_requests)))
+
   def rank(
     self,
     user: str | int,
@@ -59,8 +68,9 @@ class ActionRanker:
     weights: Mapping[str, float] | None = None,
     k: int = 10,
     exclude_seen: bool = True,
+    at: Any = None,
   ) -> list[RankedItem]:
-    """Returns the k items with the highest weighted sum of actions, after the whole history of a user.
+    """Returns the k items with the highest weighted sum of actions, after the whole history of a user of the data.
 
     Fewer where there are fewer candidates, as for a user who has seen every item.
 
@@ -72,19 +82,56 @@ class ActionRanker:
         each binary action, or else for each number.
       k: length of the list.
       exclude_seen: whether items of the history are left out.
+      at: time of the request in seconds since 1970, or a datetime; None: that of the last event.
 
     Raises:
-      ValueError: an unknown user or action, or a user without an event.
+      ValueError: an unknown user or action, a user without an event, or a time before the last event.
     """
-    index = self.data.user_index(user)
-    events = self.data.user_slice(index)
-    items = np.arange(1, self.data.num_items + 1) if candidates is None else np.asarray(candidates)
+    history = histories_of_users(self.data, np.array([self.data.user_index(user)]), actions=self.read_actions)
+    options = {"candidates": candidates, "weights": weights, "k": k, "exclude_seen": exclude_seen, "at": at}
+    return self.rank_history(history, **options)
+
+  def histories(
+    self, histories: Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]], unknown: str = "skip"
+  ) -> Histories:
+    """Returns given events as histories, such as those of new users, or events since the training.
+
+    Args:
+      histories: for each user the events `(item, time[, domain], actions)`, oldest first, such as `("f6", 1700000000,
+        {"like": 1})`; with the actions of `read_actions`. See `histories_of_events`.
+      unknown: "skip" leaves events of unknown items out and counts them; "raise" refuses them.
+
+    Raises:
+      ValueError: as `histories_of_events`.
+    """
+    return histories_of_events(self.data, histories, unknown, self.read_actions)
+
+  def rank_history(
+    self,
+    history: Histories,
+    *,
+    candidates: Int[np.ndarray, " K"] | None = None,
+    weights: Mapping[str, float] | None = None,
+    k: int = 10,
+    exclude_seen: bool = True,
+    at: Any = None,
+  ) -> list[RankedItem]:
+    """Returns what `rank` does, after one history; without a known event in it nothing is ranked: [].
+
+    Args:
+      history: of one user; `histories` makes it of given events.
+      candidates, weights, k, exclude_seen, at: as in `rank`.
+
+    Raises:
+      ValueError: as `rank`, and for a user who is not in the data where the model reads `config.data.context`.
+    """
+    items = self.items_of(None) if candidates is None else np.asarray(candidates)
     if exclude_seen:
-      items = items[~np.isin(items, self.data.item_id[events])]
+      items = items[~np.isin(items, history.item_id)]
     weights = self.check_weights(weights)
-    if not len(items):
+    if not len(items) or not history.lengths[0]:
       return []
-    values = self.values(np.array([index]), items[None])
+    values = self.values_after(history, items[None], at)
     score = sum(weight * values[name][0] for name, weight in weights.items())
     best = np.argsort(-score, kind="stable")[:k]
     found = self.data.items[items[best] - 1].iter_rows(named=True)
@@ -95,6 +142,18 @@ class ActionRanker:
       )
       for rank, (i, item) in enumerate(zip(best, found, strict=True), 1)
     ]  # fmt: skip
+
+  def items_of(self, domain: str | None) -> Int[np.ndarray, " K"]:
+    """Returns the ids of the items of a domain, by its name; None: of all items.
+
+    Raises:
+      ValueError: an unknown domain.
+    """
+    if domain is None:
+      return np.arange(1, self.data.num_items + 1)
+    if domain not in self.data.domain_names:
+      raise ValueError(f"{domain=} is unknown; the data has {', '.join(map(repr, self.data.domain_names))}")
+    return np.flatnonzero(self.data.item_domain() == self.data.domain_names.index(domain) + 1)
 
   def check_weights(self, weights: Mapping[str, float] | None) -> Mapping[str, float]:
     """Returns the weights of `rank`, those for None too.
@@ -109,26 +168,65 @@ class ActionRanker:
     return weights
 
   def values(self, users: Int[np.ndarray, " B"], items: Int[np.ndarray, "B K"]) -> dict[str, Float[np.ndarray, "B K"]]:
-    """Returns the predicted value of each action for K items of each user, at the time of the user's last event
-    and in a request like it.
-
-    Probabilities of binary actions and of each class ("reaction:like") of multi_class ones; numbers of regression ones.
+    """Returns the predicted value of each action for K items of each user of the data; see `values_after`.
 
     Args:
       users: 0-based, each with an event.
       items: item ids.
     """
-    end = self.data.offsets[1:][users]
-    first = np.maximum(self.data.offsets[:-1][users], end - (self.max_length - 1))
+    return self.values_after(histories_of_users(self.data, users, actions=self.read_actions), items)
+
+  def values_after(
+    self, histories: Histories, items: Int[np.ndarray, "B K"], at: Any = None
+  ) -> dict[str, Float[np.ndarray, "B K"]]:
+    """Returns the predicted value of each action for K items after each history, in a request like its last event.
+
+    Probabilities of binary actions and of each class ("reaction:like") of multi_class ones; numbers of regression ones.
+
+    Args:
+      histories: each with an event.
+      items: item ids.
+      at: time of the requests in seconds since 1970, or a datetime; None: that of each last event.
+
+    Raises:
+      ValueError: a history without an event, a time before its last one, or a user who is not in the data where the
+        model reads `config.data.context`.
+    """
+    if not histories.lengths.all():
+      empty = int(histories.lengths.argmin())
+      raise ValueError(f"history {empty} has no event of a known item; a ranking model needs one")
+    columns = self.columns.of_other_events(self._prepared(histories), self._users_of_context(histories))
+    end = histories.offsets[1:]
+    first = np.maximum(histories.offsets[:-1], end - (self.max_length - 1))
     most = np.full(1, self.max_length - 1)
-    capacity = int(num_tokens(self.layout, self.columns.num_context, most, 0 * most)[0])
-    microbatch = plan_microbatch(self.model, capacity, items.shape[1], len(users))
-    scorer = MFalcon(self.model, self.params, capacity, microbatch)
-    histories = scorer.encode(history_batch(self.columns, self.layout, first, end, capacity))
-    features = self.columns.candidate_features(items, end - 1)
-    found = scorer.score(histories, items, self.columns.events.seconds(end - 1), features)
+    capacity = int(num_tokens(self.layout, columns.num_context, most, 0 * most)[0])
+    scorer = MFalcon(self.model, self.params, capacity, plan_microbatch(self.model, capacity, items.shape[1], len(end)))
+    encoded = scorer.encode(history_batch(columns, self.layout, first, end, capacity))
+    times = np.array([request_seconds(self.data, at, int(last)) for last in histories.timestamp[end - 1]])
+    features = columns.candidate_features(items, end - 1, times)
+    found = scorer.score(encoded, items, times - columns.events.first_second, features)
     values = [action_values(head, found[head.name], self._classes(head)) for head in self.model.heads]
     return {name: value for one in values for name, value in one.items()}
+
+  def _prepared(self, histories: Histories) -> PreparedData:
+    """Returns histories as prepared data, whose first event is the origin of times."""
+    times = histories.timestamp
+    sizes = {"num_users": len(histories), "num_events": len(times), "times": (int(times.min()), int(times.max()))}
+    return PreparedData(
+      **histories.events, split=np.zeros(len(times), np.uint8), offsets=histories.offsets,
+      meta={**self.data.meta, **sizes}, item_table=self.data.items,
+    )  # fmt: skip
+
+  def _users_of_context(self, histories: Histories) -> Int[np.ndarray, " B"]:
+    if not self.columns.num_context:
+      return np.zeros(len(histories), np.int64)
+    users = [None if name is None else self.data.find_user(name) for name in histories.user]
+    if None in users:
+      raise ValueError(
+        f"user {histories.user[users.index(None)]!r} is not in the data, and the model reads the features"
+        " config.data.context of users: name a user of the data, or train without them"
+      )
+    return np.array(users, np.int64)
 
   def _classes(self, head: ActionType) -> tuple[str, ...]:
     return self.data.action_names.get(PREFIX + head.name, ())

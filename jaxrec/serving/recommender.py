@@ -29,7 +29,8 @@ from jaxrec.data.prepared import TEST, PreparedData
 from jaxrec.data.printable import printable
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.model import last_queries
-from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users, raw_id, seconds, test_events
+from jaxrec.serving.given_events import raw_id, request_seconds
+from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users, test_events
 from jaxrec.serving.recommendation import MODEL, POPULARITY, BestItems, HeldOut, Recommendation, RecommendedItem
 
 Events = Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
@@ -368,7 +369,7 @@ def _requests(data, histories: Histories, target_domain, at, held_out, reads_act
   if at is not None:
     times = at if isinstance(at, list) else [at] * len(ends)
     target["timestamp"] = np.array(
-      [_checked_time(data, *pair) for pair in zip(times, target["timestamp"].tolist(), strict=True)], np.int64
+      [request_seconds(data, *pair) for pair in zip(times, target["timestamp"].tolist(), strict=True)], np.int64
     )
   target["action"] = np.zeros(len(ends), np.int32)
   columns = {name: np.insert(getattr(histories, name), ends, value) for name, value in target.items()}
@@ -377,17 +378,6 @@ def _requests(data, histories: Histories, target_domain, at, held_out, reads_act
   split[offsets[1:] - 1] = TEST
   meta = {**data.meta, "num_users": len(ends), "num_events": len(split), "has_actions": reads_actions}
   return PreparedData(**columns, split=split, offsets=offsets, meta=meta, item_table=data.items)
-
-
-def _checked_time(data, at, last):
-  if at is None:
-    return last
-  if not data.has_timestamps:
-    raise ValueError(f"{at=} is given, but the data has no times")
-  at = seconds(at, "at")
-  if at < last:
-    raise ValueError(f"{at=} is earlier than the last event of a history, at {last}")
-  return at
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from jaxrec.cli.ranking_runs import ranking_text
 from jaxrec.serving.action_ranker import RankedItem
 from jaxrec.train import loop
 from jaxrec.train.ranking_task import default_config
+from jaxrec.train.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,29 @@ def test_users_who_have_seen_everything_have_no_row(trained, call, tmp_path):
   assert pl.read_csv(tmp_path / "all.csv")["user"].n_unique() == 20 - int(found[2] or 0)
 
 
+def test_a_file_of_histories_is_ranked_like_the_user_who_has_them(trained, call, tmp_path):
+  data = load_run(str(trained[0])).task.data
+  events = data.user_slice(3)
+  columns = {"item": data.items["raw_id"].gather(data.item_id[events] - 1), "timestamp": data.timestamp[events]}
+  columns |= {name: values[events] for name, values in data.actions.items()}
+  known = pl.DataFrame({"user": ["anna"] * len(columns["timestamp"]), **columns})
+  stranger = known[:1].with_columns(user=pl.lit("bert"), item=pl.lit("no such item"))
+  pl.concat([known, stranger]).sample(fraction=1, shuffle=True, seed=1).write_csv(tmp_path / "new.csv")
+  options = f"--workdir={trained[0]}", "--k=3", "--noexclude_seen"
+  text = call(recommend, *options, f"--histories={tmp_path / 'new.csv'}")
+  of_user = call(recommend, *options, f"--user={data.user_raw_id(3)}").strip().split("\n", 1)[1]
+  assert text.strip() == (
+    f"User anna\n{of_user}\n\nUser bert (1 events of unknown items skipped)\n"
+    "  no known item in the history: nothing to predict from"
+  )
+  out = tmp_path / "new.jsonl"
+  assert "(1 without a row" in call(recommend, *options, f"--histories={tmp_path / 'new.csv'}", f"--out={out}")
+  assert pl.read_ndjson(out)["item"].to_list() == re.findall(r"\d\. \d\.\d{3}  (\d+)", of_user)
+  known.drop("like").write_csv(tmp_path / "new.csv")
+  with pytest.raises(SystemExit, match="like"):
+    call(recommend, *options, f"--histories={tmp_path / 'new.csv'}")
+
+
 def test_weights_need_a_ranking_run(call, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"task": "sequential"}))
   with pytest.raises(SystemExit, match="--weights ranks by predicted actions"):
@@ -82,10 +106,12 @@ def test_characters_that_do_not_print_are_escaped():
 
 
 def test_flags_that_make_no_sense_for_a_ranking_run_are_refused(trained, call):
-  with pytest.raises(SystemExit, match="a ranking run does not take --histories, --domain"):
-    call(recommend, f"--workdir={trained[0]}", "--user=3", "--domain=mystery")
-  with pytest.raises(SystemExit, match="a ranking run does not take --histories"):
-    call(recommend, f"--workdir={trained[0]}", "--histories=new.csv", "--out=new.jsonl")
+  with pytest.raises(SystemExit, match="domain='opera' is unknown; the data has"):
+    call(recommend, f"--workdir={trained[0]}", "--user=3", "--domain=opera")
+  with pytest.raises(SystemExit, match="a ranking run does not take --hold_out: `jaxrec evaluate`"):
+    call(recommend, f"--workdir={trained[0]}", "--user=3", "--hold_out")
+  with pytest.raises(SystemExit, match="at=5 is earlier than the last event"):
+    call(recommend, f"--workdir={trained[0]}", "--user=3", "--at=5")
   with pytest.raises(SystemExit, match="does not take --ks, --exclude_seen"):
     call(evaluate, f"--workdir={trained[0]}", "--ks=5", "--exclude_seen")
   with pytest.raises(SystemExit, match=r"weights name \['love'\]"):

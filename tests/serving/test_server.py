@@ -293,7 +293,7 @@ def test_events_that_a_later_data_set_holds_are_not_read_twice():
   made = recommender()
   service = make_app(made, "v1", ServerSettings()).state.service
   service.posted.add("cyd", [("b1", 6 * DAY), ("b3", 7 * DAY), ("b2", 7 * DAY)])
-  assert service.answers._of_user("cyd").item_id.tolist() == [3, 2]
+  assert service.answers.histories.of_user("cyd").item_id.tolist() == [3, 2]
 
 
 def test_batches_of_all_sizes_are_compiled_before():

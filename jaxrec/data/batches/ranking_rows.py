@@ -16,6 +16,7 @@ Choice: "one_token" has two streams in training, so that each event is a target 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from jaxrec.batches import ACTION, CANDIDATE, CONTEXT, EVENT, RankingBatch
 from jaxrec.data.batches.item_categories import item_categories
-from jaxrec.data.batches.request_features import request_categories
+from jaxrec.data.batches.request_features import CLOCK, clock_category, request_categories
 from jaxrec.data.batches.rows import EventColumns
 from jaxrec.data.prepared import PreparedData
 
@@ -124,20 +125,34 @@ class RankingColumns:
     """P, the tokens of context of each history."""
     return self._context.shape[1]
 
+  def of_other_events(self, data: PreparedData, user: Int[np.ndarray, " U"]) -> RankingColumns:
+    """Returns the columns of other events of the same items, such as those that came after training.
+
+    Args:
+      data: the events, with the features and actions that these columns have.
+      user: for each user of `data`, the user of these columns whose context it has.
+    """
+    found = copy.copy(self)
+    found.events, found.actions, found._offsets = EventColumns(data), data.actions, data.offsets
+    found.request_features = {name: request_categories(data, name)[0] for name in self.request_features}
+    found._context = self._context[user]
+    return found
+
   def candidate_features(
-    self, item: Int[np.ndarray, "B K"], event: Int[np.ndarray, " B"]
+    self, item: Int[np.ndarray, "B K"], event: Int[np.ndarray, " B"], at: Int[np.ndarray, " B"] | None = None
   ) -> dict[str, Int[np.ndarray, "B K"]]:
-    """Returns name -> categories of candidates, where the request is like that of an event, and at its time.
+    """Returns name -> categories of candidates, where the request is like that of an event.
 
     Args:
       item: candidates of each user; 0 for none.
       event: of each user, whose request is taken.
+      at: seconds since 1970 of each request; None: that of the event.
     """
     found = {name: values[item] for name, values in self.item_features.items()}
-    like_event = {
-      name: np.broadcast_to(values[event][:, None], item.shape) for name, values in self.request_features.items()
-    }
-    return found | like_event
+    for name, values in self.request_features.items():
+      of_request = values[event] if at is None or name not in CLOCK else clock_category(name, at)
+      found[name] = np.broadcast_to(of_request[:, None], item.shape)
+    return found
 
   def batch(
     self,

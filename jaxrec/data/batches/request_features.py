@@ -30,9 +30,18 @@ def request_categories(data: PreparedData, name: str) -> tuple[Int[np.ndarray, "
   if name in CLOCK:
     if not data.has_timestamps:
       raise ValueError(f"the feature {name!r} of the request needs times, but the data has none")
-    unit, count = CLOCK[name]
-    return (np.asarray(data.timestamp) // unit % count + 1).astype(np.int32), count
+    return clock_category(name, np.asarray(data.timestamp)), CLOCK[name][1]
   known = [action for action in data.actions if data.action_meta[action]["kind"] != REGRESSION]
   if name not in known:
     raise ValueError(f"the feature {name!r} of the request is none of {[*CLOCK, *known]}")
   return np.asarray(data.actions[name]).astype(np.int32) + 1, data.action_meta[name]["classes"]
+
+
+def clock_category(name: str, seconds: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+  """Returns the category of times in a feature of `CLOCK`.
+
+  >>> clock_category("hour", np.array([0, 90000])).tolist()
+  [1, 2]
+  """
+  unit, count = CLOCK[name]
+  return (seconds // unit % count + 1).astype(np.int32)

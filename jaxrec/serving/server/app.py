@@ -78,7 +78,7 @@ class Service:
 def answers_of(model: Recommender | ActionRanker, posted: PostedEvents, version: str) -> Answers | RankingAnswers:
   """Returns what answers requests with a model."""
   if isinstance(model, ActionRanker):
-    return RankingAnswers(model, version)
+    return RankingAnswers(model, posted, version)
   return Answers(model, posted, version)
 
 
@@ -129,7 +129,7 @@ def warm(model: Recommender | ActionRanker, max_batch: int, is_closing: Callable
     is_closing: whether to stop before the next size.
   """
   if isinstance(model, ActionRanker):
-    RankingAnswers(model, "").warm()
+    RankingAnswers(model, PostedEvents(1, 1), "").warm()
   else:
     _warm_recommender(model, max_batch, is_closing)
 
@@ -224,6 +224,7 @@ def _add_other_routes(app, service):
       "domains": data.domain_names,
       "needs_domain": bool(getattr(recommender.model, "needs_target_domain", False)),
       "has_times": data.has_timestamps,
+      "actions": getattr(recommender, "read_actions", ()),
       "no_attention": why_no_attention(recommender.model),
       "users": data.users["raw_id"].head(20).to_list(),
     }

@@ -18,7 +18,10 @@ class _Form(BaseModel):
 
 
 class EventsForm(_Form):
-  """New events of a user: `[item, time]`, `[item, time, domain]` or `[item, time, domain, action]`, oldest first."""
+  """New events of a user: `[item, time]`, `[item, time, domain]` or `[item, time, domain, action]`, oldest first.
+
+  Those for a ranking model end with a mapping of typed actions: `[item, time, {"like": 1}]`.
+  """
 
   user: Id
   events: Annotated[Events, Field(min_length=1)]

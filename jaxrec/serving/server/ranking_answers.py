@@ -1,4 +1,4 @@
-"""Answers of a ranking model: what users of the data would do with items, and the items ranked by it."""
+"""Answers of a ranking model: what users would do with items, and the items ranked by it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ import numpy as np
 from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.recommendation import MODEL
 from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
+from jaxrec.serving.server.posted_events import PostedEvents
 from jaxrec.serving.server.refusals import RefusedRequest, refusal
+from jaxrec.serving.server.requested_histories import RequestedHistories
 
 Form = EventsForm | RecommendForm | ScoreForm
 
 
 class RankingAnswers:
-  """A ranking model in place of `Answers`; it knows users of the data only, whose events have actions.
+  """A ranking model in place of `Answers`; its events end with a mapping of their actions: `[item, time, {"like": 1}]`.
 
   A score is the weighted sum of predicted actions that `ActionRanker.rank` sorts by, with its default weights.
 
   recommender: the ranker, in the name that the application uses.
+  posted: outlives the ranker.
   version: names the checkpoint in each answer.
   """
 
-  def __init__(self, ranker: ActionRanker, version: str):
+  def __init__(self, ranker: ActionRanker, posted: PostedEvents, version: str):
     self.recommender, self.version = ranker, version
+    self.histories = RequestedHistories(ranker.data, posted, version, ranker.read_actions)
 
   def run(self, forms: Sequence[Form]) -> list[dict | Exception]:
     """Returns the answer to each form, or the error that it gets."""
@@ -40,8 +44,10 @@ class RankingAnswers:
 
   def _answer(self, form) -> dict | Exception:
     try:
-      user = self._user(form)
-      return self._score(form, user) if isinstance(form, ScoreForm) else self._recommend(form, user)
+      if isinstance(form, EventsForm):
+        return self.histories.post(form)
+      history = self.histories.of(form)
+      return self._score(form, history) if isinstance(form, ScoreForm) else self._recommend(form, history)
     except RefusedRequest as error:
       return error
     except ValueError as error:
@@ -49,42 +55,33 @@ class RankingAnswers:
     except Exception as error:  # Of any kind: the other requests are answered.
       return error
 
-  def _user(self, form) -> str:
-    if isinstance(form, EventsForm):
-      raise RefusedRequest(422, "events", "a ranking model reads events with actions; these are added by a training")
-    for field in ("history", "domain", "at"):
-      if getattr(form, field) is not None:
-        raise RefusedRequest(422, field, f"a ranking model takes no {field}: it ranks for users of the data, now")
-    if form.user is None:
-      raise RefusedRequest(422, "user", "give user")
-    user, data = str(form.user), self.recommender.data
-    index = data.find_user(user)
-    if index is None or data.offsets[index + 1] == data.offsets[index]:
-      raise RefusedRequest(404, "user", f"user {user!r} is not in the data, or has no event")
-    return user
-
-  def _score(self, form, user) -> dict[str, Any]:
+  def _score(self, form, history) -> dict[str, Any]:
+    if form.domain is not None:
+      raise RefusedRequest(422, "domain", "the items of a ranking model have domains of their own")
     items = self._items(form.items, "items")
-    data = self.recommender.data
-    values = self.recommender.values(np.array([data.user_index(user)]), items[None])
+    if not history.lengths[0]:
+      return {**self.histories.about(history, None), "scores": None, "actions": None}
+    values = self.recommender.values_after(history, items[None], form.at)
     score = sum(weight * values[name][0] for name, weight in self.recommender.check_weights(None).items())
     actions = {name: value[0].tolist() for name, value in values.items()}
-    return {**self._about(user), "scores": score.tolist(), "actions": actions}
+    return {**self.histories.about(history, MODEL), "scores": score.tolist(), "actions": actions}
 
-  def _recommend(self, form, user) -> dict[str, Any]:
-    allowed = None if form.allowed is None else np.unique(self._items(form.allowed, "allowed"))
-    ranked = self.recommender.rank(user, candidates=allowed, k=form.k, exclude_seen=form.exclude_seen)
-    return {**self._about(user), "items": [item._asdict() for item in ranked]}
+  def _recommend(self, form, history) -> dict[str, Any]:
+    if form.show_attention:
+      raise RefusedRequest(422, "show_attention", "the server does not know what a ranking model attends to")
+    candidates = self.recommender.items_of(form.domain)
+    if form.allowed is not None:
+      candidates = np.intersect1d(candidates, self._items(form.allowed, "allowed"))
+    options = {"candidates": candidates, "k": form.k, "exclude_seen": form.exclude_seen, "at": form.at}
+    ranked = self.recommender.rank_history(history, **options)
+    answer = self.histories.about(history, MODEL if history.lengths[0] else None)
+    answer["items"] = [item._asdict() for item in ranked]
+    if form.show_history:
+      answer["history"] = self.histories.latest(history, form.show_history)
+    return answer
 
   def _items(self, raw_ids, field) -> np.ndarray:
     try:
       return np.array([self.recommender.data.item_index(item) for item in raw_ids], np.int64)
     except ValueError as error:
       raise refusal(error, field) from None
-
-  def _about(self, user) -> dict[str, Any]:
-    data = self.recommender.data
-    events = data.user_slice(data.user_index(user))
-    return {
-      "user": user, "ranked_by": MODEL, "known": events.stop - events.start, "unknown": 0, "version": self.version
-    }  # fmt: skip
