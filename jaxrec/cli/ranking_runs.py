@@ -16,7 +16,8 @@ from jaxrec.cli.text_table import text_table
 from jaxrec.data.printable import printable
 from jaxrec.evaluation.action_baselines import evaluate_baselines
 from jaxrec.evaluation.action_metrics import ReliabilityBin, action_metrics, reliability_by_action
-from jaxrec.serving.action_ranker import ActionRanker, RankedItem
+from jaxrec.serving.action_ranker import ActionRanker
+from jaxrec.serving.item_ranker import RankedItem
 from jaxrec.train.config import RANKING
 from jaxrec.train.runs import LoadedRun, load_config
 

@@ -32,8 +32,8 @@ from jaxrec.cli.history_files import read_histories
 from jaxrec.cli.part_files import PartFiles
 from jaxrec.data.prepared import PreparedData
 from jaxrec.recommenders import load
-from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.histories import Histories, histories_of_events, histories_of_users
+from jaxrec.serving.item_ranker import ItemRanker
 from jaxrec.serving.recommendation import describe, table
 from jaxrec.serving.recommender import Recommender
 from jaxrec.train.progress import progress_bar
@@ -86,7 +86,7 @@ def _recommender() -> Recommender:
   return load(FLAGS.workdir, FLAGS.checkpoint, FLAGS.phase)
 
 
-def _ranker() -> tuple[ActionRanker, dict]:
+def _ranker() -> tuple[ItemRanker, dict]:
   """Returns the ranker of a ranking run and the options of its `rank`."""
   if FLAGS.hold_out:
     raise ValueError(
@@ -151,7 +151,7 @@ def _tables_of_actions() -> tuple[list[str], dict, Callable[[int, int], pl.DataF
   return names, identity | {"histories": _checksum_of_given()}, table_of
 
 
-def _requested_of_ranker(ranker: ActionRanker) -> tuple[list[str], Callable[[str], Histories]]:
+def _requested_of_ranker(ranker: ItemRanker) -> tuple[list[str], Callable[[str], Histories]]:
   """Returns the users, and a function from one of them to the history."""
   data = ranker.data
   if FLAGS.histories:

@@ -25,8 +25,8 @@ from absl import app, flags
 from jaxrec.cli.process import describe
 from jaxrec.cli.ranking_runs import is_ranking_run, ranker_of
 from jaxrec.recommenders import load
-from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.incremental_recommender import with_states
+from jaxrec.serving.item_ranker import ItemRanker
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.server_settings import ServerSettings
 from jaxrec.train.runs import load_run
@@ -85,7 +85,7 @@ def check_packages() -> None:
     raise ImportError(f"{', '.join(missing)} not installed; the server needs them (pip install 'jaxrec[serving]')")
 
 
-def _load(state_bytes) -> Recommender | ActionRanker:
+def _load(state_bytes) -> Recommender | ItemRanker:
   if FLAGS.artifact is not None:
     from jaxrec.serving.artifact import load_artifact
 

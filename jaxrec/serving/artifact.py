@@ -10,34 +10,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import importlib.util
-import json
 import pathlib
-import types
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-import polars as pl
 from jax import export
 from ml_collections import ConfigDict
 
-from jaxrec.data.local_path import check_local
-from jaxrec.data.prepared import PreparedData
-from jaxrec.data.whole_folder import FolderExistsError, remove_leftovers, whole_folder
 from jaxrec.evaluation.model import last_queries
 from jaxrec.serving import artifact_loader
+from jaxrec.serving.artifact_files import (
+  FORMAT,
+  PLATFORMS,
+  check_target,
+  described_data,
+  described_weights,
+  filled_readme,
+  read_files,
+  write_files,
+)
+from jaxrec.serving.ranking_artifact import RANKING, ExportedRanker
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.request_batch import request_batch
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = ("item", "domain", "time", "target_domain", "target_time")
-FORMAT = 1
 _MULTIPLE = 32  # Padded lengths: domain states are looked up in blocks of so many tokens.
-_NO_USERS = pl.DataFrame(schema={"user": pl.Int64, "raw_id": pl.String})
 _DATA_SETTINGS = ("max_length", "task", "request_time", "reveal_domain")
 
 
@@ -108,93 +107,25 @@ def write_artifact(recommender: Recommender, folder: str | pathlib.Path, overwri
   return folder
 
 
-def check_target(folder: pathlib.Path, overwrite: bool) -> None:
-  """Raises unless an artifact can be written into a folder; see `write_artifact`."""
-  _check_flatbuffers()
-  _check_free(folder, overwrite)
-
-
-def write_files(
-  folder: pathlib.Path, overwrite: bool, program: bytes, leaves: Sequence[Any], arrays: Mapping[str, np.ndarray],
-  items: pl.DataFrame, readme: str, signature: dict[str, Any],
-) -> None:  # fmt: skip
-  """Writes the files of an artifact, all or none.
-
-  Args:
-    folder, overwrite: see `write_artifact`.
-    program: serialized.
-    leaves: its first argument.
-    arrays: further ones, by the name of the file.
-    items: of the data.
-    readme: text of README.md.
-    signature: gets the checksums of the other files.
-  """
-  with whole_folder(folder, overwrite) as unfinished:
-    (unfinished / "program.bin").write_bytes(program)
-    (unfinished / "weights").mkdir()
-    for index, leaf in enumerate(leaves):
-      np.save(unfinished / _weight_file(index), np.asarray(leaf))
-    for name, array in arrays.items():
-      np.save(unfinished / f"{name}.npy", array)
-    items = items.select("item_id", "raw_id", "title", "domain_id").to_dict(as_series=False)
-    (unfinished / "items.json").write_text(json.dumps(items), encoding="utf-8")
-    (unfinished / "README.md").write_text(readme, encoding="utf-8")
-    text = json.dumps({**signature, "sha256": _checksums(unfinished)}, indent=1)
-    (unfinished / "signature.json").write_text(text, encoding="utf-8")
-
-
-def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender:
-  """Returns the model of an artifact; `recommend(histories=...)` as that of a `Recommender`.
+def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender | ExportedRanker:
+  """Returns the model of an artifact: `recommend(histories=...)` as that of a `Recommender`, or a ranker.
 
   Raises:
     ImportError: flatbuffers is missing.
-    ValueError: no artifact, one of another format or of a ranking model, or a file that has changed since.
+    ValueError: no artifact, one of another format, or a file that has changed since.
   """
-  folder = pathlib.Path(folder)
-  _check_flatbuffers()
-  if not (folder / "signature.json").is_file():
-    raise ValueError(f"{folder} has no signature.json; give a folder that `jaxrec export` wrote")
-  signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
-  if signature["format"] != FORMAT:
-    raise ValueError(f"{folder}: format {signature['format']} is unknown, this version reads {FORMAT}; export again")
-  if task := signature.get("task"):
-    raise ValueError(f"{folder} holds a model of task {task!r}, which has no user vectors; its README.md has a loader")
-  found = _checksums(folder)
-  changed = [name for name, value in signature["sha256"].items() if found.get(name) != value]
-  if changed:
-    raise ValueError(f"{folder}: {', '.join(changed)} missing or changed after the export; export again")
-  program = export.deserialize(bytearray((folder / "program.bin").read_bytes()))
-  none = np.zeros(0, np.int32)
-  items = pl.DataFrame(json.loads((folder / "items.json").read_text(encoding="utf-8")))
-  items = items.with_columns(pl.col("item_id", "domain_id").cast(pl.Int32), pl.col("title").cast(pl.String))
-  columns = {name: none for name in ("item_id", "domain_id", "timestamp", "action", "split")}
-  data = PreparedData(
-    **columns, offsets=np.zeros(1, np.int64), meta=signature["data"], item_table=items, user_table=_NO_USERS
-  )
+  found = read_files(folder)
+  signature = found.signature
+  if signature.get("task") == RANKING:
+    return ExportedRanker.from_artifact(found)
   return ExportedRecommender(
-    _Program(jax.jit(program.call), signature["needs_target_domain"]),
-    [jax.device_put(np.load(folder / entry["file"])) for entry in signature["weights"]],
-    data,
+    _Program(found.call, signature["needs_target_domain"]),
+    found.weights,
+    found.data,
     ConfigDict(signature["config"]),
-    np.load(folder / "item_vectors.npy"),
-    np.load(folder / "popularity.npy"),
+    np.load(found.folder / "item_vectors.npy"),
+    np.load(found.folder / "popularity.npy"),
   )
-
-
-def _check_flatbuffers():
-  if importlib.util.find_spec("flatbuffers") is None:
-    raise ImportError("flatbuffers is not installed; jax.export needs it (pip install 'jaxrec[export]')")
-
-
-def _check_free(folder, overwrite):
-  check_local("out", folder)
-  remove_leftovers(folder)
-  if not folder.exists():
-    return
-  if not overwrite:
-    raise FolderExistsError(f"{folder} exists; choose another folder, or replace it with --overwrite (overwrite=True)")
-  if not (folder / "signature.json").is_file():
-    raise ValueError(f"{folder} exists and is no artifact; it is not replaced: choose another folder")
 
 
 def _program(recommender) -> tuple[list, bytes]:
@@ -229,7 +160,6 @@ def _signature(recommender, leaves):
   config, data = recommender.config, recommender.data
   settings = {name: config.data[name] for name in _DATA_SETTINGS}
   extra = int(config.data.task == "masked_item")
-  known = ("num_items", "num_domains", "domain_names", "has_timestamps")
   return {
     "format": FORMAT,
     "jax": jax.__version__,
@@ -242,36 +172,8 @@ def _signature(recommender, leaves):
     "length_multiple": _MULTIPLE,
     "weights": described_weights(leaves),
     "config": {"data": settings, "eval": {"batch_size": config.eval.batch_size}},
-    "data": {**{name: data.meta[name] for name in known}, "num_users": 0, "num_events": 0},
+    "data": described_data(data),
   }
-
-
-def described_weights(leaves: Sequence[Any]) -> list[dict[str, Any]]:
-  """Returns file, shape and type of each of the parameters, for the signature."""
-  return [
-    {"file": _weight_file(index), "shape": leaf.shape, "dtype": str(leaf.dtype)} for index, leaf in enumerate(leaves)
-  ]
-
-
-def _weight_file(index):
-  return f"weights/{index:03}.npy"
-
-
-def _checksums(folder):
-  files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "signature.json")
-  return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def filled_readme(template: str, loader: types.ModuleType, multiple: int) -> str:
-  """Returns the README.md of an artifact.
-
-  Args:
-    template: text with fields for versions and platforms, the multiple, and the source of the loader.
-    loader: module whose source the README shows.
-    multiple: padded lengths are multiples of it.
-  """
-  source = pathlib.Path(loader.__file__).read_text(encoding="utf-8")
-  return template.format(version=jax.__version__, multiple=multiple, loader=source, platforms=", ".join(PLATFORMS))
 
 
 _README = """\

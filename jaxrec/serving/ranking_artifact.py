@@ -1,6 +1,8 @@
 """A ranking model as a folder that runs without its Python code: a StableHLO program, weights and id maps.
 
-    write_ranking_artifact(ranker, "artifact")   # the folder's README.md has a loader
+    write_ranking_artifact(ranker, "artifact")   # the folder's README.md has a loader without jaxrec
+    ranker = load_artifact("artifact")
+    ranker.rank_history(ranker.histories([[("f3", 1700000000, {"like": 1})]]))
 
 Choice: one program encodes histories and scores candidates against their keys and values (M-FALCON). The numbers of
   histories, events and candidates are symbols of it, so that one program serves all sizes.
@@ -8,8 +10,10 @@ Choice: one program encodes histories and scores candidates against their keys a
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +22,29 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from jaxrec.batches import ACTION, BINARY, CANDIDATE, EVENT, REGRESSION, ActionType, RankingBatch
+from jaxrec.data.action_columns import PREFIX
+from jaxrec.data.prepared import PreparedData
 from jaxrec.serving import ranking_loader
 from jaxrec.serving.action_ranker import ActionRanker
-from jaxrec.serving.artifact import FORMAT, PLATFORMS, check_target, described_weights, filled_readme, write_files
-from jaxrec.serving.mfalcon import encode_histories, score_microbatch
+from jaxrec.serving.artifact_files import (
+  FORMAT,
+  PLATFORMS,
+  Artifact,
+  check_target,
+  described_data,
+  described_weights,
+  filled_readme,
+  write_files,
+)
+from jaxrec.serving.given_events import request_seconds
+from jaxrec.serving.histories import Histories
+from jaxrec.serving.item_ranker import ItemRanker, check_filled
+from jaxrec.serving.mfalcon import encode_histories, in_microbatches, score_microbatch
+from pallas_kernels.integers import as_integers
 
 RANKING = "ranking"
 _MULTIPLE = 32
+_MOST_CANDIDATES = 2**16  # Scored at once: the history is encoded again for each such block.
 
 
 def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, overwrite: bool = False) -> pathlib.Path:
@@ -61,6 +81,81 @@ def write_ranking_artifact(ranker: ActionRanker, folder: str | pathlib.Path, ove
     _signature(ranker, leaves),
   )
   return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedRanker(ItemRanker):
+  """Ranks with an exported program; it knows no users.
+
+  artifact: of a ranking model.
+  data: names items and actions.
+  max_length: see `ItemRanker`.
+  """
+
+  artifact: Artifact
+  data: PreparedData
+  max_length: int
+
+  @classmethod
+  def from_artifact(cls, artifact: Artifact) -> ExportedRanker:
+    """Returns the ranker of an artifact.
+
+    Raises:
+      ValueError: one of an earlier version, which does not describe the actions.
+    """
+    if "actions" not in artifact.signature["data"]:
+      raise ValueError(f"{artifact.folder} was written by an earlier version, without its actions; export again")
+    return cls(artifact, artifact.data, artifact.signature["longest_history"] + 1)
+
+  @property
+  def value_names(self) -> tuple[str, ...]:
+    """See `ItemRanker`."""
+    return tuple(self.artifact.signature["values"])
+
+  @property
+  def read_actions(self) -> tuple[str, ...]:
+    """See `ItemRanker`."""
+    return tuple(entry["name"].removeprefix(PREFIX) for entry in self.artifact.signature["inputs"][2:-2])
+
+  def default_weights(self) -> Mapping[str, float]:
+    """See `ItemRanker`."""
+    if self.artifact.signature["score"] is None:
+      raise ValueError(f"weights must name classes of an action, such as {self.value_names[0]!r}")
+    return self.artifact.signature["score"]
+
+  def values_after(
+    self, histories: Histories, items: Int[np.ndarray, "B K"], at: Any = None
+  ) -> dict[str, Float[np.ndarray, "B K"]]:
+    """See `ItemRanker`. Lengths and numbers of candidates are padded to powers of two: each size is a program."""
+    check_filled(histories)
+    read = np.minimum(histories.lengths, self.max_length - 1)
+    length = _MULTIPLE << (-(-int(read.max()) // _MULTIPLE) - 1).bit_length()
+    last = histories.timestamp[histories.offsets[1:] - 1]
+    origin = histories.timestamp[histories.offsets[1:] - read]
+    asked = np.array([request_seconds(self.data, at, int(time)) for time in last]) - origin
+    time = histories.timestamp - np.repeat(origin, histories.lengths)
+    columns = [histories.item_id, time, *(histories.actions[name] for name in self.read_actions)]
+    dtypes = [entry["dtype"] for entry in self.artifact.signature["inputs"]]
+    inputs = [
+      _latest(values, histories.offsets[1:], read, length).astype(dtype)
+      for values, dtype in zip(columns, dtypes, strict=False)
+    ]
+
+    asked = as_integers("at", asked)
+
+    def values(candidates):
+      return self.artifact.call(self.artifact.weights, *inputs, candidates.astype(np.int32), asked)
+
+    count = max(_MULTIPLE, 1 << (items.shape[1] - 1).bit_length())
+    found = in_microbatches(values, (items,), min(count, _MOST_CANDIDATES))  # [B, K, values]
+    return {name: found[..., index] for index, name in enumerate(self.value_names)}
+
+
+def _latest(values, end, count, length) -> np.ndarray:
+  """Returns the last `count` values before each end, a row each, padded on the right with 0."""
+  place = np.arange(length)
+  index = np.minimum((end - count)[:, None] + place, len(values) - 1)
+  return np.where(place < count[:, None], values[index], 0)
 
 
 def history_tokens(
@@ -156,7 +251,7 @@ def _signature(ranker, leaves):
     "longest_history": ranker.max_length - 1,
     "length_multiple": _MULTIPLE,
     "weights": described_weights(leaves),
-    "data": {name: data.meta[name] for name in ("num_items", "num_domains", "domain_names", "has_timestamps")},
+    "data": described_data(data, "actions", "action_names"),
   }
 
 
@@ -181,7 +276,8 @@ Give the latest `longest_history` events of a user, at least one. Times are seco
 a row share; 0 if the data has none. Actions are numbers as in the prepared data; `class_names` has the names of those
 that the source wrote as text, in the order of their numbers.
 
-This needs jax, numpy and flatbuffers. JAX promises to read a program with versions up to six months newer than the one
+With jaxrec: `jaxrec.serving.load_artifact(folder)`, or `jaxrec serve --artifact`. Without it, this needs jax, numpy and
+flatbuffers. JAX promises to read a program with versions up to six months newer than the one
 that wrote it.
 
 ```python

@@ -10,7 +10,7 @@ import pytest
 import jaxrec
 from jaxrec.cli import evaluate, export, recommend, serve
 from jaxrec.cli.ranking_runs import ranking_text
-from jaxrec.serving.action_ranker import RankedItem
+from jaxrec.serving.item_ranker import RankedItem
 from jaxrec.train import loop
 from jaxrec.train.ranking_task import default_config
 from jaxrec.train.runs import load_run

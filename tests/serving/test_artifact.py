@@ -12,7 +12,7 @@ from known_scores import DAY, FirstOfTargetDomain, HoursSinceLastEvent, NextItem
 from random_models import MAX_LENGTH, MODELS, random_model
 from readme_loader import loader
 
-from jaxrec.serving import artifact, load_artifact
+from jaxrec.serving import artifact_files, load_artifact
 from jaxrec.serving.artifact import write_artifact
 
 pytest.importorskip("flatbuffers", reason="jax.export writes programs with flatbuffers: pip install 'jaxrec[test]'")
@@ -130,7 +130,7 @@ def test_a_changed_file_is_refused(tmp_path):
 def test_an_artifact_is_written_whole_or_not_at_all_and_replaces_only_artifacts(tmp_path, monkeypatch):
   folder, made = tmp_path / "artifact", known_model()
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(artifact, "_checksums", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    patch.setattr(artifact_files, "_checksums", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
     write_artifact(made, folder)
   assert list(tmp_path.iterdir()) == []
   write_artifact(made, folder)
@@ -143,7 +143,7 @@ def test_an_artifact_is_written_whole_or_not_at_all_and_replaces_only_artifacts(
 
 
 def test_without_flatbuffers_the_extra_is_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(artifact.importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setattr(artifact_files.importlib.util, "find_spec", lambda _: None)
   for fail in (lambda: write_artifact(known_model(), tmp_path / "a"), lambda: load_artifact(tmp_path)):
     with pytest.raises(ImportError, match=r"flatbuffers is not installed; .*pip install 'jaxrec\[export\]'"):
       fail()

@@ -56,8 +56,46 @@ def test_two_tokens_an_event_and_numbers_are_exported_too(tmp_path):
     np.testing.assert_allclose(values, expected[name][1, [2, 4]], rtol=1e-5, atol=1e-5)
   signature = json.loads((tmp_path / "artifact/signature.json").read_text())
   assert signature["score"] == {"like": 1.0} and signature["longest_history"] == LENGTH - 1
-  with pytest.raises(ValueError, match="holds a model of task 'ranking', .* its README.md has a loader"):
-    load_artifact(tmp_path / "artifact")
+
+
+@pytest.mark.unchecked_shapes  # A symbolic size is no int.
+def test_an_artifact_ranks_as_its_model(tmp_path):
+  ranker = random_ranker("interleaved", ALL)
+  folder = write_ranking_artifact(ranker, tmp_path / "artifact")
+  found = load_artifact(folder)
+  assert (found.value_names, found.read_actions) == (ranker.value_names, ranker.read_actions)
+  histories = found.histories([events_of(user) for user in range(3)])
+  items, at = np.tile(np.arange(1, DATA.num_items + 1), (3, 1)), int(histories.timestamp.max()) + 3600
+  for time in (None, at):
+    of_model = ranker.values_after(histories, items, time)
+    for name, values in found.values_after(histories, items, time).items():
+      np.testing.assert_allclose(values, of_model[name], rtol=1e-4, atol=1e-5)
+  history = found.histories([events_of(1)])
+  assert [item[:4] for item in found.rank_history(history)] == [item[:4] for item in ranker.rank("1")]
+  with pytest.raises(ValueError, match="user 'ann' is not in the prepared data"):
+    found.rank("ann")
+  signature = json.loads((folder / "signature.json").read_text())
+  del signature["data"]["actions"]
+  (folder / "signature.json").write_text(json.dumps(signature))
+  with pytest.raises(ValueError, match="was written by an earlier version, without its actions; export again"):
+    load_artifact(folder)
+
+
+@pytest.mark.unchecked_shapes  # A symbolic size is no int.
+def test_an_artifact_of_a_ranking_model_is_served(tmp_path):
+  pytest.importorskip("fastapi", reason="the server needs pip install 'jaxrec[test]'")
+  from http_client import client_of
+
+  ranker = random_ranker()
+  made = load_artifact(write_ranking_artifact(ranker, tmp_path / "artifact"))
+  events = [[str(item), time, {name: x.item() for name, x in actions.items()}] for item, time, actions in events_of(1)]
+  with client_of(made, warm=True) as client:
+    assert client.post("/events", json={"user": "ann", "events": events[:2]}).json()["known"] == 2
+    client.post("/events", json={"user": "ann", "events": events[2:]})
+    items = client.post("/recommend", json={"user": "ann", "k": 3}).json()["items"]
+    about = client.get("/about").json()
+  assert [item["item"] for item in items] == [item.item for item in ranker.rank("1", k=3)]
+  assert (about["actions"], about["needs_domain"], about["users"]) == (["like", "reaction"], False, [])
 
 
 @pytest.mark.parametrize("setting, reads", [("context", "users"), ("request", "events")])

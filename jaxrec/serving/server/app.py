@@ -19,8 +19,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from jaxrec.serving.action_ranker import ActionRanker
 from jaxrec.serving.event_attention import why_no_attention
+from jaxrec.serving.item_ranker import ItemRanker
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.server.answers import Answers
 from jaxrec.serving.server.batcher import Batcher
@@ -39,16 +39,16 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 class Service:
   """What the routes share: the model in use, the queue in front of it, and the counters."""
 
-  def __init__(self, model: Recommender | ActionRanker, version: str, settings: ServerSettings):
+  def __init__(self, model: Recommender | ItemRanker, version: str, settings: ServerSettings):
     self.settings, self.metrics = settings, ServerMetrics()
-    longest = model.max_length if isinstance(model, ActionRanker) else model.config.data.max_length
+    longest = model.max_length if isinstance(model, ItemRanker) else model.config.data.max_length
     self.posted = PostedEvents(settings.max_users, longest)
     self.answers = answers_of(model, self.posted, version)
     self.batcher = Batcher(self._run, settings.max_batch, settings.batch_wait_ms / 1000, settings.max_queue)
     self.is_closing = threading.Event()
     self._watch()
 
-  async def use(self, model: Recommender | ActionRanker, version: str) -> None:
+  async def use(self, model: Recommender | ItemRanker, version: str) -> None:
     """Answers with another model from the next batch on."""
     if self.settings.warm:
       await asyncio.to_thread(warm, model, self.settings.max_batch, self.is_closing.is_set)
@@ -75,15 +75,15 @@ class Service:
     return 0 if states is None else getattr(states.counters, name)
 
 
-def answers_of(model: Recommender | ActionRanker, posted: PostedEvents, version: str) -> Answers | RankingAnswers:
+def answers_of(model: Recommender | ItemRanker, posted: PostedEvents, version: str) -> Answers | RankingAnswers:
   """Returns what answers requests with a model."""
-  if isinstance(model, ActionRanker):
+  if isinstance(model, ItemRanker):
     return RankingAnswers(model, posted, version)
   return Answers(model, posted, version)
 
 
 def make_app(
-  model: Recommender | ActionRanker, version: str, settings: ServerSettings, source: ModelSource | None = None
+  model: Recommender | ItemRanker, version: str, settings: ServerSettings, source: ModelSource | None = None
 ) -> FastAPI:
   """Returns the application.
 
@@ -120,7 +120,7 @@ def make_app(
   return app
 
 
-def warm(model: Recommender | ActionRanker, max_batch: int, is_closing: Callable[[], bool] = lambda: False) -> None:
+def warm(model: Recommender | ItemRanker, max_batch: int, is_closing: Callable[[], bool] = lambda: False) -> None:
   """Compiles the programs of batches of all sizes, for histories of each padded length.
 
   Args:
@@ -128,7 +128,7 @@ def warm(model: Recommender | ActionRanker, max_batch: int, is_closing: Callable
     max_batch: largest batch.
     is_closing: whether to stop before the next size.
   """
-  if isinstance(model, ActionRanker):
+  if isinstance(model, ItemRanker):
     RankingAnswers(model, PostedEvents(1, 1), "").warm()
   else:
     _warm_recommender(model, max_batch, is_closing)
@@ -217,15 +217,15 @@ def _add_other_routes(app, service):
   @app.get("/about")
   async def about():
     recommender = service.answers.recommender
-    data = recommender.data
+    data, is_ranker = recommender.data, isinstance(recommender, ItemRanker)
     return {
       "version": service.answers.version,
       "num_items": data.num_items,
       "domains": data.domain_names,
-      "needs_domain": bool(getattr(recommender.model, "needs_target_domain", False)),
+      "needs_domain": not is_ranker and bool(getattr(recommender.model, "needs_target_domain", False)),
       "has_times": data.has_timestamps,
-      "actions": getattr(recommender, "read_actions", ()),
-      "no_attention": why_no_attention(recommender.model),
+      "actions": recommender.read_actions if is_ranker else (),
+      "no_attention": "it ranks by predicted actions" if is_ranker else why_no_attention(recommender.model),
       "users": data.users["raw_id"].head(20).to_list(),
     }
 

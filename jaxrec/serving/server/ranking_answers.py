@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.serving.action_ranker import ActionRanker
+from jaxrec.serving.item_ranker import ItemRanker
 from jaxrec.serving.recommendation import MODEL
 from jaxrec.serving.server.forms import EventsForm, RecommendForm, ScoreForm
 from jaxrec.serving.server.posted_events import PostedEvents
@@ -20,14 +20,14 @@ Form = EventsForm | RecommendForm | ScoreForm
 class RankingAnswers:
   """A ranking model in place of `Answers`; its events end with a mapping of their actions: `[item, time, {"like": 1}]`.
 
-  A score is the weighted sum of predicted actions that `ActionRanker.rank` sorts by, with its default weights.
+  A score is the weighted sum of predicted actions that `ItemRanker.rank` sorts by, with its default weights.
 
   recommender: the ranker, in the name that the application uses.
   posted: outlives the ranker.
   version: names the checkpoint in each answer.
   """
 
-  def __init__(self, ranker: ActionRanker, posted: PostedEvents, version: str):
+  def __init__(self, ranker: ItemRanker, posted: PostedEvents, version: str):
     self.recommender, self.version = ranker, version
     self.histories = RequestedHistories(ranker.data, posted, version, ranker.read_actions)
 
@@ -36,11 +36,14 @@ class RankingAnswers:
     return [self._answer(form) for form in forms]
 
   def warm(self) -> None:
-    """Compiles the programs, by ranking for the first user that has an event."""
-    data = self.recommender.data
+    """Compiles the programs, by ranking for the first user that has an event, or for a new one where there is none."""
+    ranker, data = self.recommender, self.recommender.data
     users = np.flatnonzero(np.diff(data.offsets))
     if len(users):
-      self.recommender.rank(data.user_raw_id(int(users[0])), k=1)
+      ranker.rank(data.user_raw_id(int(users[0])), k=1)
+    else:
+      item, domain = data.items["raw_id"][0], data.domain_names[int(data.items["domain_id"][0]) - 1]
+      ranker.rank_history(ranker.histories([[(item, 0, domain, dict.fromkeys(ranker.read_actions, 0))]]), k=1)
 
   def _answer(self, form) -> dict | Exception:
     try:
