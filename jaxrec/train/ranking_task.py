@@ -52,7 +52,9 @@ class RankingDataSettings(SourceSettings):
   actions: tuple = setting((), "Typed actions that the model reads; (): all.")
   heads: tuple = setting((), "Typed actions that it predicts; (): all.")
   features: tuple = setting((), "Columns of the items, such as category, that the model reads in addition to the id.")
-  context: tuple = setting((), "Columns of the users that begin a history; 'user': the user itself.")
+  context: tuple = setting(
+    (), "Columns of the users that begin a history; 'user': the user itself. New users then get no predictions."
+  )
   request: tuple = setting(
     (), "Features of an event's request that the model reads: 'hour', 'weekday', or columns that are no heads."
   )
