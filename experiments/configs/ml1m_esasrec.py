@@ -17,6 +17,10 @@ def get_config():
   """Returns the settings of eSASRec."""
   config = ml1m_sasrec.get_config()
   config.name = "ml1m_esasrec"
+  config.data.row_length = 256
+  config.objective.num_negatives = 1024
+  config.train.num_epochs = 60
+  config.train.evaluate_every_epochs = 4
   config.model = dict(
     name="sasrec", layer="ligr", width=50, num_layers=2, num_heads=1, hidden=200,
     max_positions=211, input_dropout=0.2, dropout=0.2,
