@@ -6,7 +6,7 @@ import re
 import pytest
 import results_pages
 from conftest import REPOSITORY
-from results_pages import PROTOCOL, RESULTS, lines_of, short
+from results_pages import PROTOCOL, RESULTS, lines_of, seed_means, short
 
 METRIC = re.compile(r"(?<![\d.])0?(\.\d{4})(?!\d)")
 # Pages with numbers that are computed from lines or published elsewhere, and which those are.
@@ -53,7 +53,9 @@ def test_metrics_of_documents_are_in_committed_logs(path, recorded):
 
 
 def test_pairs_of_the_first_page_are_results_with_a_protocol():
-  known = {(short(line["HR@10"]), short(line["NDCG@10"])) for line in lines_of("quality.jsonl")}
+  lines = lines_of("quality.jsonl")
+  known = {(short(line["HR@10"]), short(line["NDCG@10"])) for line in lines}
+  known |= {(short(line["HR@10"][0]), short(line["NDCG@10"][0])) for line in seed_means(lines)}
   section = (REPOSITORY / "README.md").read_text().split("\n## Results")[1].split("| question |")[0]
   shown = re.findall(r"(\.\d{4}) / (\.\d{4})", section)
   assert len(shown) > 20 and set(shown) <= known

@@ -2,8 +2,15 @@
 
     python -m experiments.train --config=experiments/configs/ml1m_esasrec.py --workdir=runs/ml1m_esasrec
 
-Protocol: see `ml1m_hstu`; negatives, epochs and dropout of `ml1m_sasrec`. Published with the stable tie order and
-without the target's time: .3133 / .1772 (SASRec with the same loss .2929 / .1684). Not measured here.
+Protocol: see `ml1m_hstu`; dropout of `ml1m_sasrec`, 1,024 negatives and 60 epochs as in `ml1m_hstu`.
+
+| HR@10 / NDCG@10 | |
+|---|---|
+| published, stable order of ties, without the target's time (SASRec with the same loss .2929 / .1684) | .3133 / .1772 |
+| validation, epoch 60 of 60 | .3172 / .1815 |
+| test, the same parameters | .3056 / .1749 |
+
+One seed (1). Time: 2,820 steps in about 30 minutes on one CPU core.
 
 Choice: cosines over a temperature of .05, as of the other models here, where the paper has dot products. Hidden layers
 are four times as wide as the model, as in the paper's code, so that a layer has 45,500 parameters, and 15,300 in
