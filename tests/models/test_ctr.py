@@ -232,7 +232,7 @@ def test_with_three_tables_candidates_and_events_are_represented_by_the_same_one
 def test_an_added_age_is_part_of_one_product():
   embedding = DecoupledEmbedding(3, 2, FieldWidths(2, 1, 3), tables="shared", age_mode="add")
   item, category, age = jnp.array([1, 2]), jnp.array([2, 1]), jnp.array([0, 5])
-  out, variables = embedding.init_with_output(jax.random.key(0), item, category, age)
+  out, variables = quick_jit(embedding.init_with_output)(jax.random.key(0), item, category, age)
   tables = variables["params"]["lookup_shared"]
   both = np.concatenate([tables["item_table"][item], tables["category_table"][category]], axis=1)
   np.testing.assert_allclose(out.attention, both + tables["age_table"][age], rtol=1e-6)
@@ -240,20 +240,21 @@ def test_an_added_age_is_part_of_one_product():
   assert variables["params"]["embedding"]["lookup_attention"]["age_table"].shape == (7, 4)
   batch = jax.tree.map(jnp.asarray, BATCH)
   target, history = batch.item, (batch.history_item, batch.history_category, batch.history_age)
-  q, _ = model.apply(variables, target, batch.category, 0 * target, method=lambda m, *ids: m.embedding(*ids, "target"))
-  k, _ = model.apply(variables, *history, method=lambda m, *ids: m.embedding(*ids))
+  of_target = quick_jit(lambda v, *ids: model.apply(v, *ids, method=lambda m, *ids: m.embedding(*ids, "target")))
+  q, _ = of_target(variables, target, batch.category, 0 * target)
+  k, _ = quick_jit(lambda v, *ids: model.apply(v, *ids, method=lambda m, *ids: m.embedding(*ids)))(variables, *history)
   k = jnp.where((batch.history_item != 0)[..., None], k, 0)  # Padding has no vector.
   expected = np.einsum("bm,bnm->bn", q, k) / 2  # 4 entries: sqrt(4).
   np.testing.assert_allclose(output("dare", BATCH, age_mode="add", width=2).score, expected, rtol=1e-4, atol=1e-5)
-  queries = model.apply(variables, BATCH.item, BATCH.category, method="search_queries")
-  np.testing.assert_allclose(queries, q / 2, rtol=1e-5)
+  search = quick_jit(lambda v, *ids: model.apply(v, *ids, method="search_queries"))
+  np.testing.assert_allclose(search(variables, BATCH.item, BATCH.category), q / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("projection", ["per_field", "joint"])
 def test_an_age_is_added_after_maps_per_field_and_before_a_joint_map(projection):
   embedding = DecoupledEmbedding(3, 2, FieldWidths(2, 1, 3), tables="shared", projection=projection, age_mode="add")
   ids = jnp.array([1, 2])
-  out, variables = embedding.init_with_output(jax.random.key(0), ids, ids, ids)
+  out, variables = quick_jit(embedding.init_with_output)(jax.random.key(0), ids, ids, ids)
   tables, maps = variables["params"]["lookup_shared"], variables["params"]["projections_attention_history"]
   fields = {name: tables[f"{name}_table"][ids] for name in ("item", "category", "age")}
   if projection == "per_field":
@@ -270,11 +271,12 @@ def test_without_batch_norm_a_row_of_its_own_can_be_trained_on():
   assert set(variables) == {"params"} and set(variables["params"]["head"]) == {
     "hidden_0", "activation_0", "hidden_1", "activation_1", "output",
   }  # fmt: skip
-  out, updated = model.apply(variables, one, False, mutable=["batch_stats"])
+  train = quick_jit(lambda variables: model.apply(variables, one, False, mutable=["batch_stats"]))
+  out, updated = train(variables)
   assert not updated
   np.testing.assert_allclose(out.logit, output("dare", BATCH, batch_norm=False).logit[:1], rtol=1e-4, atol=1e-5)
   with pytest.raises(ValueError, match="a batch of 1 row has no statistics"):
-    model_of("dare").apply(variables_of("dare"), one, False, mutable=["batch_stats"])
+    jax.eval_shape(lambda v: model_of("dare").apply(v, one, False, mutable=["batch_stats"]), variables_of("dare"))
 
 
 def test_a_search_by_hashes_keeps_events_similar_to_the_candidate():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_checks.compile import quick_jit
 from sequences import NUM_ITEMS, batch_of
 
 from experiments.configs.autocdsr_plus import DATA, MODELS, STARTS, get_config
@@ -17,7 +18,6 @@ from jaxrec.objectives.autocdsr import CrossDomainObjective
 from jaxrec.objectives.item import ItemObjective
 from jaxrec.train.config import check_config
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 NUM_DOMAINS, TOKENS = 2, 2
 CONFIG = {
   "name": "domain_encoders", "width": 8, "num_heads": 2, "hidden": 6, "max_positions": 9, "num_layers": 0,
@@ -45,9 +45,15 @@ def model_and_params(**changes):
   return _model_and_params(tuple(changes.items()))
 
 
+@functools.cache
+def compiled(changes):
+  model, _ = _model_and_params(changes)
+  return quick_jit(lambda params, batch: model.apply({"params": params}, batch))
+
+
 def queries(batch, **changes):
-  model, params = model_and_params(**changes)
-  return np.asarray(jax.jit(model.apply, compiler_options=QUICK)({"params": params}, batch))
+  changes = tuple(changes.items())
+  return np.asarray(compiled(changes)(_model_and_params(changes)[1], batch))
 
 
 def encoded_by_hand(model, params, x, domain, has_tokens):
@@ -79,17 +85,21 @@ def normalised(params, x, name):
 def test_the_encoders_are_blocks_over_the_events_of_each_domain_and_the_shared_tokens():
   model, params = model_and_params()
   found = queries(BATCH)
-  embedded = model.apply({"params": params}, BATCH, method=lambda m, b: m.embedding(
-    m.input_vectors(b.item_id), b.item_id, b.position, True))  # fmt: skip
-  for row, start, length in ((0, 0, 5), (0, 5, 2), (1, 0, 4)):
-    span = slice(start, start + length)
-    domain = np.asarray(BATCH.domain_id)[row, span]
-    total = encoded_by_hand(model, params, embedded[row, span], domain, has_tokens=length >= 3)
-    x = normalised(params, normalised(params, total, "residual_norm"), "final_norm")
-    x = jax.nn.gelu(x @ params["head"]["kernel"] + params["head"]["bias"], approximate=False)
-    x = normalised(params, x, "head_norm")
-    expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
-    np.testing.assert_allclose(found[row, span], expected, rtol=1e-4, atol=1e-4)
+  spans = [(row, slice(start, start + length)) for row, start, length in ((0, 0, 5), (0, 5, 2), (1, 0, 4))]
+  domains = [np.asarray(BATCH.domain_id)[span] for span in spans]
+
+  def by_hand(params):
+    embedded = model.apply({"params": params}, BATCH, method=lambda m, b: m.embedding(
+      m.input_vectors(b.item_id), b.item_id, b.position, True))  # fmt: skip
+    for span, domain in zip(spans, domains, strict=True):
+      total = encoded_by_hand(model, params, embedded[span], domain, has_tokens=len(domain) >= 3)
+      x = normalised(params, normalised(params, total, "residual_norm"), "final_norm")
+      x = jax.nn.gelu(x @ params["head"]["kernel"] + params["head"]["bias"], approximate=False)
+      x = normalised(params, x, "head_norm")
+      yield x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+  for span, expected in zip(spans, quick_jit(lambda params: list(by_hand(params)))(params), strict=True):
+    np.testing.assert_allclose(found[span], expected, rtol=1e-4, atol=1e-4)
 
 
 def changed(**changes):
@@ -116,9 +126,15 @@ def test_other_sequences_of_a_row_change_nothing():
 def test_only_the_domain_encoders_are_penalised(score):
   model, params = model_and_params(num_layers=1)
   objective = CrossDomainObjective(ItemObjective("full_softmax", temperature=0.1), score=score)
-  found = objective.gradients(model, params, BATCH, jax.random.key(0), True)
-  assert 0 < found.losses[1] < 1
-  second = {n: max(np.abs(leaf).max() for leaf in jax.tree.leaves(part)) for n, part in found.grads[1].items()}
+
+  @quick_jit
+  def losses_and_gradients(params):
+    found = objective.gradients(model, params, BATCH, jax.random.key(0), True)
+    return found.losses, found.grads
+
+  losses, grads = losses_and_gradients(params)
+  assert 0 < losses[1] < 1
+  second = {n: max(np.abs(leaf).max() for leaf in jax.tree.leaves(part)) for n, part in grads[1].items()}
   assert second["domain_layers_0"] > 1e-6 and second["bottlenecks"] > 1e-6
   for name in ("layers_0", "head", "residual_norm"):
     assert second[name] == 0
@@ -127,7 +143,8 @@ def test_only_the_domain_encoders_are_penalised(score):
 def test_the_score_is_the_attention_to_bottleneck_tokens():
   """Masses of each domain's encoder: of its own events and of tokens; events of other domains are not in it."""
   model, params = model_and_params(num_layers=1)
-  masses = masses_by_layer(model.apply({"params": params}, BATCH, mutable=[MASS])[1][MASS])
+  collected = quick_jit(lambda params: model.apply({"params": params}, BATCH, mutable=[MASS])[1])(params)
+  masses = masses_by_layer(collected[MASS])
   assert len(masses) == 4  # Two layers of two domains, none of the shared encoder.
   for index, mass in enumerate(masses):
     belongs = np.isin(np.asarray(BATCH.domain_id), (0, index % 2 + 1)) & np.asarray(BATCH.sequence_id != 0)
@@ -135,7 +152,7 @@ def test_the_score_is_the_attention_to_bottleneck_tokens():
     np.testing.assert_allclose(total, np.broadcast_to(belongs[..., None], total.shape), atol=1e-5)
     np.testing.assert_allclose(np.asarray(mass)[:, :8, :, 2 - index % 2], 0, atol=1e-6)
     assert (np.asarray(mass)[0, 0, :, 3] > 0).all() == bool(belongs[0, 0])
-  assert SIZES not in model.apply({"params": params}, BATCH, mutable=[MASS])[1]
+  assert SIZES not in collected
 
 
 def test_it_has_no_form_within_a_domain_or_with_a_second_table():
