@@ -13,10 +13,8 @@ METRIC = re.compile(r"(?<![\d.])0?(\.\d{4})(?!\d)")
 DERIVED = {
   "click_tables.md": "means and standard deviations over seeds",
   "click_through.md": "means and standard deviations over seeds, published AUC",
-  "cold_items.md": "means and standard deviations over seeds",
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
-  "quality.md": "means and standard deviations over seeds",
   "ranking.md": "means and standard deviations over seeds, normalized entropies as 1 - RIG",
   "search_cpu.md": "means and standard deviations over seeds",
   "scaling.md": "laws fitted to the lines, means over seeds, published metrics, a uniform guess",
@@ -35,10 +33,13 @@ def numbers(value):
 
 @pytest.fixture(scope="module")
 def recorded():
-  """The numbers of all committed logs, as documents show them."""
+  """The numbers of all committed logs, and means and deviations of quality over seeds, as documents show them."""
   logs = [json.loads(path.read_text()) for path in RESULTS.rglob("*.json")]
   logs += [json.loads(line) for path in RESULTS.rglob("*.jsonl") for line in path.read_text().splitlines()]
-  return {short(number) for number in numbers(logs)}
+  of_seeds = [
+    number for line in seed_means(lines_of("quality.jsonl")) for name in ("HR@10", "NDCG@10") for number in line[name]
+  ]
+  return {short(number) for number in (*numbers(logs), *of_seeds)}
 
 
 def test_made_pages_are_those_of_their_lines():
