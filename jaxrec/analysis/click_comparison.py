@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,16 +94,16 @@ def wanted_events(task: ClickTask, split: int, information: ClickInformation) ->
     information: from `count_information`.
   """
   truth = click_truth(task.data)
-  columns: dict[str, list[np.ndarray]] = {}
-  for batch in held_out_candidates(task.examples, split, task.config.eval.batch_size):
+
+  def columns(batch):
     supported = information.is_supported(batch)
     gain = np.zeros(batch.history_item.shape)
-    gain[supported] = information.gain(jax.tree.map(lambda x, rows=supported: x[rows], batch))
+    gain[supported] = information.gain(jax.tree.map(lambda x: x[supported], batch))
     relevance = np.zeros(gain.shape) if truth is None else truth.relevance(batch)
-    row = {"label": batch.label, "real": batch.history_item > 0, "supported": supported, "gain": gain}
-    for name, value in (row | {"relevance": relevance}).items():
-      columns.setdefault(name, []).append(value)
-  return {name: np.concatenate(values) for name, values in columns.items()}
+    real = batch.history_item > 0
+    return {"label": batch.label, "real": real, "supported": supported, "gain": gain, "relevance": relevance}
+
+  return _of_all_batches(columns, task, split)
 
 
 def search_quality(
@@ -121,12 +122,8 @@ def search_quality(
     wanted: from `wanted_events`, of the same candidates.
   """
   search = jax.jit(_search_of(task.model))
-  columns: dict[str, list[np.ndarray]] = {}
-  for batch in held_out_candidates(task.examples, split, task.config.eval.batch_size):
-    row = _by_time(batch) if variables is None else _by_model(task.model, search, variables, batch)
-    for name, value in row.items():
-      columns.setdefault(name, []).append(value)
-  found = {name: np.concatenate(values) for name, values in columns.items()}
+  by_model = functools.partial(_by_model, task.model, search, variables)
+  found = _of_all_batches(_by_time if variables is None else by_model, task, split)
   supported = wanted["supported"]
   result: dict[str, float | int] = {"information_rows": int(supported.sum())}
   if not found:
@@ -142,6 +139,12 @@ def search_quality(
       arrays = found[score][rows], wanted[gain][rows], wanted["real"][rows]
       result[name] = search_ndcg(*arrays, SEARCHED, may_find=found["may_find"][rows])
   return result
+
+
+def _of_all_batches(columns, task, split) -> dict[str, np.ndarray]:
+  """Returns the columns that a function makes of each batch of a split, each in one piece."""
+  parts = [columns(batch) for batch in held_out_candidates(task.examples, split, task.config.eval.batch_size)]
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _by_time(batch: CandidateBatch) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ def _as_text() -> str:
 
 
 def _ranked_by_actions() -> str:
-  """Returns the items that users of the data would like best, by a run of generative ranking, as text."""
+  """Returns the items that users would like best, by a run of generative ranking, as text."""
   ranker, options = _ranker()
   names, history_of = _requested_of_ranker(ranker)
   texts = []
@@ -87,7 +87,7 @@ def _recommender() -> Recommender:
 
 
 def _ranker() -> tuple[ItemRanker, dict]:
-  """Returns the ranker of a ranking run and the options of its `rank`."""
+  """Returns the ranker of a ranking run and the options of its `rank_history`."""
   if FLAGS.hold_out:
     raise ValueError(
       "a ranking run does not take --hold_out: `jaxrec evaluate` compares its predictions with what users did"
@@ -157,8 +157,7 @@ def _requested_of_ranker(ranker: ItemRanker) -> tuple[list[str], Callable[[str],
   if FLAGS.histories:
     given = read_histories(FLAGS.histories, data, typed=ranker.read_actions)
     return list(given), lambda name: ranker.histories({name: given[name]})
-  users = {name: data.user_index(name) for name in (_users_of(data) if FLAGS.out else _named_users(data))}
-  return list(users), lambda name: histories_of_users(data, np.array([users[name]]), actions=ranker.read_actions)
+  return _users_of(data), ranker.history_of
 
 
 def _checksum_of_given() -> int:

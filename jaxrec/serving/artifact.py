@@ -117,7 +117,7 @@ def load_artifact(folder: str | pathlib.Path) -> ExportedRecommender | ExportedR
   found = read_files(folder)
   signature = found.signature
   if signature.get("task") == RANKING:
-    return ExportedRanker.from_artifact(found)
+    return ExportedRanker(found)
   return ExportedRecommender(
     _Program(found.call, signature["needs_target_domain"]),
     found.weights,

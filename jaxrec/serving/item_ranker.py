@@ -70,36 +70,25 @@ class ItemRanker(abc.ABC):
         model reads `config.data.context`.
     """
 
-  def rank(
-    self,
-    user: str | int,
-    *,
-    candidates: Int[np.ndarray, " K"] | None = None,
-    weights: Mapping[str, float] | None = None,
-    k: int = 10,
-    exclude_seen: bool = True,
-    at: Any = None,
-  ) -> list[RankedItem]:
-    """Returns the k items with the highest weighted sum of actions, after the whole history of a user of the data.
-
-    Fewer where there are fewer candidates, as for a user who has seen every item.
+  def rank(self, user: str | int, **options: Any) -> list[RankedItem]:
+    """Returns the items that `rank_history` ranks after the whole history of a user of the data.
 
     Args:
       user: id in the raw data.
-      candidates: item ids to rank; None: all items.
-      weights: action -> weight of its value: the probability of a binary action, or a number; "reaction:like" (or
-        "reaction:2" where the data have no names) is the probability of a class of a multi_class action. None: 1 for
-        each binary action, or else for each number.
-      k: length of the list.
-      exclude_seen: whether items of the history are left out.
-      at: time of the request in seconds since 1970, or a datetime; None: that of the last event.
+      **options: as of `rank_history`.
 
     Raises:
-      ValueError: an unknown user or action, a user without an event, or a time before the last event.
+      ValueError: an unknown user, a user without an event, and as `rank_history`.
     """
-    history = histories_of_users(self.data, np.array([self.data.user_index(user)]), actions=self.read_actions)
-    options = {"candidates": candidates, "weights": weights, "k": k, "exclude_seen": exclude_seen, "at": at}
-    return self.rank_history(history, **options)
+    return self.rank_history(self.history_of(user), **options)
+
+  def history_of(self, user: str | int) -> Histories:
+    """Returns the events of a user of the data.
+
+    Raises:
+      ValueError: an unknown user, or a user without an event.
+    """
+    return histories_of_users(self.data, np.array([self.data.user_index(user)]), actions=self.read_actions)
 
   def histories(
     self, histories: Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]], unknown: str = "skip"
@@ -126,14 +115,24 @@ class ItemRanker(abc.ABC):
     exclude_seen: bool = True,
     at: Any = None,
   ) -> list[RankedItem]:
-    """Returns what `rank` does, after one history; without a known event in it nothing is ranked: [].
+    """Returns the k items with the highest weighted sum of actions after a history.
+
+    Fewer where there are fewer candidates, as for a user who has seen every item, and none after a history without an
+    event of a known item.
 
     Args:
       history: of one user; `histories` makes it of given events.
-      candidates, weights, k, exclude_seen, at: as in `rank`.
+      candidates: item ids to rank; None: all items.
+      weights: action -> weight of its value: the probability of a binary action, or a number; "reaction:like" (or
+        "reaction:2" where the data have no names) is the probability of a class of a multi_class action. None: 1 for
+        each binary action, or else for each number.
+      k: length of the list.
+      exclude_seen: whether items of the history are left out.
+      at: time of the request in seconds since 1970, or a datetime; None: that of the last event.
 
     Raises:
-      ValueError: as `rank`, and for a user who is not in the data where the model reads `config.data.context`.
+      ValueError: an unknown action, a time before the last event, or a user who is not in the data where the model
+        reads `config.data.context`.
     """
     items = self.items_of(None) if candidates is None else np.asarray(candidates)
     if exclude_seen:
@@ -166,7 +165,7 @@ class ItemRanker(abc.ABC):
     return np.flatnonzero(self.data.item_domain() == self.data.domain_names.index(domain) + 1)
 
   def check_weights(self, weights: Mapping[str, float] | None) -> Mapping[str, float]:
-    """Returns the weights of `rank`, those for None too.
+    """Returns the weights of `rank_history`, those for None too.
 
     Raises:
       ValueError: an unknown action.

@@ -88,24 +88,26 @@ class ExportedRanker(ItemRanker):
   """Ranks with an exported program; it knows no users.
 
   artifact: of a ranking model.
-  data: names items and actions.
-  max_length: see `ItemRanker`.
+
+  Raises:
+    ValueError: an artifact of an earlier version, which does not describe the actions.
   """
 
   artifact: Artifact
-  data: PreparedData
-  max_length: int
 
-  @classmethod
-  def from_artifact(cls, artifact: Artifact) -> ExportedRanker:
-    """Returns the ranker of an artifact.
+  def __post_init__(self):
+    if "actions" not in self.artifact.signature["data"]:
+      raise ValueError(f"{self.artifact.folder} was written by an earlier version, without its actions; export again")
 
-    Raises:
-      ValueError: one of an earlier version, which does not describe the actions.
-    """
-    if "actions" not in artifact.signature["data"]:
-      raise ValueError(f"{artifact.folder} was written by an earlier version, without its actions; export again")
-    return cls(artifact, artifact.data, artifact.signature["longest_history"] + 1)
+  @property
+  def data(self) -> PreparedData:
+    """See `ItemRanker`."""
+    return self.artifact.data
+
+  @property
+  def max_length(self) -> int:
+    """See `ItemRanker`."""
+    return self.artifact.signature["longest_history"] + 1
 
   @property
   def value_names(self) -> tuple[str, ...]:
