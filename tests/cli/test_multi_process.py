@@ -103,6 +103,7 @@ def test_two_processes_with_the_same_rows_stop_at_sigterm_and_one_process_resume
   assert_same_metrics(one_process, tmp_path, but=PER_DEVICE)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_click_through_in_two_processes_equals_one(tmp_path):
   finish(start(tmp_path / "one", config="tiny_click"))

@@ -153,6 +153,7 @@ def click_run(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.exhaustive
 def test_click_through_on_eight_devices_equals_one(click_run, tmp_path):
   eight = {"XLA_FLAGS": xla_flags(8)}
   finish(start(tmp_path, "--config.train.retrain=true", config="tiny_click", **eight))

@@ -25,6 +25,7 @@ def test_a_share_of_the_items_occurs_in_test_events_only():
   assert 0 < np.isin(data.item_id, list(gone)).sum() < 30
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*config.data.source")
 def test_both_runs_are_measured_and_a_finished_one_is_not_trained_again(tmp_path, monkeypatch):
   config = cold_items.config_of(1, 8)

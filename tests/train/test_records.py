@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from test_finite_state import stop_after
@@ -30,13 +31,20 @@ def whole(tmp_path_factory):
   return (workdir / "metrics.jsonl").read_bytes()
 
 
-@pytest.fixture
-def stopped(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
   """The workdir of a run that was stopped after step 11."""
-  with monkeypatch.context() as patch, pytest.raises(Interrupted):
+  workdir = tmp_path_factory.mktemp("stopped")
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
     stop_after(patch, 11)
-    train(tmp_path)
-  return tmp_path
+    train(workdir)
+  return workdir
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+  """A copy of it, to be damaged."""
+  return shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
 
 
 CUTS = {

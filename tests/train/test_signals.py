@@ -67,18 +67,24 @@ class Moments:
     return lambda config: moments.at("data", lambda: Signalled(config))
 
 
-@pytest.mark.parametrize("after", [False, True])
+MOMENTS = {  # Calls, and which of them the default run interrupts.
+  ("data", 1): "before",  # Preparing the data.
+  ("init", 1): "", ("step", 1): "before",  # Compiling.
+  ("step", 4): "after",
+  ("evaluate 1", 1): "", ("evaluate 1", 2): "after",  # The last validation.
+  ("evaluate 2", 1): "before", ("evaluate 2", 2): "after",  # The test evaluation of each phase.
+  ("init", 2): "", ("plan", 2): "before",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-  ("kind", "n"),
+  ("kind", "n", "after"),
   [
-    ("data", 1),  # Preparing the data.
-    ("init", 1), ("step", 1),  # Compiling.
-    ("step", 4),
-    ("evaluate 1", 1), ("evaluate 1", 2),  # The last validation.
-    ("evaluate 2", 1), ("evaluate 2", 2),  # The test evaluation of each phase.
-    ("init", 2), ("plan", 2),
+    pytest.param(*call, when == "after", marks=() if when == default else pytest.mark.exhaustive)
+    for call, default in MOMENTS.items()
+    for when in ("before", "after")
   ],
-)  # fmt: skip
+)
 def test_a_signal_stops_the_run_whenever_it_comes(whole, tmp_path, kind, n, after):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(Interrupted) as stop:
