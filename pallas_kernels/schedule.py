@@ -99,7 +99,7 @@ def pad_queries(mask: IntervalMask, amount: int) -> IntervalMask:
 
 
 FIRST, LAST, LIVE, INTERIOR, FIRST_OF_ROW = (1 << bit for bit in range(5))
-_FLAG_BITS, NOTE_BITS = 5, 9
+_FLAG_BITS, NOTE_BITS = 5, 3
 
 
 @jax.tree_util.register_dataclass

@@ -92,11 +92,12 @@ def _collectives(compiled):
 
 
 def _tiles(bodies):
-  """The fullest way through a tile of each kernel."""
-  fullest = {}
+  """The ways through a whole tile of each kernel, the shortest first."""
+  most = {}
   for body in bodies:
-    fullest.setdefault(body.kernel, _describe(body))
-  return list(fullest.values())
+    most[body.kernel] = max(most.get(body.kernel, 0), body.used["MXU"])
+  whole = [body for body in bodies if body.used["MXU"] > 0.9 * most[body.kernel]]
+  return [_describe(body) for body in sorted(whole, key=lambda body: (body.kernel, body.bundles))]
 
 
 def _describe(region):

@@ -25,7 +25,7 @@ from pallas_kernels.tpu.problem import BlockSizes, Integers, TileSpec, integers_
 from pallas_kernels.tpu.tiles import LANES
 
 _MAX_RESIDENT = 2**24  # bytes of one row's query gradients, which stay on the chip
-_MAX_TILES = 2**16  # two integers each, of a scalar memory of 1 MiB
+_MAX_INTEGERS = 3 * 2**16  # that say which tiles there are, in a scalar memory of 1 MiB
 
 
 def attention(
@@ -50,7 +50,7 @@ def attention(
   """
   check(q, k, bias, block_sizes, interpret)
   bias = bias or RelativeBias()
-  spec = _spec(q, k, bias, activation, scale, block_sizes, interpret)
+  spec = spec_of(q, k, bias, activation, scale, block_sizes, interpret)
   integers = integers_of(mask, bias, k.shape[1], spec.block_q, spec.block_k)
   tables = (bias.time_table, bias.position_table)
   dtype = q.dtype if q.dtype == k.dtype else at_least_float32(q.dtype, k.dtype)
@@ -77,7 +77,7 @@ def check(q, k, bias: RelativeBias | None, block_sizes: BlockSizes | None = None
   """Raises: NotImplementedError, with the reason, for a problem that does not fit on the chip. Shapes suffice."""
   check_known(q, k)
   bias = bias or RelativeBias()
-  spec = _spec(q, k, bias, "silu", 1.0, block_sizes, interpret)
+  spec = spec_of(q, k, bias, "silu", 1.0, block_sizes, interpret)
   check_integers(bias, "TPU")
   if spec.dtype != jnp.float32 and not interpret:
     raise NotImplementedError(f"TPUs have no {spec.dtype}; use float32, bfloat16, or implementation='xla'")
@@ -88,14 +88,15 @@ def check(q, k, bias: RelativeBias | None, block_sizes: BlockSizes | None = None
       f"{_MAX_RESIDENT} that stay on a TPU; use shorter rows, fewer heads in a step, or implementation='xla'"
     )
   tiles = q.shape[0] * spec.query_tiles * spec.key_tiles
-  if tiles > _MAX_TILES:
+  if tiles * spec.integers_of_tile > _MAX_INTEGERS:
     raise NotImplementedError(
-      f"{tiles} tiles are more than the {_MAX_TILES} that a TPU can list; "
+      f"{tiles} tiles are more than the {_MAX_INTEGERS // spec.integers_of_tile} that a TPU can list; "
       "use larger block_sizes, fewer rows at a time, or implementation='xla'"
     )
 
 
-def _spec(q, k, bias, activation, scale, block_sizes, interpret):
+def spec_of(q, k, bias, activation, scale, block_sizes, interpret) -> TileSpec:
+  """What is known of a problem at compilation; shapes suffice."""
   num_queries, num_heads = q.shape[1:3]
   blocks = block_sizes or default_block_sizes(num_queries, k.shape[1])
   if blocks.query % LANES or blocks.key % LANES or num_heads % blocks.heads:

@@ -32,6 +32,7 @@ from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
 from pallas_kernels.tpu.bias import TileBias, bias_operands
 from pallas_kernels.tpu.call import (
+  UNMASKED,
   Operand,
   call,
   flags_of,
@@ -43,9 +44,7 @@ from pallas_kernels.tpu.call import (
   paths,
   sums_of_queries,
 )
-from pallas_kernels.tpu.problem import Integers, TileSpec, divide, window_differences
-
-_CHUNK = 128  # queries
+from pallas_kernels.tpu.problem import QUERY_CHUNK, Integers, TileSpec, buckets_of_chunks, divide, window_differences
 
 
 class SoftmaxSums(NamedTuple):
@@ -80,7 +79,7 @@ def backward(
     "query": Operand(query_rows, (1, 8, block_q), lambda p: (p.row, 0, p.query)),
     "key": Operand(integers.key, (1, block_k, 8), lambda p: (p.row, p.key, 0)),
     **bias_operands(spec, tables, integers, before=block_k, sign=-1),
-    **key_ranges(integers.mask, _CHUNK, k.shape[2]),
+    **key_ranges(integers.mask, QUERY_CHUNK, k.shape[2]),
   }
   if sums is not None:
     inputs |= {name: sums_of_queries(spec, value) for name, value in sums._asdict().items()}
@@ -99,10 +98,14 @@ def backward(
   }
   if spec.position_heads:
     strip = (spec.table_heads(spec.position_heads), tiles.LANES, block_q + block_k), spec.dtype
-    scratch |= {"strip": strip, "d_strip": strip, "found": ((block_k, _CHUNK), spec.dtype)}
+    scratch |= {"strip": strip, "d_strip": strip, "found": ((block_k, QUERY_CHUNK), spec.dtype)}
   if spec.time_heads or spec.position_heads:
-    scratch |= {"bin_index": ((block_k, _CHUNK), jnp.int32), "bin_values": ((block_k, _CHUNK), spec.dtype)}
-  order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="key", notes=integers.notes)
+    scratch |= {"bin_index": ((block_k, QUERY_CHUNK), jnp.int32), "bin_values": ((block_k, QUERY_CHUNK), spec.dtype)}
+  notes = integers.notes
+  if spec.time_heads:
+    of_times, lowest = buckets_of_chunks(spec, integers, QUERY_CHUNK, block_k)
+    notes, inputs["lowest"] = notes + of_times, Operand(lowest)
+  order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="key", notes=notes)
   results = call(_kernel, f"{spec.activation}_attention_backward", spec, order, "key", inputs, outputs, scratch)
   gradients = dict(zip(outputs, results, strict=True))
   dq, dk, dv = (gradients[name] for name in ("dq", "dk", "dv"))
@@ -182,11 +185,11 @@ def _tile(spec, refs, path):
       tiles.fill_strip(refs.strip.at[head], refs.window[0, head])
 
   def add(columns):
-    may_attend = None if path == "fast" else _may_attend(spec, refs, columns)
+    may_attend = None if path in UNMASKED else _may_attend(spec, refs, columns)
     query, key = refs.query[0, :, columns], refs.columns[...]  # [8, chunk], [2, block_k, 128]
     bias = TileBias(
       spec, refs, path, query=(query[5:6], query[6:7]), key=key, rows=spec.block_k, columns=columns,
-      may_attend=may_attend,
+      chunks=spec.block_q // QUERY_CHUNK, may_attend=may_attend,
     )  # fmt: skip
     for head in range(spec.heads):
       _add_chunk(spec, refs, head, columns, bias)
@@ -194,7 +197,7 @@ def _tile(spec, refs, path):
   def add_if_live(columns):
     pl.when(_is_live(spec, refs, columns))(lambda: add(columns))
 
-  for_each_chunk(path, spec.block_q, _CHUNK, add if path == "fast" else add_if_live)
+  for_each_chunk(path, spec.block_q, QUERY_CHUNK, add if path in UNMASKED else add_if_live)
   if use_strip:
     window = spec.window_of(refs.place.query, refs.place.key)
     for head in range(spec.table_heads(spec.position_heads)):
@@ -205,7 +208,7 @@ def _is_live(spec, refs, columns):
   """Whether a query of the chunk reads a key of the tile."""
   first_key = refs.place.key * spec.block_k
   queries = (refs.place.row * spec.query_tiles + refs.place.query) * spec.block_q + columns.start
-  chunk = divide(queries, _CHUNK)
+  chunk = divide(queries, QUERY_CHUNK)
   return (refs.first_key[chunk] < first_key + spec.block_k) & (refs.end_key[chunk] > first_key)
 
 
@@ -231,7 +234,7 @@ def _add_chunk(spec, refs, head, columns, bias):
   d_scores = d_scores.astype(q.dtype)
   refs.sum_v[head] += matmul(weights.astype(v.dtype), d_out, (1, 0), spec.dtype)
   refs.sum_k[head] += matmul(d_scores, q, (1, 0), spec.dtype)
-  rows = pl.ds(pl.multiple_of(refs.place.query * spec.block_q + columns.start, _CHUNK), _CHUNK)  # [chunk]
+  rows = pl.ds(pl.multiple_of(refs.place.query * spec.block_q + columns.start, QUERY_CHUNK), QUERY_CHUNK)  # [chunk]
   refs.dq[0, head, rows] += matmul(d_scores, k, (0, 0), spec.dtype)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.bias import position_index
 from pallas_kernels.tpu import tiles
-from pallas_kernels.tpu.call import Operand
+from pallas_kernels.tpu.call import UNMASKED, Operand
 from pallas_kernels.tpu.problem import Integers, TileSpec, lowest_bucket, window_differences
 
 
@@ -53,17 +53,19 @@ class TileBias:
   query, key: times and positions, of shapes that broadcast to that of the part; None for what the bias lacks.
   rows: of the tile.
   columns: of the part.
-  may_attend: the mask of the part; None on the fast path.
+  chunks: parts of a tile.
+  may_attend: the mask of the part; None on a path without one.
   """
 
-  def __init__(self, spec, refs, path, *, query, key, rows, columns, may_attend):
+  def __init__(self, spec, refs, path, *, query, key, rows, columns, chunks, may_attend):
     self._spec, self._refs, self._path = spec, refs, path
     self._rows, self._columns, self.may_attend = rows, columns, may_attend
     self._computed = {}
     (query_time, query_position), (key_time, key_position) = query, key
-    if spec.time_heads and path == "fast":
-      self._lowest = lowest_bucket(refs.entry)
-      self._past = tiles.past_edges(query_time - key_time, self._lowest, refs.edges)
+    if spec.time_heads and path in UNMASKED:
+      tile = (refs.place.row * spec.query_tiles + refs.place.query) * spec.key_tiles + refs.place.key
+      self._lowest = lowest_bucket(refs.lowest, tile, chunks, columns.start // columns.size)
+      self._past = tiles.past_edges(query_time - key_time, self._lowest, refs.edges, UNMASKED[path])
     elif spec.time_heads:
       self._seconds, self._cell = tiles.seconds_and_cell(query_time, key_time)
     if path == "search":
@@ -84,7 +86,7 @@ class TileBias:
     return self._computed[function, head]
 
   def _time(self, head):
-    if self._path == "fast":
+    if self._path in UNMASKED:
       first = self._refs.place.group * self._spec.heads if self._spec.time_heads > 1 else 0
       return tiles.few_bias(self._past, self._lowest, self._refs.values, first + head)
     return tiles.time_bias(self._seconds, self._cell, self._refs.cells[0], head)
@@ -99,7 +101,7 @@ class TileBias:
     """Adds the gradient of the part's scores to those of the tables."""
     if self._spec.time_heads:
       row, bins = head if self._spec.time_heads > 1 else 0, self._refs.d_time.at[0]
-      if self._path == "fast":
+      if self._path in UNMASKED:
         tiles.add_few_to_bins(bins, row, self._past, self._lowest, d_scores)
       else:
         self._add(tiles.add_to_bins, bins, row, self._once(self._buckets, 0), d_scores)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import schedule
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.tpu.problem import FEW, SHIFTED, TileSpec, divide
+from pallas_kernels.tpu.problem import EDGES, FEW, ONE, SHIFTED, TileSpec, divide
 
 
 class Place(NamedTuple):
@@ -134,26 +134,32 @@ def flags_of(refs: SimpleNamespace) -> Callable[[int], Array]:
 
 
 def paths(spec: TileSpec, refs: SimpleNamespace) -> dict[str, Array]:
-  """Which of the three ways through a tile the present one takes.
+  """Which of the four ways through a tile the present one takes.
 
-  "fast": no mask, few edges of time buckets, positions in step; "careful": all of that may be missing but the last;
-  "search": positions out of step. One of a kind that the problem cannot have is absent.
+  "fast" and "far": no mask, few edges of time buckets or at most one, positions in step; "careful": all of that may be
+  missing but the last; "search": positions out of step. One of a kind that the problem cannot have is absent.
   """
   note, has = schedule.note_of(refs.entry), flags_of(refs)
-  live, fast = has(schedule.LIVE), has(schedule.INTERIOR)
-  if spec.time_heads:
-    fast &= (note & FEW) != 0
-  if not spec.position_heads:
-    return {"fast": live & fast, "careful": live & ~fast}
+  live, unmasked = has(schedule.LIVE), has(schedule.INTERIOR)
   shifted = (note & SHIFTED) != 0
-  return {"fast": live & fast & shifted, "careful": live & ~fast & shifted, "search": live & ~shifted}
+  in_step = live & shifted if spec.position_heads else live
+  found = {"fast": in_step & unmasked, "careful": in_step & ~unmasked}
+  if spec.time_heads:
+    few, one = unmasked & ((note & FEW) != 0), unmasked & ((note & ONE) != 0)
+    found = {"fast": in_step & few & ~one, "far": in_step & one, "careful": in_step & ~few}
+  if spec.position_heads:
+    found["search"] = live & ~shifted
+  return found
+
+
+UNMASKED = {"fast": EDGES[FEW], "far": EDGES[ONE]}  # Paths, and how many edges their chunks may meet.
 
 
 def for_each_chunk(
   path: str, length: int, size: int, body: Callable[[pl.Slice], None], first: Array | int = 0, end: Array | None = None
 ) -> None:
-  """Calls `body` for each chunk of a tile: unrolled on the fast path, else in a loop from chunk `first` to `end`."""
-  if path == "fast":
+  """Calls `body` for each chunk of a tile: unrolled without a mask, else in a loop from chunk `first` to `end`."""
+  if path in UNMASKED:
     for start in range(0, length, size):
       body(pl.ds(start, size))
     return

@@ -22,6 +22,7 @@ from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
 from pallas_kernels.tpu.bias import TileBias, bias_operands
 from pallas_kernels.tpu.call import (
+  UNMASKED,
   Operand,
   call,
   flags_of,
@@ -33,9 +34,7 @@ from pallas_kernels.tpu.call import (
   paths,
   sums_of_queries,
 )
-from pallas_kernels.tpu.problem import Integers, TileSpec, divide
-
-_CHUNK = 256  # keys
+from pallas_kernels.tpu.problem import Integers, TileSpec, buckets_of_chunks, divide
 
 
 def forward(
@@ -71,14 +70,14 @@ def forward(
     scratch |= {name: ((heads, block_q, tiles.LANES), spec.dtype) for name in ("largest", "total")}
   if spec.position_heads:
     scratch["strip"] = ((spec.table_heads(spec.position_heads), tiles.LANES, block_q + block_k), spec.dtype)
-    scratch["found"] = ((block_q, _chunk(spec)), spec.dtype)
-  order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="query", notes=integers.notes)
+    scratch["found"] = ((block_q, spec.key_chunk), spec.dtype)
+  notes = integers.notes
+  if spec.time_heads:
+    of_times, lowest = buckets_of_chunks(spec, integers, block_q, spec.key_chunk)
+    notes, inputs["lowest"] = notes + of_times, Operand(lowest)
+  order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="query", notes=notes)
   results = call(_kernel, f"{spec.activation}_attention_forward", spec, order, "query", inputs, outputs, scratch)
   return results[0], results[1] if len(results) > 1 else None
-
-
-def _chunk(spec):
-  return _CHUNK if spec.block_k % _CHUNK == 0 else tiles.LANES
 
 
 def _kernel(spec, refs):
@@ -117,7 +116,7 @@ def _tile(spec, refs, path):
       tiles.fill_strip(refs.strip.at[head], refs.window[0, head])
 
   def add(columns):
-    may_attend = None if path == "fast" else _may_attend(spec, refs, columns)
+    may_attend = None if path in UNMASKED else _may_attend(spec, refs, columns)
     bias = _bias(spec, refs, path, columns, may_attend)
     for head in range(spec.heads):
       scores = matmul(refs.q[0, head], refs.k[0, head, columns], (1, 1), spec.dtype) * (spec.half * spec.scale)
@@ -125,7 +124,7 @@ def _tile(spec, refs, path):
 
   # Chunks of keys that no query of the tile reads are left out.
   tile = refs.place.row * spec.query_tiles + refs.place.query
-  first_key, size = refs.place.key * spec.block_k, _chunk(spec)
+  first_key, size = refs.place.key * spec.block_k, spec.key_chunk
   first = divide(jnp.maximum(refs.first_key[tile] - first_key, 0), size)
   end = divide(jnp.minimum(refs.end_key[tile] - first_key, spec.block_k) + size - 1, size)
   for_each_chunk(path, spec.block_k, size, add, first, end)
@@ -146,8 +145,9 @@ def _bias(spec, refs, path, columns, may_attend):
   query = [_query_column(refs, i, columns.size) if i < refs.columns.shape[0] else None for i in (5, 6)]
   key = refs.key[0, :, columns]  # [8, chunk]
   return TileBias(
-    spec, refs, path, query=query, key=(key[0:1], key[1:2]), rows=spec.block_q, columns=columns, may_attend=may_attend
-  )
+    spec, refs, path, query=query, key=(key[0:1], key[1:2]), rows=spec.block_q, columns=columns,
+    chunks=spec.block_k // columns.size, may_attend=may_attend,
+  )  # fmt: skip
 
 
 def _add_chunk(spec, refs, head, columns, scores, may_attend):

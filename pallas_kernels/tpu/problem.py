@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from jaxtyping import Array, Int
 from pallas_kernels import schedule
 from pallas_kernels.bias import RelativeBias, time_bucket
 from pallas_kernels.mask import IntervalMask
-from pallas_kernels.tpu import tiles
 
 
 def divide(x: Int[Array, "..."], by: int) -> Int[Array, "..."]:
@@ -70,6 +70,17 @@ class TileSpec:
     return 0.5 if self.activation == "silu" else 1.0
 
   @property
+  def key_chunk(self) -> int:
+    """Keys that the forward kernel computes at a time."""
+    return 256 if self.block_k % 256 == 0 else 128
+
+  @property
+  def integers_of_tile(self) -> int:
+    """Integers of a tile in the scalar memory of a kernel: its entry in the list, and its lowest buckets."""
+    chunks = max(self.block_k // self.key_chunk, self.block_q // QUERY_CHUNK)
+    return 2 + (words_of_tile(chunks) if self.time_heads else 0)
+
+  @property
   def groups(self) -> int:
     """Groups of heads."""
     return self.num_heads // self.heads
@@ -107,7 +118,7 @@ class Integers:
   mask: of the padded queries.
   query: columns start_a, end_a, start_b, end_b, own, time, position, 0.
   key: columns time, position, and zeros.
-  notes: on each tile: `SHIFTED`, `FEW` and its lowest time bucket.
+  notes: on each tile: `SHIFTED`.
   shift: see `SHIFTED`.
   """
 
@@ -118,14 +129,12 @@ class Integers:
   shift: Int[Array, ""]
 
 
-# Notes on a tile. SHIFTED: `p_i - p_j` is `i - j + shift` for all keys that its queries read. FEW: all `t_i - t_j` are
-# positive and meet at most FEW_EDGES edges of buckets; the lowest bucket stands in the bits above.
-SHIFTED, FEW = 1, 2
-
-
-def lowest_bucket(entry: Int[Array, ""]) -> Int[Array, ""]:
-  """The lowest time bucket of the tile of an entry, if its note says `FEW`."""
-  return schedule.note_of(entry) >> 2
+# Notes on a tile. SHIFTED: `p_i - p_j` is `i - j + shift` for all keys that its queries read. FEW, ONE: no `t_i - t_j`
+# is negative, and those of each chunk meet at most so many edges of time buckets.
+SHIFTED, FEW, ONE = 1, 2, 4
+EDGES = {FEW: 3, ONE: 1}
+QUERY_CHUNK = 128  # Queries that the backward kernel computes at a time.
+_IN_WORD, _BITS = 4, 7  # Buckets in an integer, bits of each.
 
 
 def integers_of(mask: IntervalMask, bias: RelativeBias, num_keys: int, block_q: int, block_k: int) -> Integers:
@@ -141,9 +150,6 @@ def integers_of(mask: IntervalMask, bias: RelativeBias, num_keys: int, block_q: 
   if bias.position_table is not None:
     shifted = _pad(_is_shifted(mask, query_position, key_position, shift), block_q)
     notes += shifted.reshape(rows, -1, block_q).all(axis=-1)[:, :, None].astype(jnp.int32) * SHIFTED
-  if bias.time_table is not None:
-    few, lowest = _few_edges(_pad(query_time, block_q), _pad(key_time, block_k), block_q, block_k)
-    notes += few.astype(jnp.int32) * (FEW + 4 * lowest)
   return Integers(padded, query, _columns((key_time, key_position), block_k), notes, shift)
 
 
@@ -155,13 +161,40 @@ def _pad(values, block):
   return jnp.pad(values, ((0, 0), (0, -values.shape[1] % block)), mode="edge")
 
 
-def _few_edges(query_time, key_time, block_q, block_k):
-  """Whether each tile meets few edges of time buckets, and the lowest of its buckets; both `[B, Tq, Tk]`."""
-  query = query_time.reshape(len(query_time), -1, 1, block_q)
-  key = key_time.reshape(len(key_time), 1, -1, block_k)
+def buckets_of_chunks(
+  spec: TileSpec, integers: Integers, queries: int, keys: int
+) -> tuple[Int[Array, "B Tq Tk"], Int[Array, " _"]]:
+  """What the kernel that cuts tiles into chunks of so many queries and keys must know of their times.
+
+  Returns:
+    The notes FEW and ONE on each tile, and for `lowest_bucket` the lowest bucket of each chunk, flattened.
+  """
+  query = integers.query[:, :, 5].reshape(len(integers.query), -1, 1, queries)
+  key = integers.key[:, :, 0].reshape(len(integers.key), 1, -1, keys)
   nearest, farthest = query.min(axis=-1) - key.max(axis=-1), query.max(axis=-1) - key.min(axis=-1)
-  lowest = time_bucket(nearest)
-  return (nearest >= 0) & (farthest >= 0) & (time_bucket(farthest) - lowest <= tiles.FEW_EDGES), lowest
+  lowest, highest = time_bucket(nearest), time_bucket(farthest)
+  is_past = (nearest >= 0) & (farthest >= 0)
+
+  def of_tiles(x):  # [B, Tq, Tk, chunks of a tile]
+    x = x.reshape(len(x), spec.query_tiles, spec.block_q // queries, spec.key_tiles, spec.block_k // keys)
+    return jnp.moveaxis(x, 2, 3).reshape(len(x), spec.query_tiles, spec.key_tiles, -1)
+
+  notes = sum(of_tiles(is_past & (highest - lowest <= most)).all(axis=-1) * note for note, most in EDGES.items())
+  lowest = of_tiles(lowest)
+  lowest = jnp.pad(lowest, ((0, 0), (0, 0), (0, 0), (0, -lowest.shape[3] % _IN_WORD)))
+  shifts = _BITS * jnp.arange(_IN_WORD, dtype=jnp.int32)
+  return notes.astype(jnp.int32), (lowest.reshape(-1, _IN_WORD) << shifts).sum(axis=-1, dtype=jnp.int32)
+
+
+def lowest_bucket(words: Any, tile: Int[Array, ""] | int, chunks: int, chunk: int) -> Int[Array, ""]:
+  """The lowest time bucket of a chunk, from the second result of `buckets_of_chunks`; tiles are numbered as there."""
+  word = words[tile * words_of_tile(chunks) + chunk // _IN_WORD]
+  return (word >> (chunk % _IN_WORD * _BITS)) & (2**_BITS - 1)
+
+
+def words_of_tile(chunks: int) -> int:
+  """Integers in which the lowest buckets of a tile of so many chunks stand."""
+  return -(-chunks // _IN_WORD)
 
 
 def _columns(values, block):

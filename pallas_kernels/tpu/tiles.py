@@ -3,7 +3,7 @@
 Forward tiles are `[queries, keys]`, backward tiles `[keys, queries]`: the functions take the integers of queries and
 keys in shapes that broadcast to the tile, and don't care which is which.
 
-**Time.** Buckets widen with distance, so a tile far from the diagonal meets at most `FEW_EDGES` edges of them: its bias
+**Time.** Buckets widen with distance, so a chunk of a tile far from the diagonal meets few edges of them: its bias
 takes a comparison and a selection for each. Near the diagonal the bucket is looked up. The bits of
 `float32(|t_i - t_j|)` down to the second of the fraction count quarters of octaves. Such a cell is narrower than a
 bucket and contains at most one edge: a value below the edge, one from it on, and a comparison give the exact bucket of
@@ -30,7 +30,6 @@ from pallas_kernels.bias import FIRST_CELL, REACHED_BUCKETS, edges_in_cells, fir
 
 Ref = Any  # an array in the memory of the kernel
 LANES, SUBLANES = 128, 8
-FEW_EDGES = 3
 
 
 # --- Time ---
@@ -68,13 +67,15 @@ def bucket_edges() -> Int[np.ndarray, " 80"]:
   return np.minimum(edges, np.iinfo(np.int32).max).astype(np.int32)
 
 
-def past_edges(difference: Int[Array, "n m"], lowest: Int[Array, ""], edges: Ref) -> list[Bool[Array, "n m"]]:
-  """Whether `t_i - t_j` has reached each of the `FEW_EDGES` edges above bucket `lowest`."""
-  return [difference >= edges[lowest + 1 + i] for i in range(FEW_EDGES)]
+def past_edges(
+  difference: Int[Array, "n m"], lowest: Int[Array, ""], edges: Ref, count: int
+) -> list[Bool[Array, "n m"]]:
+  """Whether `t_i - t_j` has reached each of the `count` edges above bucket `lowest`."""
+  return [difference >= edges[lowest + 1 + i] for i in range(count)]
 
 
 def few_bias(past: list[Bool[Array, "n m"]], lowest: Int[Array, ""], table: Ref, head: int | Array) -> Array:
-  """`time_bias` of a tile whose differences are positive and reach only edges in `past`."""
+  """`time_bias` of pairs whose differences are positive and reach only edges in `past`."""
   bias = table[head, lowest]
   for i, reached in enumerate(past):
     bias = jnp.where(reached, table[head, lowest + 1 + i], bias)
@@ -88,7 +89,7 @@ def add_few_to_bins(
   sums = [_eight_rows(values)] + [_eight_rows(jnp.where(reached, values, 0)) for reached in past]
   for i, total in enumerate(sums):
     rows = pl.ds(pl.multiple_of((lowest + i) * SUBLANES, SUBLANES), SUBLANES)
-    bins[head, rows] += total - sums[i + 1] if i < FEW_EDGES else total
+    bins[head, rows] += total - sums[i + 1] if i < len(past) else total
 
 
 def _eight_rows(values: Float[Array, "n m"]) -> Float[Array, "8 128"]:

@@ -1,5 +1,7 @@
 """Segment attention on TPUs: the kernels, interpreted on the CPU, against the definition; and when they are chosen."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,9 @@ from pallas_kernels import (
   segment_attention,
   tpu,
 )
+from pallas_kernels.bias import time_bucket
+from pallas_kernels.tpu.attention import spec_of
+from pallas_kernels.tpu.problem import FEW, ONE, buckets_of_chunks, integers_of, lowest_bucket
 
 REST = [  # Their options occur in the grid below, in other combinations.
   Case(length=300, blocks=(128, 128, 1), mask="full", tables="", width=25, value_width=50),
@@ -44,6 +49,60 @@ def test_interpreted_tpu_kernels_give_the_outputs_and_gradients_of_the_definitio
   arguments = problem(case)
   actual, expected = (output_and_gradients(case, name, *arguments) for name in ("tpu", "reference"))
   assert_close(actual, expected, 2e-2 if case.dtype == "bfloat16" else 2e-5)
+
+
+# Seconds at which each 128 tokens begin. A tile of 256 queries and 512 keys has chunks of 256 keys, or 128 queries.
+TIMES = {
+  "keys_apart": (0, 0, 500_000, 500_000, 1_000_000, 1_000_000, 1_000_000, 1_000_000),
+  "queries_apart": (0, 0, 0, 0, 1_000_000, 2_000_000, 4_000_000, 8_000_000),
+}
+
+
+def times_of(layout):
+  begin = np.repeat(np.array(TIMES[layout], np.int32), 128)
+  return begin[None].repeat(3, axis=0) + np.arange(begin.size, dtype=np.int32)
+
+
+@pytest.mark.parametrize("layout", TIMES)
+def test_chunks_have_their_own_lowest_bucket(layout):
+  case = Case(length=1024, blocks=(256, 512, 1), heads=1)
+  inputs, mask, (_, positions) = problem(case)
+  times = {"query_time": jnp.asarray(times_of(layout)), "key_time": jnp.asarray(times_of(layout))}
+  arguments = inputs, mask, (times, positions)
+  actual, expected = (output_and_gradients(case, name, *arguments) for name in ("tpu", "reference"))
+  assert_close(actual, expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+  ("layout", "queries", "keys", "notes_seen"),
+  [
+    ("keys_apart", 256, 256, {0, FEW + ONE}),
+    ("keys_apart", 128, 512, {0, FEW}),
+    ("queries_apart", 256, 256, {0, FEW}),
+    ("queries_apart", 128, 512, {0, FEW + ONE}),
+  ],
+)
+def test_notes_on_tiles_count_the_edges_of_their_chunks(layout, queries, keys, notes_seen):
+  time = times_of(layout)
+  _, mask, _ = problem(Case(length=1024))
+  bias = RelativeBias(time_table=jnp.zeros(129), query_time=jnp.asarray(time), key_time=jnp.asarray(time))
+  x = jax.ShapeDtypeStruct((3, 1024, 1, 64), jnp.float32)
+  spec = spec_of(x, x, bias, "silu", 1.0, tpu.BlockSizes(256, 512, 1), True)
+  notes, words = buckets_of_chunks(spec, integers_of(mask, bias, 1024, 256, 512), queries, keys)
+  seen = set()
+  for tile, (row, first_query, first_key) in enumerate(itertools.product(range(3), range(0, 1024, 256), (0, 512))):
+    edges = []
+    chunks = itertools.product(range(first_query, first_query + 256, queries), range(first_key, first_key + 512, keys))
+    for chunk, (i, j) in enumerate(chunks):
+      difference = time[row, i : i + queries, None] - time[row, None, j : j + keys]
+      bucket = np.asarray(time_bucket(jnp.asarray(difference)))
+      edges.append(bucket.max() - bucket.min() if difference.min() >= 0 else np.inf)
+      if difference.min() >= 0:
+        assert lowest_bucket(words, tile, 2, chunk) == bucket.min()
+    expected = FEW * (max(edges) <= 3) + ONE * (max(edges) <= 1)
+    assert notes[row, first_query // 256, first_key // 512] == expected
+    seen.add(int(expected))
+  assert seen == notes_seen
 
 
 def test_tpu_kernels_read_no_memory_that_they_have_not_written():
