@@ -13,6 +13,7 @@ compiler refuses is a line with its "error", and the exit status is 1. What is n
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -145,9 +146,19 @@ def _attentions() -> Iterator[tuple[dict[str, Any], Any]]:
     about = {
       "program": "attention", "target": target, "length": int(length), "width": int(width), "activation": activation,
       "bias": bias, "direction": direction, "dtype": FLAGS.dtype, "heads": FLAGS.heads, "rows": FLAGS.rows,
-      "jax": jax.__version__,
+      **_compilers(target),
     }  # fmt: skip
+    if FLAGS.blocks:
+      about["blocks"] = [int(size) for size in FLAGS.blocks]
     yield about, lambda about=about: compile_attention(about, FLAGS.blocks)
+
+
+def _compilers(target):
+  """The versions that schedules and memory depend on."""
+  versions = {"jax": jax.__version__}
+  if ":" in target:  # A TPU topology.
+    versions["libtpu"] = importlib.metadata.version("libtpu")
+  return versions
 
 
 def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) -> tuple[Any, float]:
@@ -182,7 +193,7 @@ def compile_attention(about: dict[str, Any], blocks: list[str] | None = None) ->
 
 def _training_steps() -> Iterator[tuple[dict[str, Any], Any]]:
   for target in FLAGS.targets:
-    about = {"program": "training step", "target": target, "config": FLAGS.config.name, "jax": jax.__version__}
+    about = {"program": "training step", "target": target, "config": FLAGS.config.name, **_compilers(target)}
     about |= {"dtype": FLAGS.config.train.dtype, "compiler_options": dict(FLAGS.config.train.compiler_options)}
     yield about, lambda target=target: compile_training_step(FLAGS.config, target)
 
