@@ -136,23 +136,24 @@ def flags_of(refs: SimpleNamespace) -> Callable[[int], Array]:
 def paths(spec: TileSpec, refs: SimpleNamespace) -> dict[str, Array]:
   """Which of the four ways through a tile the present one takes.
 
-  "fast" and "far": no mask, few edges of time buckets or at most one, positions in step; "careful": all of that may be
-  missing but the last; "search": positions out of step. One of a kind that the problem cannot have is absent.
+  "near" and "far": no mask, in a chunk few edges of time buckets or at most one, positions in step; "careful": all of
+  that may be missing but the last; "search": positions out of step. One of a kind that the problem cannot have is
+  absent; without time buckets "near" is for all tiles without a mask.
   """
   note, has = schedule.note_of(refs.entry), flags_of(refs)
   live, unmasked = has(schedule.LIVE), has(schedule.INTERIOR)
   shifted = (note & SHIFTED) != 0
   in_step = live & shifted if spec.position_heads else live
-  found = {"fast": in_step & unmasked, "careful": in_step & ~unmasked}
+  found = {"near": in_step & unmasked, "careful": in_step & ~unmasked}
   if spec.time_heads:
     few, one = unmasked & ((note & FEW) != 0), unmasked & ((note & ONE) != 0)
-    found = {"fast": in_step & few & ~one, "far": in_step & one, "careful": in_step & ~few}
+    found = {"near": in_step & few & ~one, "far": in_step & one, "careful": in_step & ~few}
   if spec.position_heads:
     found["search"] = live & ~shifted
   return found
 
 
-UNMASKED = {"fast": EDGES[FEW], "far": EDGES[ONE]}  # Paths, and how many edges their chunks may meet.
+UNMASKED = {"near": EDGES[FEW], "far": EDGES[ONE]}  # Paths, and how many edges their chunks may meet.
 
 
 def for_each_chunk(
