@@ -11,12 +11,12 @@ Protocol: see `ml1m_hstu`; dropout of `ml1m_sasrec`, 1,024 negatives and 60 epoc
 | test, the same parameters | .3141 ± .0002 / .1801 ± .0001 | .3056 / .1749 |
 
 Seeds 1 to 2; 1. (SASRec with the same loss, published: .2929 / .1684.) The validation events do not tell the two
-depths apart. Two layers: `--config.model.num_layers=2 --config.model.hidden=200`. Time: 2,820 steps in 40 minutes on one
-CPU core, with two layers in 30.
+depths apart. Two layers: `--config.model.num_layers=2 --config.model.hidden=200`. Time: 2,820 steps in 40 minutes on
+one CPU core, with two layers in 30.
 
-Choice: four layers of width 50 with dropout .2, where the paper's code has two of width 64 with .1 for these data; cosines
-over a temperature of .05, as of the other models here, where it has dot products; 1,024 negatives shared by a row, where
-it has 256 of each position.
+Choice: four layers of width 50 with dropout .2, where the paper's code has two of width 64 with .1 for these data;
+cosines over a temperature of .05, as of the other models here, where it has dot products; 1,024 negatives shared by a
+row, where it has 256 of each position.
 """
 
 from experiments.configs import ml1m_sasrec
