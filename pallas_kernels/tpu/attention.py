@@ -25,7 +25,7 @@ from pallas_kernels.tpu.problem import BlockSizes, Integers, TileSpec, integers_
 from pallas_kernels.tpu.tiles import LANES
 
 _MAX_RESIDENT = 2**24  # bytes of one row's query gradients, which stay on the chip
-_MAX_INTEGERS = 3 * 2**16  # that say which tiles there are, in a scalar memory of 1 MiB
+_MAX_INTEGERS = 3 * 2**16  # about tiles, in a scalar memory of 2^18
 
 
 def attention(
@@ -87,11 +87,11 @@ def check(q, k, bias: RelativeBias | None, block_sizes: BlockSizes | None = None
       f"rows of {q.shape[1]} queries of width {q.shape[3]} need {resident} bytes for their gradients, more than the "
       f"{_MAX_RESIDENT} that stay on a TPU; use shorter rows, fewer heads in a step, or implementation='xla'"
     )
-  tiles = q.shape[0] * spec.query_tiles * spec.key_tiles
-  if tiles * spec.integers_of_tile > _MAX_INTEGERS:
+  if q.shape[0] * spec.integers_of_row > _MAX_INTEGERS:
     raise NotImplementedError(
-      f"{tiles} tiles are more than the {_MAX_INTEGERS // spec.integers_of_tile} that a TPU can list; "
-      "use larger block_sizes, fewer rows at a time, or implementation='xla'"
+      f"{q.shape[0] * spec.query_tiles * spec.key_tiles} tiles are more than a TPU can list, which are those of "
+      f"{_MAX_INTEGERS // spec.integers_of_row} such rows; use larger block_sizes, fewer rows at a time, or "
+      "implementation='xla'"
     )
 
 

@@ -75,10 +75,11 @@ class TileSpec:
     return 256 if self.block_k % 256 == 0 else 128
 
   @property
-  def integers_of_tile(self) -> int:
-    """Integers of a tile in the scalar memory of a kernel: its entry in the list, and its lowest buckets."""
+  def integers_of_row(self) -> int:
+    """Integers of a row in the scalar memory of a kernel: entries and lowest buckets of its tiles, ranges of keys."""
     chunks = max(self.block_k // self.key_chunk, self.block_q // QUERY_CHUNK)
-    return 2 + (words_of_tile(chunks) if self.time_heads else 0)
+    of_tile = 2 + (words_of_tile(chunks) if self.time_heads else 0)
+    return self.query_tiles * (self.key_tiles * of_tile + 2 * self.block_q // QUERY_CHUNK)
 
   @property
   def groups(self) -> int:

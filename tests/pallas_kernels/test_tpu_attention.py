@@ -153,6 +153,16 @@ def test_auto_asks_whether_the_rows_of_one_device_fit():
     assert "524288 tiles are more than" in chosen_implementation("tpu", rows)
 
 
+def test_scalar_memory_says_how_many_rows_fit():
+  """One row of 8,192 has 16 x 8 tiles of two or three integers, and ranges of keys of 64 groups of queries."""
+  bias = RelativeBias(time_table=jnp.zeros(129))
+  for tables, rows in ((None, 3 * 2**16 // (2 * 128 + 2 * 64)), (bias, 3 * 2**16 // (3 * 128 + 2 * 64))):
+    fit, more = (jax.ShapeDtypeStruct((n, 8192, 1, 128), jnp.bfloat16) for n in (rows, rows + 1))
+    tpu.check(fit, fit, tables)
+    with pytest.raises(NotImplementedError, match=f"{128 * (rows + 1)} tiles are more .* {rows} such rows"):
+      tpu.check(more, more, tables)
+
+
 def test_a_mapped_axis_goes_through_the_tpu_kernel_one_problem_at_a_time():
   inputs = jax.random.normal(jax.random.key(0), (2, 1, 130, 1, 8))
   mask = IntervalMask.causal(jnp.ones((1, 130), jnp.int32))
