@@ -30,7 +30,7 @@ from pallas_kernels import schedule
 from pallas_kernels.bias import REACHED_BUCKETS
 from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
-from pallas_kernels.tpu.bias import TileBias, bias_operands
+from pallas_kernels.tpu.bias import TileBias, bias_operands, notes_and_buckets
 from pallas_kernels.tpu.call import (
   UNMASKED,
   Operand,
@@ -44,7 +44,7 @@ from pallas_kernels.tpu.call import (
   paths,
   sums_of_queries,
 )
-from pallas_kernels.tpu.problem import QUERY_CHUNK, Integers, TileSpec, buckets_of_chunks, divide, window_differences
+from pallas_kernels.tpu.problem import QUERY_CHUNK, Integers, TileSpec, divide, window_differences
 
 
 class SoftmaxSums(NamedTuple):
@@ -101,10 +101,8 @@ def backward(
     scratch |= {"strip": strip, "d_strip": strip, "found": ((block_k, QUERY_CHUNK), spec.dtype)}
   if spec.time_heads or spec.position_heads:
     scratch |= {"bin_index": ((block_k, QUERY_CHUNK), jnp.int32), "bin_values": ((block_k, QUERY_CHUNK), spec.dtype)}
-  notes = integers.notes
-  if spec.time_heads:
-    of_times, lowest = buckets_of_chunks(spec, integers, QUERY_CHUNK, block_k)
-    notes, inputs["lowest"] = notes + of_times, Operand(lowest)
+  notes, buckets = notes_and_buckets(spec, integers, QUERY_CHUNK, block_k)
+  inputs |= buckets
   order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="key", notes=notes)
   results = call(_kernel, f"{spec.activation}_attention_backward", spec, order, "key", inputs, outputs, scratch)
   gradients = dict(zip(outputs, results, strict=True))

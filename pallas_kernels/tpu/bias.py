@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.bias import position_index
 from pallas_kernels.tpu import tiles
 from pallas_kernels.tpu.call import UNMASKED, Operand
-from pallas_kernels.tpu.problem import Integers, TileSpec, lowest_bucket, window_differences
+from pallas_kernels.tpu.problem import Integers, TileSpec, buckets_of_chunks, lowest_bucket, window_differences
 
 
 def bias_operands(
@@ -44,6 +44,16 @@ def bias_operands(
     )
     operands["table"] = Operand(table, (heads, *table.shape[1:]), lambda p: (group(p), 0, 0))
   return operands
+
+
+def notes_and_buckets(
+  spec: TileSpec, integers: Integers, queries: int, keys: int
+) -> tuple[Int[Array, "B Tq Tk"], dict[str, Operand]]:
+  """The notes on tiles with chunks of so many queries and keys, and the operand "lowest", the buckets of the chunks."""
+  if not spec.time_heads:
+    return integers.notes, {}
+  notes, lowest = buckets_of_chunks(spec, integers, queries, keys)
+  return integers.notes + notes, {"lowest": Operand(lowest)}
 
 
 class TileBias:

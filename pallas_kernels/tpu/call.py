@@ -17,6 +17,8 @@ from pallas_kernels import schedule
 from pallas_kernels.mask import IntervalMask
 from pallas_kernels.tpu.problem import EDGES, FEW, ONE, SHIFTED, TileSpec, divide
 
+UNMASKED = {"near": EDGES[FEW], "far": EDGES[ONE]}  # Paths without a mask, and how many edges their chunks may meet.
+
 
 class Place(NamedTuple):
   """Where in the problem a step of the grid stands: the row, the group of heads and the two tiles."""
@@ -141,19 +143,16 @@ def paths(spec: TileSpec, refs: SimpleNamespace) -> dict[str, Array]:
   absent; without time buckets "near" is for all tiles without a mask.
   """
   note, has = schedule.note_of(refs.entry), flags_of(refs)
-  live, unmasked = has(schedule.LIVE), has(schedule.INTERIOR)
+  live, interior = has(schedule.LIVE), has(schedule.INTERIOR)
   shifted = (note & SHIFTED) != 0
   in_step = live & shifted if spec.position_heads else live
-  found = {"near": in_step & unmasked, "careful": in_step & ~unmasked}
+  found = {"near": in_step & interior, "careful": in_step & ~interior}
   if spec.time_heads:
-    few, one = unmasked & ((note & FEW) != 0), unmasked & ((note & ONE) != 0)
+    few, one = interior & ((note & FEW) != 0), interior & ((note & ONE) != 0)
     found = {"near": in_step & few & ~one, "far": in_step & one, "careful": in_step & ~few}
   if spec.position_heads:
     found["search"] = live & ~shifted
   return found
-
-
-UNMASKED = {"near": EDGES[FEW], "far": EDGES[ONE]}  # Paths, and how many edges their chunks may meet.
 
 
 def for_each_chunk(

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import schedule
 from pallas_kernels.mask import in_spans
 from pallas_kernels.tpu import tiles
-from pallas_kernels.tpu.bias import TileBias, bias_operands
+from pallas_kernels.tpu.bias import TileBias, bias_operands, notes_and_buckets
 from pallas_kernels.tpu.call import (
   UNMASKED,
   Operand,
@@ -34,7 +34,7 @@ from pallas_kernels.tpu.call import (
   paths,
   sums_of_queries,
 )
-from pallas_kernels.tpu.problem import Integers, TileSpec, buckets_of_chunks, divide
+from pallas_kernels.tpu.problem import Integers, TileSpec, divide
 
 
 def forward(
@@ -71,10 +71,8 @@ def forward(
   if spec.position_heads:
     scratch["strip"] = ((spec.table_heads(spec.position_heads), tiles.LANES, block_q + block_k), spec.dtype)
     scratch["found"] = ((block_q, spec.key_chunk), spec.dtype)
-  notes = integers.notes
-  if spec.time_heads:
-    of_times, lowest = buckets_of_chunks(spec, integers, block_q, spec.key_chunk)
-    notes, inputs["lowest"] = notes + of_times, Operand(lowest)
+  notes, buckets = notes_and_buckets(spec, integers, block_q, spec.key_chunk)
+  inputs |= buckets
   order = schedule.tile_order(integers.mask, k.shape[2], block_q, block_k, by="query", notes=notes)
   results = call(_kernel, f"{spec.activation}_attention_forward", spec, order, "query", inputs, outputs, scratch)
   return results[0], results[1] if len(results) > 1 else None
