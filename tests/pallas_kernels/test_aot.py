@@ -97,20 +97,20 @@ def run_compile_check(tmp_path, *options):
 @WITHOUT_TPU_COMPILER
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "direction, blocks, least_percent, most_spills",
+  "direction, blocks, least_percent, most_spills, most_far",
   [
-    ("forward", "512,1024,1", 60, 0.01),
-    pytest.param("backward", "512,512,1", 50, 0.1, marks=pytest.mark.exhaustive),
+    ("forward", "512,1024,1", 60, 0.01, 1.3),
+    pytest.param("backward", "512,512,1", 50, 0.1, 1.4, marks=pytest.mark.exhaustive),
   ],
 )
-def test_the_matrix_unit_is_kept_busy_on_v6e(tmp_path, direction, blocks, least_percent, most_spills):
+def test_the_matrix_unit_is_kept_busy_on_v6e(tmp_path, direction, blocks, least_percent, most_spills, most_far):
   options = ("--targets=v6e:2x2", "--lengths=4096", "--heads=1", "--biases=none,both")
   records = run_compile_check(tmp_path, *options, f"--directions={direction}", f"--blocks={blocks}")
   # The ways without a mask; far from the diagonal, chunks meet one edge of time buckets.
   (plain,), (far, near) = ([tile for tile in record["tile"] if direction in tile["kernel"]] for record in records)
   assert plain["MXU_percent"] >= least_percent
   assert plain["spills"] < most_spills * plain["bundles"]
-  assert far["bundles"] <= 1.3 * plain["bundles"] and near["bundles"] <= 1.6 * plain["bundles"]
+  assert far["bundles"] <= most_far * plain["bundles"] and near["bundles"] <= 1.6 * plain["bundles"]
 
 
 @WITHOUT_TPU_COMPILER
