@@ -68,7 +68,7 @@ class RunIdentity:
       ValueError: they are other data, or the file is damaged.
     """
     path = os.path.join(self.workdir, DATA_FILE)
-    if not os.path.exists(path):
+    if not os.path.exists(path) or not has_begun(self.workdir):
       return
     saved = writers.read_json(path, dict)
     if saved.keys() != {"counts", "hashes"}:
@@ -76,9 +76,9 @@ class RunIdentity:
     self._check_data(saved, f"{self.workdir} holds a run that")
 
   def save_data(self) -> None:
-    """Writes <workdir>/data.json where it is not there yet."""
+    """Writes <workdir>/data.json where it is not there yet, or the run has not begun."""
     path = os.path.join(self.workdir, DATA_FILE)
-    if self.data is not None and not os.path.exists(path):
+    if self.data is not None and not (os.path.exists(path) and has_begun(self.workdir)):
       writers.write_json(path, self.data)
 
   def changed_settings(self, config: dict[str, Any]) -> list[str]:
@@ -114,11 +114,16 @@ def check_has_config(workdir: str) -> None:
   """
   if os.path.exists(os.path.join(workdir, CONFIG_FILE)):
     return
-  if found := [name for name in _RUN_FILES if _holds_something(os.path.join(workdir, name))]:
+  if found := _run_files(workdir):
     raise ValueError(
       f"{os.path.join(workdir, CONFIG_FILE)} is missing, though {', '.join(found)} of a run are there. Put it back from"
       " a copy, or give another --workdir"
     )
+
+
+def has_begun(workdir: str) -> bool:
+  """Returns whether a run has left anything but its config and data, as one that fails at its start has not."""
+  return bool(_run_files(workdir))
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -131,6 +136,10 @@ def read_config(path: str) -> dict[str, Any]:
   if not all(isinstance(saved.get(group, {}), dict) for group in _GROUPS):
     raise ValueError(f"{path}: not the config of a run: {str(saved)[:80]!r}; put it back from a copy")
   return saved
+
+
+def _run_files(workdir):
+  return [name for name in _RUN_FILES if _holds_something(os.path.join(workdir, name))]
 
 
 def _holds_something(path):

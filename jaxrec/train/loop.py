@@ -28,7 +28,7 @@ from jaxrec.train.checkpoint import Checkpoints, check_path
 from jaxrec.train.config import check_groups_read
 from jaxrec.train.earlier_run import first_state, started_from
 from jaxrec.train.finite_state import FiniteCheck
-from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, read_config
+from jaxrec.train.identity import CONFIG_FILE, RunIdentity, check_has_config, different_settings, has_begun, read_config
 from jaxrec.train.lock import FolderLock
 from jaxrec.train.log import RunLog
 from jaxrec.train.model_card import write_model_card
@@ -190,6 +190,8 @@ def _test(task, phase, state, stopping, checkpoints, log, mesh):
 def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool = False) -> list[str]:
   """Raises where the workdir holds a run of another config: its checkpoints and metrics must not be mixed with ours.
 
+  A run that failed before its first record has none: its config may be mended.
+
   Args:
     config: of this start.
     workdir: of the run.
@@ -203,7 +205,7 @@ def check_same_run(config: ConfigDict, workdir: str, resume_with_changes: bool =
   """
   check_has_config(workdir)
   path = os.path.join(workdir, CONFIG_FILE)
-  if not os.path.exists(path):
+  if not os.path.exists(path) or not has_begun(workdir):
     return []
   lines = different_settings(read_config(path), config)
   changed = [line for line in lines if line.split()[0] in changes.ON_REQUEST]

@@ -156,11 +156,23 @@ def test_clipping_may_begin_in_a_run_and_its_length_may_change(tmp_path, monkeyp
   ("group", "key", "value"), [("data", "max_length", 7), ("model", "name", "sasrec"), ("train", "average", 0.9)]
 )
 def test_what_makes_another_run_is_refused_with_the_flag_too(whole, tmp_path, group, key, value):
-  (tmp_path / "config.json").write_text((whole / "config.json").read_text())
+  for name in ("config.json", "metrics.jsonl"):
+    (tmp_path / name).write_text((whole / name).read_text())
   changed = config()
   changed[group][key] = value
   with pytest.raises(ValueError, match=f"holds a run of another config: config.{group}.{key}"):
     loop.run(changed, str(tmp_path), resume_with_changes=True, make_task=DomainTask)
+
+
+def test_a_setting_that_fails_at_the_start_may_be_mended_in_the_same_folder(tmp_path):
+  wrong = config()
+  wrong.optimizer.warmup_steps = 1_000
+  with pytest.raises(ValueError, match="warmup_steps=1000 must be less than"):
+    loop.run(wrong, str(tmp_path), make_task=DomainTask)
+  mended = config()
+  mended.data.max_length = 7
+  loop.run(mended, str(tmp_path), make_task=DomainTask)
+  assert json.loads((tmp_path / "config.json").read_text())["data"]["max_length"] == 7
 
 
 def test_a_finished_run_keeps_its_settings(whole):
