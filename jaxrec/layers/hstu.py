@@ -1,9 +1,10 @@
 """The HSTU layer: pointwise SiLU attention with time and position bias, gated.
 
 `U, V, Q, K = split(SiLU(LN(X) W_uvqk))`;  `A V = silu(Q K^T + rab^{p,t}) / N masked, times V`;
-`Y = (LN(A V) * U) W_o + b_o + X`.
+`Y = (LN(A V) * U) W_o + b_o + X`;  with `feed_forward`, `Z = Y + SwiGLU(LN(Y))`.
 
-Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3 and the released code.
+Source: Zhai et al. 2024, arXiv 2402.17152, equations 1-3 and the released code; the feed-forward network: FuXi-alpha,
+  arXiv 2502.03036, the second stage of its multi-stage network.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext, check_context
+from jaxrec.layers.feed_forward import GatedFeedForward
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm
 from pallas_kernels import NUM_TIME_BUCKETS, RelativeBias
@@ -70,9 +72,12 @@ class HSTULayer(nn.Module):
   concat_ua: see `gate`.
   activation: "silu", or "softmax" over the keys that may be attended, for the ablation.
   linear_activation: "silu" or "none", applied to the input projection.
+  feed_forward: hidden width of the SwiGLU network; 0 for none, as published.
   implementation: of `segment_attention`.
 
   Choice: the released "softmax_rel_bias" merges heads and lets future keys into the denominator; ours does neither.
+    FuXi-alpha normalises by the root mean square with a learned scale, and separates its channels of attention; here
+    it is LN without parameters, and rab^{p,t} is one sum, as in HSTU.
 
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.context import causal_context
@@ -96,6 +101,7 @@ class HSTULayer(nn.Module):
   bias_tables: str = "shared"
   normalizer: str = "length"
   dropout_on: str = "gated"
+  feed_forward: int = 0
   implementation: str = "auto"
   dtype: jnp.dtype = jnp.float32
 
@@ -127,7 +133,11 @@ class HSTULayer(nn.Module):
       dtype=self.dtype,
       name="output",
     )
-    return x + dropout(self, output(y), self.dropout if self.dropout_on == "output" else 0.0, deterministic)
+    y = x + dropout(self, output(y), self.dropout if self.dropout_on == "output" else 0.0, deterministic)
+    if not self.feed_forward:
+      return y
+    network = GatedFeedForward(self.feed_forward, dtype=self.dtype, name="feed_forward")
+    return y + dropout(self, network(layer_norm(y)), self.dropout, deterministic)
 
   def _divisor(self, context):
     if self.activation != "silu":
@@ -142,6 +152,8 @@ class HSTULayer(nn.Module):
     for name, known in choices.items():
       if getattr(self, name) not in known:
         raise ValueError(f"self.{name}={getattr(self, name)!r} is not one of {known}")
+    if self.feed_forward < 0:
+      raise ValueError(f"{self.feed_forward=} must be a width, or 0 for no feed-forward network")
     if self.normalizer == "keys" and self.activation != "silu":
       raise ValueError(f"{self.normalizer=} is for activation='silu', not {self.activation!r}: it normalises already")
 

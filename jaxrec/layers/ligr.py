@@ -14,36 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.layers.context import AttentionContext, check_context
+from jaxrec.layers.feed_forward import GatedFeedForward
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm, widen
 from jaxrec.layers.transformer import MultiHeadAttention
-
-
-class GatedFeedForward(nn.Module):
-  """SwiGLU: `W_o dropout(silu(W_h x) * W_g x)`, without biases.
-
-  hidden: width of the hidden layer.
-
-  Source: Shazeer 2020, arXiv 2002.05202, equation 6.
-
-  >>> layer, eye = GatedFeedForward(hidden=1), jnp.ones((1, 1))
-  >>> params = {"params": {name: {"kernel": eye} for name in ("hidden", "gate", "output")}}
-  >>> f"{layer.apply(params, jnp.full((1, 1, 1), 2.0)).item():.4f}"  # silu(2) * 2
-  '3.5232'
-  """
-
-  hidden: int
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B N M"], deterministic: bool = True) -> Float[Array, "B N M"]:
-    def dense(name, width):
-      init = nn.initializers.xavier_normal()
-      return nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
-
-    hidden = jax.nn.silu(dense("hidden", self.hidden)(x)) * dense("gate", self.hidden)(x)
-    return dense("output", x.shape[-1])(dropout(self, hidden, self.dropout, deterministic))
 
 
 class LiGRLayer(nn.Module):

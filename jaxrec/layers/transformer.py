@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.layers.attention import attend
 from jaxrec.layers.context import AttentionContext
+from jaxrec.layers.feed_forward import FeedForward
 from jaxrec.layers.item_embedding import dropout
 from jaxrec.layers.norm import layer_norm, widen
-
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
 
 class MultiHeadAttention(nn.Module):
@@ -26,6 +24,7 @@ class MultiHeadAttention(nn.Module):
   Raises:
     ValueError: the heads do not divide the width.
 
+  >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.context import causal_context
   >>> layer = MultiHeadAttention(num_heads=2)
@@ -67,36 +66,6 @@ class MultiHeadAttention(nn.Module):
     return nn.Dense(width, kernel_init=nn.initializers.xavier_normal(), dtype=self.dtype, name="output")(y)
 
 
-class FeedForward(nn.Module):
-  """`dropout(W2 dropout(activation(W1 x + b1)) + b2)`.
-
-  hidden: width of the hidden layer.
-  activation: "relu" or "gelu".
-
-  Raises:
-    ValueError: another `activation`.
-
-  >>> y, params = FeedForward(hidden=16).init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
-  >>> y.shape, params["params"]["hidden"]["kernel"].shape
-  ((1, 4, 8), (8, 16))
-  """
-
-  hidden: int
-  activation: str = "relu"
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B N M"], deterministic: bool = True) -> Float[Array, "B N M"]:
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f"{self.activation=} is not one of {tuple(ACTIVATIONS)}")
-    init = nn.initializers.xavier_normal()
-    hidden = ACTIVATIONS[self.activation](nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="hidden")(x))
-    hidden = dropout(self, hidden, self.dropout, deterministic)
-    y = nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="output")(hidden)
-    return dropout(self, y, self.dropout, deterministic)
-
-
 class SASRecLayer(nn.Module):
   """SASRec's block as in the released HSTU baseline: only queries are normalised, and residuals add normalised vectors.
 
@@ -108,6 +77,7 @@ class SASRecLayer(nn.Module):
 
   Source: Kang and McAuley 2018, arXiv 1808.09781, section III-B; released code of arXiv 2402.17152.
 
+  >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.context import causal_context
   >>> layer = SASRecLayer(num_heads=2, hidden=16)
@@ -147,6 +117,7 @@ class BERT4RecLayer(nn.Module):
   Choice: layer norms come before the two sub-layers (pre-norm), which trains without warm-up; in the paper they come
     after.
 
+  >>> import jax
   >>> from jaxrec.batches import next_item_batch
   >>> from jaxrec.layers.context import bidirectional_context
   >>> layer = BERT4RecLayer(num_heads=2, hidden=16)

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import flax.linen as nn
 
+from jaxrec.layers.feed_forward import ACTIVATIONS
 from jaxrec.layers.norm import widen
-from jaxrec.layers.transformer import ACTIVATIONS, BERT4RecLayer
+from jaxrec.layers.transformer import BERT4RecLayer
 from jaxrec.models.sequential import SequentialModel
 
 

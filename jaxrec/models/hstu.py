@@ -37,6 +37,7 @@ class HSTU(SequentialModel):
   bias_tables: str = "shared"
   normalizer: str = "length"
   dropout_on: str = "gated"
+  feed_forward: int = 0
   implementation: str = "auto"
 
   def build_layers(self):
@@ -46,8 +47,8 @@ class HSTU(SequentialModel):
     """Returns the fields that the layers share with the model."""
     names = (
       "num_heads", "head_width", "value_width", "attention_length", "dropout", "time_bias", "position_bias",
-      "concat_ua", "activation", "linear_activation", "bias_tables", "normalizer", "dropout_on", "implementation",
-      "dtype",
+      "concat_ua", "activation", "linear_activation", "bias_tables", "normalizer", "dropout_on", "feed_forward",
+      "implementation", "dtype",
     )  # fmt: skip
     return {name: getattr(self, name) for name in names}
 

@@ -17,11 +17,12 @@ from sequences import batch_of
 import jaxrec.layers
 import jaxrec.models
 from jaxrec.layers.context import bidirectional_context, causal_context
+from jaxrec.layers.feed_forward import FeedForward
 from jaxrec.layers.hstu import HSTULayer, gate, split_uvqk
 from jaxrec.layers.item_embedding import ItemEmbedding, SequenceEmbedding, dropout, embed_sequence
 from jaxrec.layers.ligr import LiGRLayer
 from jaxrec.layers.norm import l2_normalize, layer_norm
-from jaxrec.layers.transformer import BERT4RecLayer, FeedForward, SASRecLayer
+from jaxrec.layers.transformer import BERT4RecLayer, SASRecLayer
 from pallas_kernels import RelativeBias, segment_attention
 
 BATCH = batch_of([[[3, 1, 4], [1, 5]], [[9, 2, 6]]], length=6)
@@ -125,6 +126,21 @@ def test_an_hstu_layer_is_its_three_equations(normalizer):
   gated = u * np.asarray(layer_norm(jnp.asarray(attended)))
   expected = row + gated @ w["output"]["kernel"] + w["output"]["bias"]
   np.testing.assert_allclose(out[0, :5], expected[:5], atol=1e-5)
+
+
+def test_an_hstu_layer_may_end_with_a_gated_feed_forward_network():
+  sizes = {"num_heads": 1, "head_width": 2, "value_width": 2, "attention_length": 4}
+  x, context = jax.random.normal(jax.random.key(0), (2, 6, 3)), causal_context(BATCH)
+  layer = HSTULayer(**sizes, feed_forward=5)
+  params = jax.jit(layer.init)(jax.random.key(1), x, context)["params"]
+  attention = {name: value for name, value in params.items() if name != "feed_forward"}
+  y = jax.jit(HSTULayer(**sizes).apply)({"params": attention}, x, context)
+  hidden, gates, output = (params["feed_forward"][name]["kernel"] for name in ("hidden", "gate", "output"))
+  expected = y + (jax.nn.silu(layer_norm(y) @ hidden) * (layer_norm(y) @ gates)) @ output
+  assert hidden.shape == (3, 5) and np.abs(expected - y).max() > 0.1
+  np.testing.assert_allclose(jax.jit(layer.apply)({"params": params}, x, context), expected, atol=1e-5)
+  with pytest.raises(ValueError, match="feed_forward=-1 must be a width"):
+    HSTULayer(**sizes, feed_forward=-1).init(jax.random.key(1), x, context)
 
 
 def test_each_head_reads_its_own_bias_tables():

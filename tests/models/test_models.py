@@ -44,6 +44,10 @@ CONTRACT = {
   "hstu_tables_by_head": ({**HSTU, "bias_tables": "head"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + 2 * TABLES)),
   "hstu_normalized_by_keys": ({**HSTU, "normalizer": "keys"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "hstu_dropout_on_the_output": ({**HSTU, "dropout_on": "output"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
+  "hstu_feed_forward": (
+    {**HSTU, "feed_forward": 6},
+    EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES + 3 * 6 * 8),
+  ),
   "hstu_linear": ({**HSTU, "linear_activation": "none"}, EMBEDDINGS + 2 * (UVQK + OUTPUT + TABLES)),
   "stu": (STU, EMBEDDINGS + 2 * STU_LAYER),
   "stu_group_norm": ({**STU, "group_norm": True, "scale": 0.3}, EMBEDDINGS + 2 * (STU_LAYER - 2 * 10 + 2 * 2)),

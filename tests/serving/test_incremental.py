@@ -17,7 +17,7 @@ HSTU = {**SIZES, "head_width": 4, "value_width": 4, "attention_length": LENGTH}
 MODELS = {
   "hstu": {"name": "hstu", **HSTU, "num_layers": 2},
   "hstu_target_domain": {"name": "hstu", **HSTU, "target_domain": True},
-  "hstu_by_keys_and_heads": {"name": "hstu", **HSTU, "normalizer": "keys", "bias_tables": "head"},
+  "hstu_by_keys_and_heads": {"name": "hstu", **HSTU, "normalizer": "keys", "bias_tables": "head", "feed_forward": 6},
   "stu": {"name": "stu", **HSTU},
   "sasrec": {"name": "sasrec", **SIZES, "hidden": 6},
   "ligr": {"name": "sasrec", **SIZES, "hidden": 6, "layer": "ligr"},
