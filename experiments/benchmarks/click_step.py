@@ -19,10 +19,11 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments.benchmarks.records import publish
 from jaxrec import parallel
+from jaxrec.cli.config_argument import define_config
 from jaxrec.cli.text_table import text_table
 from jaxrec.data.load import load_data
 from jaxrec.data.prepared import PreparedData
@@ -124,7 +125,7 @@ def table(records: list[dict[str, Any]]) -> str:
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
   config_help = "Experiment config, a Python file that is executed; --config.group.key=value changes a setting."
-  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  define_config(values, config_help)
   flags.DEFINE_list("variants", [], "Models; empty: that of the config.", flag_values=values)
   flags.DEFINE_list("targets_per_row", ["0", "1", "5", "19"], "Targets of one user in a row.", flag_values=values)
   flags.DEFINE_integer("steps", 20, "Timed steps of each case.", lower_bound=1, flag_values=values)

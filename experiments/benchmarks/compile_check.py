@@ -26,9 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
+from jaxrec.cli.config_argument import define_config
 from jaxrec.train.target_step import compile_training_step
 from pallas_kernels import IntervalMask, RelativeBias, aot, segment_attention, tpu
 
@@ -203,7 +203,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
   targets_help = "TPU topologies (v5e:2x2, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, ...) and h100."
   flags.DEFINE_list("targets", ["v6e:2x2"], targets_help, flag_values=values)
   config_help = "Compile this experiment's training step instead of attention; --config.group.key=value changes it."
-  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  define_config(values, config_help)
   flags.DEFINE_list("lengths", ["1024"], "Queries and keys of a row.", flag_values=values)
   flags.DEFINE_list("widths", ["128"], "Widths of a head.", flag_values=values)
   flags.DEFINE_list("activations", ["silu"], "silu, softmax.", flag_values=values)

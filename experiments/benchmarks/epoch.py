@@ -24,12 +24,13 @@ import tempfile
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments.benchmarks.other_libraries import Clock
 from experiments.benchmarks.records import publish
 from experiments.benchmarks.training import Training
 from jaxrec import parallel
+from jaxrec.cli.config_argument import define_config
 from jaxrec.data import load
 from jaxrec.data.prepared import VALIDATION
 
@@ -111,7 +112,7 @@ def write_problem(config: ConfigDict, negatives: int, steps: int, path: str) -> 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_flags.DEFINE_config_file("config", None, "Experiment config of HSTU or SASRec.", flag_values=values)
+  define_config(values, "Experiment config of HSTU or SASRec.")
   flags.DEFINE_list("libraries", [*OWN, *OTHERS], "Libraries to time.", flag_values=values)
   flags.DEFINE_integer("negatives", 128, "Negatives of each position.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("steps", 20, "Batches that are timed.", lower_bound=1, flag_values=values)

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
 from experiments.benchmarks.records import publish
 from experiments.benchmarks.training import Training
+from jaxrec.cli.config_argument import define_config
 
 FLAGS = flags.FLAGS
 
@@ -64,7 +64,7 @@ def _time(stage: Callable[[int], Any], steps: int) -> dict[str, float]:
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
   config_help = "Experiment config, a Python file that is executed; --config.group.key=value changes a setting."
-  config_flags.DEFINE_config_file("config", None, config_help, flag_values=values)
+  define_config(values, config_help)
   steps_help = "Timed repetitions of each stage, after one that compiles."
   flags.DEFINE_integer("steps", 20, steps_help, lower_bound=1, flag_values=values)
   flags.DEFINE_string("out", None, "File to append the JSON lines to.", flag_values=values)

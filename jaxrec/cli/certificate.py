@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from jaxrec.analysis.paired_bootstrap import (
   Interval,
@@ -41,7 +41,7 @@ from jaxrec.analysis.paired_bootstrap import (
   paired_difference,
   user_values,
 )
-from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
+from jaxrec.cli.config_argument import DATA_HELP, define_config, with_config_file
 from jaxrec.cli.process import describe
 from jaxrec.cli.sweep import parse_seeds
 from jaxrec.cli.text_table import label_of_all, text_table
@@ -289,7 +289,7 @@ def verdicts(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values)
+  define_config(values)
   flags.DEFINE_string("data", None, DATA_HELP, flag_values=values)
   flags.DEFINE_string("out", None, "Folder of the runs and of certificate.json.", flag_values=values)
   flags.DEFINE_list("seeds", ["1", "2", "3"], "Seeds of each variant.", flag_values=values)

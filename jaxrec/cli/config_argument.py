@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
 _CONFIG, _DATA = "--config", "--data"
 _FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "named_config_file.py")
 CONFIG_HELP = (
@@ -13,6 +16,40 @@ CONFIG_HELP = (
   " a setting."
 )
 DATA_HELP = "Folder of prepared data, which `jaxrec prepare` writes, or its URL; same as --config.data.prepared."
+
+
+def define_config(
+  values: flags.FlagValues = flags.FLAGS, text: str = CONFIG_HELP, arguments: list[str] | None = None
+) -> None:
+  """Defines the flag --config, with --config.group.key=value for each setting.
+
+  Groups such as `config.model` hold what a config sets; with the flag, any field of the model's class can be set. So
+  the flag takes names that the config does not have: `check_names` follows when flags are parsed.
+
+  Args:
+    values: where the flag is defined.
+    text: its help.
+    arguments: what is parsed later, the program first; None: `sys.argv`.
+  """
+  config_flags.DEFINE_config_file(
+    "config", None, text, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
+  )
+
+
+def check_names(config: ConfigDict) -> None:
+  """Raises unless the settings of a config are those of its task; the fields of models are checked where one is built.
+
+  Raises:
+    ValueError: names the setting, and the nearest known one.
+  """
+  from jaxrec.train import settings  # Not before: these modules import JAX.
+  from jaxrec.train.task import task_class
+
+  task = task_class(config.task)
+  default, given = task.default_config().to_dict(), config.to_dict()
+  settings.check_names("config", given, default)
+  for group in task.groups:
+    settings.check_names(f"config.{group}", given[group], default[group])
 
 
 def with_config_file(argv: Sequence[str]) -> list[str]:

@@ -28,10 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from jaxrec.cli import sweep_table
-from jaxrec.cli.config_argument import config_file, label, label_with_argument
+from jaxrec.cli.config_argument import check_names, config_file, define_config, label, label_with_argument
 from jaxrec.cli.process import child_process, describe
 from jaxrec.cli.sweep_results import append_result, read_results, read_summary
 from jaxrec.data.fingerprint import Fingerprint, differences
@@ -157,6 +157,7 @@ def resolve(config: str, overrides: Sequence[tuple[str, str]], seed: int) -> dic
   job = Job(config, tuple(overrides), seed, {})
   try:
     resolved = _parsed_config(job)
+    check_names(resolved)
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     raise ValueError(f"{' '.join(job.flags)}: {error}") from error
   return json.loads(json.dumps(resolved.to_dict(), default=str))  # Tuples become lists, as they will in config.json.
@@ -309,7 +310,7 @@ def _parsed_config(job) -> ConfigDict:
   Writes no bytecode, which hides a change of the file to one of equal size within the same second.
   """
   values, argv = flags.FlagValues(), ["train", *job.flags]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  define_config(values, arguments=argv)
   before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
   try:
     values(argv)

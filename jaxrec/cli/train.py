@@ -25,10 +25,9 @@ import traceback
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from jaxrec import parallel
-from jaxrec.cli.config_argument import CONFIG_HELP, DATA_HELP, with_config_file
+from jaxrec.cli.config_argument import DATA_HELP, define_config, with_config_file
 from jaxrec.cli.process import describe
 from jaxrec.cli.summary_table import summary_table
 from jaxrec.cli.text_table import text_table
@@ -93,7 +92,7 @@ def config_list() -> str:
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
   """Defines the flags of this program. Not done on import, because programs share flag names."""
-  config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values)
+  define_config(values)
   flags.DEFINE_string("data", None, DATA_HELP, flag_values=values)
   flags.DEFINE_bool("list", False, "Print the names of configs and exit.", flag_values=values)
   texts = {

@@ -14,12 +14,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from jaxrec.models.bert4rec import BERT4Rec
 from jaxrec.models.ctr import ClickHead, ClickThroughRanker
 from jaxrec.models.domain_encoders import DomainEncoders
+from jaxrec.models.fields import check_fields
 from jaxrec.models.hstu import HSTU
 from jaxrec.models.multi_domain_hstu import MultiDomainHSTU, MultiDomainHSTULayer
 from jaxrec.models.ranking import RankingModel
@@ -47,7 +47,7 @@ def build(config: Mapping, *, num_items: int, **overrides) -> SequentialModel:
     **overrides: more fields, e.g. `dtype`.
 
   Raises:
-    ValueError: an unknown model or field; the message lists the known ones.
+    ValueError: an unknown model or field, with the known ones, or a value of another type.
 
   >>> build({"name": "sasrec", "width": 8, "max_positions": 4}, num_items=9).num_rows
   10
@@ -56,7 +56,5 @@ def build(config: Mapping, *, num_items: int, **overrides) -> SequentialModel:
   name = options.pop("name")
   if name not in MODELS:
     raise ValueError(f"model {name!r} is not one of {sorted(MODELS)}")
-  known = {field.name for field in dataclasses.fields(MODELS[name])} - {"parent", "name"}
-  if unknown := sorted(set(options) - known):
-    raise ValueError(f"model {name!r} has no field {unknown}; it has {sorted(known)}")
+  check_fields(f"model {name!r}", MODELS[name], options)
   return MODELS[name](num_items=num_items, **options)

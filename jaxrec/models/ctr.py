@@ -30,7 +30,6 @@ Choice: one logit, the log-odds of a click, replaces two whose difference it is.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -45,6 +44,7 @@ from jaxrec.layers.ctr import lsh, packed_history
 from jaxrec.layers.ctr import target_attention as attention
 from jaxrec.layers.ctr.batch_norm import BatchNorm
 from jaxrec.layers.ctr.decoupled import DecoupledEmbedding, FieldWidths
+from jaxrec.models.fields import check_fields
 from pallas_kernels.integers import as_arrays, as_integers
 
 SEARCHES = ("top_k", "latest", "category", "category_only", "hamming", "buckets")
@@ -78,7 +78,7 @@ def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThrou
     num_categories: C.
 
   Raises:
-    ValueError: an unknown name or field, or a field that the name sets itself; the message lists the known ones.
+    ValueError: an unknown name or field, or one that the name sets, with the known ones; a value of another type.
 
   >>> build({"name": "twin", "width": 8}, num_items=9, num_categories=3).tables
   'shared'
@@ -87,9 +87,7 @@ def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThrou
   name = options.pop("name")
   if name not in VARIANTS:
     raise ValueError(f"model {name!r} is not one of {sorted(VARIANTS)}")
-  known = {field.name for field in dataclasses.fields(ClickThroughRanker)} - {"parent", "name", *VARIANTS[name]}
-  if unknown := sorted(set(options) - known):
-    raise ValueError(f"model {name!r} has no free field {unknown}; it has {sorted(known)}")
+  check_fields(f"model {name!r}", ClickThroughRanker, options, VARIANTS[name])
   return ClickThroughRanker(num_items=num_items, num_categories=num_categories, **VARIANTS[name], **options)
 
 

@@ -5,7 +5,6 @@ Source: Zhai et al. 2024, arXiv 2402.17152, section 2.2 (ranking as transduction
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -22,6 +21,7 @@ from jaxrec.layers.hstu import HSTULayer
 from jaxrec.layers.item_embedding import ItemEmbedding, dropout
 from jaxrec.layers.norm import layer_norm
 from jaxrec.layers.stu import STULayer
+from jaxrec.models.fields import check_fields
 from pallas_kernels import IntervalMask
 from pallas_kernels.integers import as_integers
 
@@ -213,14 +213,12 @@ def build(config: Mapping, **sizes) -> RankingModel:
   """Returns the model of a config's fields, and sizes and actions that the data give.
 
   Raises:
-    ValueError: an unknown field; the message lists the known ones.
+    ValueError: an unknown field, with the known ones, or a value of another type.
 
   >>> like = ActionType("like", "binary")
   >>> build({"width": 8, "num_layers": 1}, num_items=9, actions=(like,), heads=(like,), max_positions=4).num_layers
   1
   """
   options = {name: value for name, value in config.items() if name != "name"}
-  known = {field.name for field in dataclasses.fields(RankingModel)} - {"parent", "name", *sizes}
-  if unknown := sorted(set(options) - known):
-    raise ValueError(f"the ranking model has no free field {unknown}; it has {sorted(known)}")
+  check_fields("the ranking model", RankingModel, options, sizes)
   return RankingModel(**sizes, **options)

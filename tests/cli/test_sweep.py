@@ -24,10 +24,12 @@ from jaxrec.train.monitor import TableError
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIG = """
-from ml_collections import ConfigDict
+from jaxrec.train.config import default_config
 
 def get_config():
-  return ConfigDict({"seed": 0, "width": 8, "optimizer": {"learning_rate": 0.1}, "eval": {"ks": (1, 10)}})
+  config = default_config()
+  config.seed, config.model.width, config.optimizer.learning_rate, config.eval.ks = 0, 8, 0.1, (1, 10)
+  return config
 """
 
 
@@ -40,20 +42,20 @@ def config(tmp_path):
 
 def _train(job, workdir):
   """Returns a summary whose HR@10 is 0.1 times the seed, plus 0.5 if `width` is above 8."""
-  value = job.seed / 10 + (job.resolved["width"] > 8) / 2
+  value = job.seed / 10 + (job.resolved["model"]["width"] > 8) / 2
   return {"select": {"best_epoch": 3, "test": {"HR@10": value, "domain/a/HR@10": 0.0}}}
 
 
 def test_a_grid_is_the_product_of_overrides_and_seeds(config):
-  jobs = make_jobs([config], ["width=8,16", "optimizer.learning_rate=0.1,0.2"], [1, 2])
-  assert [(job.resolved["width"], job.resolved["optimizer"]["learning_rate"], job.seed) for job in jobs] == [
+  jobs = make_jobs([config], ["model.width=8,16", "optimizer.learning_rate=0.1,0.2"], [1, 2])
+  assert [(job.resolved["model"]["width"], job.resolved["optimizer"]["learning_rate"], job.seed) for job in jobs] == [
     (width, rate, seed) for width in (8, 16) for rate in (0.1, 0.2) for seed in (1, 2)
   ]
 
 
 def test_a_run_is_started_with_the_flags_of_experiments_train(config):
-  (job,) = make_jobs([config], ["width=16"], [7])
-  assert job.flags == [f"--config={config}", "--config.width=16", "--config.seed=7"]
+  (job,) = make_jobs([config], ["model.width=16"], [7])
+  assert job.flags == [f"--config={config}", "--config.model.width=16", "--config.seed=7"]
 
 
 def test_commas_inside_brackets_belong_to_the_value(config):
@@ -63,18 +65,18 @@ def test_commas_inside_brackets_belong_to_the_value(config):
 
 def test_the_key_of_a_run_depends_on_its_resolved_config(config, tmp_path):
   before = make_jobs([config], [], [1])[0].key
-  assert make_jobs([config], ["width=8"], [1])[0].key == before
-  (tmp_path / "small.py").write_text(CONFIG.replace("8", "9"))
+  assert make_jobs([config], ["model.width=8"], [1])[0].key == before
+  (tmp_path / "small.py").write_text(CONFIG.replace("0, 8", "0, 9"))
   assert make_jobs([config], [], [1])[0].key != before
 
 
 @pytest.mark.parametrize(
   "overrides,seeds,message",
   [
-    (["widht=8"], [1], "widht"),
-    (["width=wide"], [1], "width=wide"),
+    (["train.widht=8"], [1], "config.train.widht is unknown"),
+    (["model.width=wide"], [1], "model.width=wide"),
     (["width"], [1], "must be group.key=value1,value2"),
-    (["width=8,8"], [1], "are the same run"),
+    (["model.width=8,8"], [1], "are the same run"),
     ([], [1, 1], "are the same run"),
   ],
 )
@@ -175,22 +177,26 @@ def test_a_plan_lists_complete_begun_and_missing_runs(config, tmp_path):
 
 
 def test_the_table_has_mean_sample_std_and_number_of_runs(config, tmp_path):
-  jobs = make_jobs([config], ["width=8,16"], [1, 2, 4])
+  jobs = make_jobs([config], ["model.width=8,16"], [1, 2, 4])
   run_jobs(jobs, str(tmp_path), _train)
   table = write_table(jobs, str(tmp_path), ["HR@10"])
   std = statistics.stdev([0.1, 0.2, 0.4])
   assert table.splitlines() == [
-    "| run      | n | select/test/HR@10 |",
-    "|:---------|--:|------------------:|",
-    f"| width=8  | 3 |   {0.7 / 3:.4f} ± {std:.4f} |",
-    f"| width=16 | 3 |   {0.7 / 3 + 0.5:.4f} ± {std:.4f} |",
+    "| run            | n | select/test/HR@10 |",
+    "|:---------------|--:|------------------:|",
+    f"| model.width=8  | 3 |   {0.7 / 3:.4f} ± {std:.4f} |",
+    f"| model.width=16 | 3 |   {0.7 / 3 + 0.5:.4f} ± {std:.4f} |",
   ]
   assert (tmp_path / "table.md").read_text() == table + "\n"
 
 
 def test_named_configs_and_arguments_of_a_file_have_rows_of_their_own(config, tmp_path):
   names = [config_file("sasrec", "log"), config_file("hstu", "log"), f"{config}:plain", f"{config}:gate"]
-  jobs = [sweep.Job(name, (), seed, {"data": {}, "width": 8, "of": [name, seed]}) for name in names for seed in (1, 2)]
+  jobs = [
+    sweep.Job(name, (), seed, {"data": {}, "model": {"width": 8}, "of": [name, seed]})
+    for name in names
+    for seed in (1, 2)
+  ]
   run_jobs(jobs, str(tmp_path), _train)
   rows = write_table(jobs, str(tmp_path), ["HR@10"]).splitlines()[2:]
   assert [row.split("|")[1].strip() for row in rows] == ["sasrec", "hstu", "small:plain", "small:gate"]
@@ -333,9 +339,9 @@ def test_an_overflow_of_a_table_fails_one_run_and_not_the_sweep(config, tmp_path
 
 
 def test_results_are_json_lines(config, tmp_path):
-  jobs = make_jobs([config], ["width=16"], [1])
+  jobs = make_jobs([config], ["model.width=16"], [1])
   run_jobs(jobs, str(tmp_path), _train)
   (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
   record = json.loads(line)
-  assert (record["overrides"], record["seed"]) == ({"width": "16"}, 1)
+  assert (record["overrides"], record["seed"]) == ({"model.width": "16"}, 1)
   assert record["summary"]["select"]["test"]["HR@10"] == 0.6

@@ -210,11 +210,22 @@ def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
   assert read_records(str(tmp_path / "metrics.jsonl"))[0]["loss"] < 14
 
 
+def test_a_flag_sets_a_field_of_the_model_that_the_config_does_not_name(tmp_path):
+  finish(
+    start(tmp_path, "--config.model.feed_forward=6", "--config.model.dropout_on=output", "--config.train.num_epochs=1")
+  )
+  assert json.loads((tmp_path / "config.json").read_text())["model"]["feed_forward"] == 6
+  assert "feed_forward" in load_run(str(tmp_path)).params["layers_0"]
+
+
 @pytest.mark.parametrize(
   ("override", "message"),
   [
     ("--config.train.batch_size=abc", "invalid literal for int() with base 10: 'abc'"),
-    ("--config.train.batchsize=3", 'Did you mean "batch_size" instead of "batchsize"?'),
+    ("--config.train.batchsize=3", "config.train.batchsize is unknown; did you mean config.train.batch_size?"),
+    ("--config.trian.batch_size=3", 'Did you mean "train" instead of "trian"?'),
+    ("--config.model.tables=2", "model 'hstu' has no field ['tables']; it has "),
+    ("--config.model.feed_forward=wide", "config.model.feed_forward='wide' must be of type int"),
     ("--config.train.dtype=float16", "config.train.dtype='float16' is unknown; use one of ('float32', 'bfloat16')"),
   ],
 )

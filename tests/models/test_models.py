@@ -1,6 +1,7 @@
 """One contract for every model: order, padding, packing, dropout, precision, sizes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -277,6 +278,20 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 def test_an_unknown_field_is_refused_with_the_known_ones():
   with pytest.raises(ValueError, match=r"model 'sasrec' has no field \['head_width', 'layers'\]; it has .*num_layers"):
     build({**SASREC, "layers": 2, "head_width": 3}, num_items=3)
+
+
+@pytest.mark.parametrize(
+  "option, kind",
+  [
+    ({"feed_forward": "200"}, "int"), ({"num_layers": 1.5}, "int"), ({"num_layers": True}, "int"),
+    ({"dropout": "0.2"}, "float"), ({"time_bias": "no"}, "bool"), ({"activation": 3}, "str"),
+  ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(option, kind):
+  ((name, value),) = option.items()
+  with pytest.raises(ValueError, match=re.escape(f"config.model.{name}={value!r} must be of type {kind}")):
+    build({**HSTU, **option}, num_items=3)
+  build({**HSTU, "dropout": 0, "num_layers": np.int64(2)}, num_items=3)
 
 
 @pytest.mark.parametrize(
