@@ -37,10 +37,10 @@ def define_config(
 
 
 def check_names(config: ConfigDict) -> None:
-  """Raises unless the settings of a config are those of its task; the fields of models are checked where one is built.
+  """Raises unless the settings of a config are those of its task and of its model.
 
   Raises:
-    ValueError: names the setting, and the nearest known one.
+    ValueError: names the setting, and the nearest known one or all known fields.
   """
   from jaxrec.train import settings  # Not before: these modules import JAX.
   from jaxrec.train.task import task_class
@@ -50,6 +50,7 @@ def check_names(config: ConfigDict) -> None:
   settings.check_names("config", given, default)
   for group in task.groups:
     settings.check_names(f"config.{group}", given[group], default[group])
+  task.check_model(given["model"])
 
 
 def with_config_file(argv: Sequence[str]) -> list[str]:

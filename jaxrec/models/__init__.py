@@ -34,7 +34,7 @@ MODELS: dict[str, type[SequentialModel]] = {
 
 __all__ = [
   "BERT4Rec", "ClickHead", "ClickThroughRanker", "DomainEncoders", "HSTU", "MODELS", "MultiDomainHSTU",
-  "MultiDomainHSTULayer", "RankingModel", "SASRec", "STUModel", "SequentialModel", "build",
+  "MultiDomainHSTULayer", "RankingModel", "SASRec", "STUModel", "SequentialModel", "build", "check_options",
 ]  # fmt: skip
 
 
@@ -53,8 +53,18 @@ def build(config: Mapping, *, num_items: int, **overrides) -> SequentialModel:
   10
   """
   options = {**config, **overrides}
+  check_options(options)
   name = options.pop("name")
+  return MODELS[name](num_items=num_items, **options)
+
+
+def check_options(config: Mapping) -> None:
+  """Raises unless a config names a model and has fields of its class.
+
+  Raises:
+    ValueError: as of `build`.
+  """
+  name = config.get("name")
   if name not in MODELS:
     raise ValueError(f"model {name!r} is not one of {sorted(MODELS)}")
-  check_fields(f"model {name!r}", MODELS[name], options)
-  return MODELS[name](num_items=num_items, **options)
+  check_fields(f"model {name!r}", MODELS[name], {key: value for key, value in config.items() if key != "name"})

@@ -83,12 +83,23 @@ def build(config: Mapping, *, num_items: int, num_categories: int) -> ClickThrou
   >>> build({"name": "twin", "width": 8}, num_items=9, num_categories=3).tables
   'shared'
   """
+  check_options(config)
   options = dict(config)
   name = options.pop("name")
+  return ClickThroughRanker(num_items=num_items, num_categories=num_categories, **VARIANTS[name], **options)
+
+
+def check_options(config: Mapping) -> None:
+  """Raises unless a config names a variant and has fields that it leaves free.
+
+  Raises:
+    ValueError: as of `build`.
+  """
+  name = config.get("name")
   if name not in VARIANTS:
     raise ValueError(f"model {name!r} is not one of {sorted(VARIANTS)}")
+  options = {key: value for key, value in config.items() if key != "name"}
   check_fields(f"model {name!r}", ClickThroughRanker, options, VARIANTS[name])
-  return ClickThroughRanker(num_items=num_items, num_categories=num_categories, **VARIANTS[name], **options)
 
 
 @flax.struct.dataclass

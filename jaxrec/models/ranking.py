@@ -6,7 +6,7 @@ Source: Zhai et al. 2024, arXiv 2402.17152, section 2.2 (ranking as transduction
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import flax.linen as nn
 import jax
@@ -219,6 +219,14 @@ def build(config: Mapping, **sizes) -> RankingModel:
   >>> build({"width": 8, "num_layers": 1}, num_items=9, actions=(like,), heads=(like,), max_positions=4).num_layers
   1
   """
-  options = {name: value for name, value in config.items() if name != "name"}
-  check_fields("the ranking model", RankingModel, options, sizes)
-  return RankingModel(**sizes, **options)
+  check_options(config, sizes)
+  return RankingModel(**sizes, **{name: value for name, value in config.items() if name != "name"})
+
+
+def check_options(config: Mapping, sizes: Collection[str] = ()) -> None:
+  """Raises unless a config has fields of the model, none of which are among the sizes.
+
+  Raises:
+    ValueError: as of `build`.
+  """
+  check_fields("the ranking model", RankingModel, {n: value for n, value in config.items() if n != "name"}, sizes)

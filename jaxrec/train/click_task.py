@@ -178,6 +178,7 @@ class ClickTask(BaseTask):
 
   default_config = staticmethod(default_config)
   check_config = staticmethod(check_config)
+  check_model = staticmethod(ctr.check_options)
   groups = GROUPS
 
   def __post_init__(self):

@@ -146,6 +146,7 @@ class RankingTask(BaseTask):
 
   default_config = staticmethod(default_config)
   check_config = staticmethod(check_config)
+  check_model = staticmethod(ranking.check_options)
   groups = GROUPS
 
   def __post_init__(self):

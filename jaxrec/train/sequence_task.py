@@ -54,6 +54,7 @@ class SequenceTask(BaseTask):
 
   default_config = staticmethod(config_lib.default_config)
   check_config = staticmethod(config_lib.check_config)
+  check_model = staticmethod(models.check_options)
   groups = config_lib.GROUPS
 
   @classmethod

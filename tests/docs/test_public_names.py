@@ -24,6 +24,7 @@ NO_SOURCE = {
   "bidirectional_context": "a context",
   "build": "a model by its name",
   "check_batch": "a check of arguments",
+  "check_options": "a check of settings",
   "fixed": "numbers that are given",
 }
 TIMES = re.compile(r"(^|_)(at|gap|time|times|timestamp)$")

@@ -263,6 +263,7 @@ def test_microbatches_give_the_gradients_of_a_whole_batch():
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
   writers.write_json(str(tmp_path / "config.json"), json.loads(json.dumps(tiny_config().to_dict())))
+  (tmp_path / "metrics.jsonl").touch()
   with pytest.raises(ValueError, match="config.train.num_epochs was 2, is 3"):
     loop.run(tiny_config(num_epochs=3), str(tmp_path))
 
