@@ -1,4 +1,4 @@
-"""HSTU on MovieLens-20M: 4 layers, 4 heads, width 256, the settings of the independent re-run.
+"""HSTU on MovieLens-20M: 4 layers, 4 heads, width 256, the sizes of the independent re-run.
 
     python -m experiments.train --config=experiments/configs/ml20m_hstu.py --workdir=runs/ml20m_hstu
 

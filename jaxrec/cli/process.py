@@ -87,9 +87,6 @@ def help_text(program: ModuleType, hidden: Collection[str] = ()) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags with absl, but exits with a one-line error instead of a traceback on an unknown config setting."""
   from absl import app, flags
-  from ml_collections import ConfigDict
-
-  from jaxrec.cli.config_argument import check_names
 
   try:
     rest = app.parse_flags_with_usage(argv)
@@ -97,11 +94,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     sys.exit(f"FATAL Flags parsing error: --config has no such setting: {text}")
   config = flags.FLAGS.config if "config" in flags.FLAGS else None
-  try:
-    if isinstance(config, ConfigDict):
+  if config is not None and not isinstance(config, str):
+    from jaxrec.cli.config_argument import check_names  # Only programs with a config pay for this import.
+
+    try:
       check_names(config)
-  except ValueError as error:
-    sys.exit(f"FATAL Flags parsing error: {error}")
+    except ValueError as error:
+      sys.exit(f"FATAL Flags parsing error: {error}")
   return rest
 
 

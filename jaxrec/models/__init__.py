@@ -67,4 +67,4 @@ def check_options(config: Mapping) -> None:
   name = config.get("name")
   if name not in MODELS:
     raise ValueError(f"model {name!r} is not one of {sorted(MODELS)}")
-  check_fields(f"model {name!r}", MODELS[name], {key: value for key, value in config.items() if key != "name"})
+  check_fields(f"model {name!r}", MODELS[name], config)

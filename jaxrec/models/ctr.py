@@ -98,8 +98,7 @@ def check_options(config: Mapping) -> None:
   name = config.get("name")
   if name not in VARIANTS:
     raise ValueError(f"model {name!r} is not one of {sorted(VARIANTS)}")
-  options = {key: value for key, value in config.items() if key != "name"}
-  check_fields(f"model {name!r}", ClickThroughRanker, options, VARIANTS[name])
+  check_fields(f"model {name!r}", ClickThroughRanker, config, VARIANTS[name])
 
 
 @flax.struct.dataclass

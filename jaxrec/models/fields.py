@@ -16,7 +16,7 @@ def check_fields(model: str, kind: type, options: Mapping[str, Any], taken: Coll
   Args:
     model: what the error calls it.
     kind: class of the model, a dataclass.
-    options: field to value.
+    options: field to value; "name", which chose the class, is left out.
     taken: fields that are set elsewhere.
 
   Raises:
@@ -29,6 +29,7 @@ def check_fields(model: str, kind: type, options: Mapping[str, Any], taken: Coll
   """
   fields = {field.name: field for field in dataclasses.fields(kind)}
   known = set(fields) - {"parent", "name", *taken}
+  options = {field: value for field, value in options.items() if field != "name"}
   if unknown := sorted(set(options) - known):
     free = "free " if taken else ""
     raise ValueError(f"{model} has no {free}field {unknown}; it has {sorted(known)}")

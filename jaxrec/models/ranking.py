@@ -229,4 +229,4 @@ def check_options(config: Mapping, sizes: Collection[str] = ()) -> None:
   Raises:
     ValueError: as of `build`.
   """
-  check_fields("the ranking model", RankingModel, {n: value for n, value in config.items() if n != "name"}, sizes)
+  check_fields("the ranking model", RankingModel, config, sizes)

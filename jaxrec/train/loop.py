@@ -104,7 +104,7 @@ def run(
 def _check_config(config, workdir):
   task = task_class(config.task)
   task.check_config(config)
-  if not os.path.exists(os.path.join(workdir, CONFIG_FILE)):  # Runs that have begun go on.
+  if not has_begun(workdir):  # Runs that have begun go on.
     check_groups_read(config, getattr(task, "groups", {}))
 
 

@@ -5,7 +5,7 @@
 
 Real: 138,493 users with 20 ratings or more, 144 in the mean and 68 in the median, of 27,278 movies. Generated: a
 log-normal number above 20 with that mean and median; the popularity of movies is 1 / (rank + 100); no user rates a
-movie twice; tastes and times are random. So times and memory are those of the real files, and metrics say nothing.
+movie twice; tastes and times are random. So times and memory are near those of the real files, and metrics say nothing.
 """
 
 import argparse

@@ -90,7 +90,10 @@ def test_unread_settings_of_ranking_are_refused_and_runs_that_have_begun_go_on(t
   with pytest.raises(ValueError, match=message):
     loop.run(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
-  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "config.json").write_text("{}")  # What a run leaves that fails at its start.
+  with pytest.raises(ValueError, match=message):
+    loop.run(settings, str(tmp_path))
+  (tmp_path / "metrics.jsonl").touch()
   loop._check_config(settings, str(tmp_path))
 
 
