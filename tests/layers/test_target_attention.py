@@ -84,6 +84,25 @@ def test_the_attention_unit_is_its_equation():
   np.testing.assert_allclose(out, [[22.0, 4.0]], rtol=1e-6)
 
 
+def test_the_attention_unit_is_that_of_the_four_parts_side_by_side():
+  keys = jax.random.split(jax.random.key(1), 3)
+  q, k = jax.random.normal(keys[0], (2, 6)), jax.random.normal(keys[1], (2, 5, 6))
+  unit = attention.AttentionUnit(hidden=4)
+  params = unit.init(keys[2], q, k)
+
+  def dense(params, q, k):
+    p, query = params["params"], jnp.broadcast_to(q[:, None], k.shape)
+    x = jnp.concatenate([query, k, query - k, query * k], axis=-1) @ p["hidden_layer"]["kernel"]
+    x += p["hidden_layer"]["bias"]
+    x = jnp.where(x >= 0, x, p["activation"]["negative_slope"] * x)
+    return (x @ p["output"]["kernel"] + p["output"]["bias"])[..., 0] / q.shape[-1]
+
+  np.testing.assert_allclose(unit.apply(params, q, k), dense(params, q, k), atol=1e-5)
+  losses = [lambda *xs, score=score: jnp.sum(jnp.sin(score(*xs))) for score in (unit.apply, dense)]
+  found, wanted = (jax.grad(loss, argnums=(0, 1, 2))(params, q, k) for loss in losses)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, wanted)
+
+
 def test_hashes_of_the_same_direction_agree_and_of_opposite_directions_do_not():
   normals = lsh.hyperplanes(8, 32, seed=3)
   x = jax.random.normal(jax.random.key(0), (1, 8))

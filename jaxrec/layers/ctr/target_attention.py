@@ -160,7 +160,25 @@ class AttentionUnit(nn.Module):
 
   @nn.compact
   def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N"]:
-    query = jnp.broadcast_to(target[:, None], history.shape)
-    x = jnp.concatenate([query, history, query - history, query * history], axis=-1)  # [B, N, 4 M]
-    x = nn.PReLU(negative_slope_init=0.1, name="activation")(nn.Dense(self.hidden, name="hidden_layer")(x))
+    x = _PairDense(self.hidden, name="hidden_layer")(target, history)
+    x = nn.PReLU(negative_slope_init=0.1, name="activation")(x)
     return nn.Dense(1, name="output")(x)[..., 0] / target.shape[-1]  # [B, N]
+
+
+class _PairDense(nn.Module):
+  """A dense layer of `[q, k, q - k, q * k]`, which is never made for all events: that would be most of a step's time.
+
+  With the rows of the kernel in four parts it is `k (diag(q) W4 + W2 - W3) + q (W1 + W3) + b`.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
+    size = target.shape[-1]
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * size, self.width))
+    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    of_query, of_event, of_difference, of_product = kernel.reshape(4, size, self.width)
+    by_query = target @ (of_query + of_difference) + bias  # [B, H]
+    by_event = jnp.einsum("bm,mh->bmh", target, of_product) + (of_event - of_difference)  # [B, M, H]
+    return history @ by_event + by_query[:, None]
