@@ -112,8 +112,8 @@ class CrossDomainObjective:
     def trunk(parts):
       return self._forward(model, parts, items, parts[INPUT], batch, rng, deterministic)
 
-    def recommend(outputs, _):
-      return item_losses.weighted_mean(outputs[0], batch.target_weight)
+    def recommend(outputs, parts):
+      return self.recommendation.loss_from_queries(outputs[0], items, parts, batch, model.num_items)
 
     def attention_across(outputs, _):
       score, num_queries = self._score(*outputs[1:], batch)
@@ -151,8 +151,8 @@ class CrossDomainObjective:
 
     def total(params):
       outputs = self._forward(model, params, items, items.input(params), batch, rng, deterministic)
-      of_positions, attention, gate = outputs
-      recommendation = item_losses.weighted_mean(of_positions, batch.target_weight)
+      query, attention, gate = outputs
+      recommendation = self.recommendation.loss_from_queries(query, items, params, batch, model.num_items)
       losses = jnp.stack([recommendation, self._score(attention, gate, batch)[0]])
       return weights @ losses, (losses, self._scalars(attention, gate, batch))
 
@@ -160,23 +160,19 @@ class CrossDomainObjective:
     return losses, grad, scalars
 
   def _forward(self, model, params, items, item, batch, rng, deterministic):
-    """Returns the item loss of each position, what each layer attends to, and which queries are penalised (None: all).
-
-    The gate compares with the very losses that the first objective is the mean of: no position is scored twice.
-    """
+    """Returns query vectors [B, N, M], what each layer attends to, and which queries are penalised (None: all)."""
     collection, by_layer = (MASS, masses_by_layer) if self.score == "all_keys" else (SIZES, sizes_by_layer)
     rest = {name: value for name, value in params.items() if name not in (TABLE, INPUT)}
-    loss_of = functools.partial(self.recommendation.loss_of_positions, num_items=model.num_items)
     dropout_key, _ = jax.random.split(rng)
     rngs = {"dropout": dropout_key}
     query, state = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, mutable=[collection])
-    loss, attention = loss_of(query, items, params, batch), by_layer(state[collection])
     if not self.gate:
-      return loss, attention, None
-    rest, item, params = jax.lax.stop_gradient((rest, item, params))
+      return query, by_layer(state[collection]), None
+    rest, item, params, fixed = jax.lax.stop_gradient((rest, item, params, query))
     alone = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, method="within_domain")
-    better = loss_of(alone, items, params, batch) < jax.lax.stop_gradient(loss)
-    return loss, attention, better & (batch.target_weight > 0)
+    loss_of = functools.partial(self.recommendation.loss_of_positions, num_items=model.num_items)
+    both, own = (loss_of(x, items, params, batch) for x in (fixed, alone))
+    return query, by_layer(state[collection]), (own < both) & (batch.target_weight > 0)
 
   def _score(self, attention, gate, batch):
     """Returns the second loss and its number of queries."""
