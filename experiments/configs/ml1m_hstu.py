@@ -14,8 +14,9 @@ on the test item; here the second-to-last event of each user chooses it.
 | test, retrained with the validation events | not measured | .3151 / .1861 |
 
 With a gated feed-forward network after each attention, --config.model.feed_forward=200 (FuXi-alpha's second stage;
-60,000 more parameters, 1.6 times the time of a step on a CPU), one seed each: this config .3778 / .2214 on validation,
-.3490 / .2105 on the test; `:short` .3550 / .2041 and .3409 / .2042.
+60,000 more parameters, 1.6 times the time of a step on a CPU): this config .3757 / .2207 on validation, .3527 / .2116
+on the test, mean of seeds 1 and 2 (.3490 / .2105 and .3565 / .2127); `:short` .3550 / .2041 and .3409 / .2042, one
+seed.
 
 Seeds 1, 2, 3; 42. The argument "short" trains with 256 negatives for 40 epochs: 22 minutes on one core of a shared
 2-core CPU, the other 24 to 41.
