@@ -2,7 +2,7 @@
 
     python tests/click_tables_page.py "Taobao, an excerpt=runs/click_taobao" "Styles, width 4=runs/click_styles_4"
 
-writes the lines anew from the folders of `experiments.click_table`.
+writes the lines of these data from the folders of `experiments.click_table`, and keeps the others.
 """
 
 import json
@@ -52,7 +52,8 @@ def _command(line: dict) -> str:
 
 
 if __name__ == "__main__":
-  results = REPOSITORY / "experiments" / "results"
-  tables = [argument.split("=", 1) for argument in sys.argv[1:]]
-  found = [{"data": name} | json.loads(Path(folder, "table.json").read_text()) for name, folder in tables]
-  (results / "click_tables.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+  path = REPOSITORY / "experiments" / "results" / "click_tables.jsonl"
+  lines = {line["data"]: line for line in map(json.loads, path.read_text().splitlines())}
+  for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):
+    lines[name] = {"data": name} | json.loads(Path(folder, "table.json").read_text())
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
