@@ -10,12 +10,14 @@ every held-out event; users are drawn with all of theirs):
     target_domain          merged, and the target's domain is an input
     intra                  one model, in which an event attends to events of its own domain only (HSTU)
     intra_target_domain    intra, with the target's domain as an input and in transition-aware positions (HSTU)
+    apart                  one model, of histories that are a user's events of one domain
     single                 a model for each domain, of its events alone (first targets only)
 
 The differences are means over users (those that both models rank for: a model of one domain needs an event of it
-before the target) and seeds, with intervals of 95% from draws of both. Where intra (or single) is
+before the target) and seeds, with intervals of 95% from draws of both. Where intra (or single, or apart) is
 not above merged by two standard errors, the other domains' events do no harm that could be removed; where single is
-below merged, they help.
+below merged, they help. Where domains alternate from event to event, intra is no bound: an event reads its own domain
+only, and what is predicted is often of another. There apart says what the target's domain alone can do.
 
 The same command resumes. Several of them, with other --seeds or --variants, may train at a time with one --out; then
 give the command with all of them. Writes <out>/certificate.json and <out>/runs/<variant>-<seed>.
@@ -65,9 +67,10 @@ MODELS: dict[str, dict[str, Any]] = {
   "intra": INTRA | {"tape": False, "target_domain": False},
   "intra_target_domain": INTRA | {"tape": True, "target_domain": True},
 }
-VARIANTS = (*MODELS, "single")
+VARIANTS = (*MODELS, "apart", "single")
 PAIRS = (  # (variant, base)
-  ("intra", "merged"), ("single", "merged"), ("target_domain", "merged"), ("intra_target_domain", "target_domain"),
+  ("intra", "merged"), ("apart", "merged"), ("single", "merged"), ("target_domain", "merged"),
+  ("intra_target_domain", "target_domain"), ("apart", "target_domain"),
 )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def checked_config(config: ConfigDict, k: int) -> ConfigDict:
   config = ConfigDict(config.to_dict())
   if config.task != SEQUENTIAL:
     raise ValueError(f"{config.task=} ranks no catalogue; give a config of task {SEQUENTIAL!r}")
-  if config.multi_objective.objectives or config.data.only_domain:
+  if config.multi_objective.objectives or config.data.only_domain or config.data.domains_apart:
     raise ValueError("give a config with one objective and all domains: the variants are made from it")
   if config.train.retrain:
     raise ValueError(f"{config.train.retrain=} must be False here")
@@ -128,13 +131,13 @@ def checked_config(config: ConfigDict, k: int) -> ConfigDict:
 
 
 def variants_for(config: ConfigDict) -> tuple[str, ...]:
-  """Returns the variants that there are: attention inside a domain is for HSTU, "single" for first targets.
+  """Returns the variants that there are: attention inside a domain is for HSTU, "single" and "apart" for first targets.
 
   The data of one domain keep a user's later targets only where the first one is in that domain.
   """
   is_hstu = config.model.name in ("hstu", "multi_domain_hstu")
   names = VARIANTS if is_hstu else tuple(name for name in VARIANTS if not name.startswith("intra"))
-  return names if config.eval.targets == "first" else tuple(name for name in names if name != "single")
+  return names if config.eval.targets == "first" else tuple(name for name in names if name not in ("apart", "single"))
 
 
 def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], domains: Sequence[str]) -> list[Run]:
@@ -161,7 +164,7 @@ def _runs(config, variant, seed, domains):
     one = ConfigDict(config.to_dict())
     one.seed, one.name = seed, f"{config.name}_{variant}"
     one.model = _model(config.model.to_dict(), MODELS.get(variant, MODELS["merged"]))
-    one.data.only_domain = domain
+    one.data.only_domain, one.data.domains_apart = domain, variant == "apart"
     yield Run(variant, seed, domain, f"{variant}{number if domain else ''}-{seed}", one)
 
 
@@ -206,9 +209,10 @@ def values_of(runs: Sequence[Run], out: str, split: int, k: int, data: PreparedD
   for run in runs:
     loaded = load_run(os.path.join(out, "runs", run.name), task=SEQUENTIAL)
     task = loaded.task
-    ranks.setdefault((run.variant, run.domain), []).append(
-      user_ranks(task.model, loaded.params, task.data, task.config, split)
-    )
+    found = user_ranks(task.model, loaded.params, task.data, task.config, split)
+    if run.variant == "apart":  # One user for each user and domain.
+      found = found._replace(user=found.user // data.num_domains)
+    ranks.setdefault((run.variant, run.domain), []).append(found)
   parts: dict[str, list[UserValues]] = {}
   for (variant, _), of_seeds in ranks.items():
     parts.setdefault(variant, []).append(user_values(of_seeds, np.asarray(data.item_domain()), k))

@@ -39,7 +39,8 @@ def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedD
   Args:
     settings: the group `data` of a config: `source`, `raw`, `prepared` (a folder, or the URL of one that is prepared),
       `options` (keyword arguments of `prepare`), `only_domain`, the name of the one domain to keep, or "" for all, and
-      perhaps `time_cuts` of `jaxrec.data.time_window`, or () for the split that the data was prepared with.
+      perhaps `domains_apart`, whether each domain's events are histories of their own, and `time_cuts` of
+      `jaxrec.data.time_window`, or () for the split that the data was prepared with.
     part: which part of the shards to open, see `PreparedData.load`; one domain or a window of time needs all.
 
   Raises:
@@ -56,7 +57,9 @@ def load_data(settings: ConfigDict, part: tuple[int, int] = (0, 1)) -> PreparedD
 def _chosen_events(data: PreparedData, settings: ConfigDict) -> PreparedData:
   if cuts := settings.get("time_cuts", ()):
     data = time_window.time_window(data, cuts)
-  return single_domain.only_domain(data, settings.only_domain) if settings.only_domain else data
+  if settings.only_domain:
+    return single_domain.only_domain(data, settings.only_domain)
+  return single_domain.domains_apart(data) if settings.get("domains_apart", False) else data
 
 
 def _all_domains(settings: ConfigDict, part: tuple[int, int]) -> PreparedData:

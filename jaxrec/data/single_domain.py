@@ -1,16 +1,19 @@
-"""One domain of multi-domain data, for single-domain baselines whose metrics are comparable with multi-domain ones.
+"""One domain of multi-domain data, or each for itself: baselines whose metrics compare with multi-domain ones.
 
-Users, item ids, catalogue and held-out events stay as they are, so that the same held-out events are ranked among the
-same candidates (protocol "full_per_domain"); only the histories shrink.
+Item ids, catalogue and held-out events stay as they are, so that the same held-out events are ranked among the same
+candidates (protocol "full_per_domain"); only the histories shrink.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
 from jaxrec.data.event_selection import selected_events
+from jaxrec.data.id_tables import user_table
 from jaxrec.data.prepared import TEST, VALIDATION, PreparedData
 
 _HELD_OUT_ELSEWHERE = "users_held_out_elsewhere"  # In `meta`: split -> users.
@@ -39,9 +42,7 @@ def only_domain(data: PreparedData, name: str) -> PreparedData:
   _check(data, name)
   user = _user_of_event(data)
   in_domain = np.asarray(data.domain_id) == data.domain_names.index(name) + 1
-  has_target_elsewhere = np.zeros(data.num_events, bool)
-  for split in (VALIDATION, TEST):
-    has_target_elsewhere |= _has_target_elsewhere(data, user, in_domain, split)
+  has_target_elsewhere = _targets_elsewhere(data, user, in_domain)
   keep = in_domain & ~has_target_elsewhere
   if not (keep & (np.asarray(data.split) < VALIDATION)).any():
     raise ValueError(f"domain={name!r} has no training event; choose another one")
@@ -53,6 +54,52 @@ def only_domain(data: PreparedData, name: str) -> PreparedData:
   elsewhere = {str(split): _users_with(data, user, ~keep, split) for split in (VALIDATION, TEST)}
   meta = {"only_domain": name, _HELD_OUT_ELSEWHERE: elsewhere}
   return selected_events(data, keep, meta, ("dropped_by_only_domain", dropped))
+
+
+def domains_apart(data: PreparedData) -> PreparedData:
+  """Returns the data with each user's events of a domain as a history of their own, in memory.
+
+  A model of them reads no other domain, shares all parameters, and learns from every event. User u's history in domain
+  d is that of user `u * num_domains + d - 1`; many are empty. Every target of the multi-domain data is a target of one
+  history; held-out events behind one in another domain are dropped as in `only_domain`.
+
+  Args:
+    data: data with several domains; not changed.
+
+  Raises:
+    ValueError: data that are of one domain, or the result of this function.
+
+  >>> data = PreparedData.from_columns(user=[0] * 5, item_id=[1, 2, 3, 4, 5], domain_id=[1, 2, 1, 2, 1])
+  >>> apart = domains_apart(data)  # The validation event, item 4, is in domain 2; the test event in domain 1.
+  >>> apart.item_id.tolist(), apart.split.tolist(), apart.offsets.tolist()
+  ([1, 3, 5, 2, 4], [0, 0, 2, 0, 1], [0, 3, 5])
+  """
+  if data.num_domains < 2 or data.meta.get("only_domain") or data.meta.get("domains_apart"):
+    raise ValueError("histories can be taken apart by domain once, where there are several domains")
+  user, domain = _user_of_event(data), np.asarray(data.domain_id)
+  keep = np.ones(data.num_events, bool)
+  for number in range(1, data.num_domains + 1):
+    keep &= ~((domain == number) & _targets_elsewhere(data, user, domain == number))
+  dropped = {"held out behind one in another domain": int((~keep).sum())}
+  elsewhere = {}  # All histories of a user with a held-out event, as none of them may be trained on without it.
+  for split in (VALIDATION, TEST):
+    users = np.unique(user[np.asarray(data.split) == split])
+    elsewhere[str(split)] = (users[:, None] * data.num_domains + np.arange(data.num_domains)).ravel().tolist()
+  meta = {"domains_apart": True, _HELD_OUT_ELSEWHERE: elsewhere}
+  some = selected_events(data, keep, meta, ("dropped_by_domains_apart", dropped))
+  history = user[keep] * data.num_domains + domain[keep] - 1
+  order = np.argsort(history, kind="stable")
+  num_users = data.num_users * data.num_domains
+  columns = {name: getattr(some, name)[order] for name in ("item_id", "domain_id", "timestamp", "action", "split")}
+  names = [f"{raw_id} ({name})" for raw_id in data.users["raw_id"] for name in data.domain_names]
+  return dataclasses.replace(
+    some,
+    **columns,
+    actions={name: values[order] for name, values in some.actions.items()},
+    offsets=np.searchsorted(history[order], np.arange(num_users + 1)),
+    meta={**some.meta, "num_users": num_users},
+    user_table=user_table(num_users, names),
+  )
 
 
 def held_out_users(data: PreparedData, last_split: int) -> Int[np.ndarray, " K"]:
@@ -73,6 +120,11 @@ def _check(data, name):
     raise ValueError(f"domain={name!r} is unknown; the data has {', '.join(map(repr, data.domain_names))}")
   if before := data.meta.get("only_domain"):
     raise ValueError(f"the data holds only the domain {before!r}; take {name!r} from the multi-domain data")
+
+
+def _targets_elsewhere(data, user, in_domain) -> Bool[np.ndarray, " E"]:
+  """Returns which events are held out in a split whose target is in another domain than these."""
+  return np.logical_or(*(_has_target_elsewhere(data, user, in_domain, split) for split in (VALIDATION, TEST)))
 
 
 def _user_of_event(data) -> Int[np.ndarray, " E"]:

@@ -42,6 +42,7 @@ class SourceSettings:
   prepared: str = setting("", "Folder of prepared data, or its URL in an object store; '' keeps it in a cache.")
   options: dict = setting({}, "Options of the source: filters, split.", is_open=True)
   only_domain: str = setting("", "Name of a domain: train and evaluate on its events alone.")
+  domains_apart: bool = setting(False, "A user's events of each domain are a history of their own.")
   time_cuts: tuple = setting(
     (), "Three times in seconds, at which validation, test, and what is left out begin, for all users; (): the split of"
     " the prepared data.",
@@ -360,9 +361,13 @@ def _check_sequences(config):
     raise ValueError(f"{config.data.train_share=} must be above 0 and at most 1")
   if config.data.row_length and config.data.row_length < config.data.max_length:
     raise ValueError(f"config.data.row_length={config.data.row_length} must be 0 or at least {config.data.max_length=}")
-  if config.data.only_domain and config.multi_objective.objectives:
+  if config.data.only_domain and config.data.domains_apart:
+    raise ValueError(f"{config.data.only_domain=} leaves one domain: set config.data.domains_apart=False")
+  alone = [name for name in ("only_domain", "domains_apart") if config.data[name]]
+  if alone and config.multi_objective.objectives:
     raise ValueError(
-      f"{config.data.only_domain=} leaves no attention across domains to weigh; empty config.multi_objective.objectives"
+      f"config.data.{alone[0]}={config.data[alone[0]]!r} leaves no attention across domains to weigh; empty"
+      " config.multi_objective.objectives"
     )
 
 

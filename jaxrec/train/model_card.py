@@ -86,6 +86,8 @@ def _data(config: ConfigDict, data: Mapping[str, Any]) -> list[str]:
     lines.append(", ".join(f"{count:,} {name}" for name, count in counts.items()))
   if settings.get("only_domain"):
     lines.append(f"events of the domain {settings.only_domain!r} alone")
+  if settings.get("domains_apart"):
+    lines.append("a user's events of each domain as a history of their own")
   if settings.get("time_cuts"):
     lines.append(f"cut at {', '.join(map(_date, settings.time_cuts))}: validation, test, end")
   if settings.get("train_share", 1) < 1:

@@ -171,8 +171,8 @@ class SequenceTask(BaseTask):
 def _part_of_shards(config: ConfigDict) -> tuple[int, int]:
   """Returns which part of prepared shards this host opens: its own, or all where only the events of all users tell."""
   settings = config.data
-  needs_all = settings.only_domain or settings.time_cuts or settings.features or settings.train_users != "all"
-  if needs_all or config.eval.beyond_accuracy:
+  selects = settings.only_domain or settings.domains_apart or settings.time_cuts
+  if selects or settings.features or settings.train_users != "all" or config.eval.beyond_accuracy:
     return 0, 1
   shard = parallel.host_shard(parallel.make_mesh(config.parallel.to_dict()))
   return shard.index, shard.count

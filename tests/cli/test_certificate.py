@@ -39,25 +39,27 @@ def loaded(path, model="hstu"):
 
 def test_the_variants_differ_in_what_an_event_may_attend_to(config):
   runs = runs_of(checked_config(loaded(config), 5), certificate.VARIANTS, [1, 2], ["books", "films"])
-  assert [run.name for run in runs[:6]] == [
-    "merged-1", "target_domain-1", "intra-1", "intra_target_domain-1", "single1-1", "single2-1",
+  assert [run.name for run in runs[:7]] == [
+    "merged-1", "target_domain-1", "intra-1", "intra_target_domain-1", "apart-1", "single1-1", "single2-1",
   ]  # fmt: skip
-  assert len({run.name for run in runs}) == len(runs) == 12
-  models = {run.variant: run.config.model for run in runs[:6]}
+  assert len({run.name for run in runs}) == len(runs) == 14
+  models = {run.variant: run.config.model for run in runs[:7]}
   assert {name: (m.name, m.target_domain, m.get("tape"), m.get("states")) for name, m in models.items()} == {
     "merged": ("hstu", False, None, None), "target_domain": ("hstu", True, None, None),
     "intra": ("multi_domain_hstu", False, False, "none"),
-    "intra_target_domain": ("multi_domain_hstu", True, True, "none"), "single": ("hstu", False, None, None),
+    "intra_target_domain": ("multi_domain_hstu", True, True, "none"), "apart": ("hstu", False, None, None),
+    "single": ("hstu", False, None, None),
   }  # fmt: skip
-  assert [run.config.data.only_domain for run in runs[3:6]] == ["", "books", "films"]
-  assert {(run.config.eval.protocol, run.config.eval.metric, run.config.seed) for run in runs[6:]} == {
+  assert [run.config.data.only_domain for run in runs[4:7]] == ["", "books", "films"]
+  assert [run.config.data.domains_apart for run in runs[3:6]] == [False, True, False]
+  assert {(run.config.eval.protocol, run.config.eval.metric, run.config.seed) for run in runs[7:]} == {
     ("full_per_domain", "NDCG@5", 2)
   }
 
 
 def test_a_model_without_attention_inside_a_domain_has_fewer_variants(config):
   one = checked_config(loaded(config, "sasrec"), 10)
-  assert certificate.variants_for(one) == ("merged", "target_domain", "single")
+  assert certificate.variants_for(one) == ("merged", "target_domain", "apart", "single")
   with pytest.raises(ValueError, match=r"--variants=\['intra'\] are not among .*'sasrec'"):
     runs_of(one, ["intra"], [1], [])
 
@@ -115,14 +117,15 @@ def test_negative_transfer_is_said_where_it_is_and_nowhere_else():
 
 
 def test_the_command_trains_the_variants_and_compares_them_user_by_user(config, call, tmp_path):
-  arguments = [f"--config={config}", f"--out={tmp_path}/out", "--seeds=1", "--variants=merged,single", "--k=3"]
+  arguments = [f"--config={config}", f"--out={tmp_path}/out", "--seeds=1", "--variants=merged,single,apart", "--k=3"]
   listed = call(certificate, *arguments, "--dry_run")
-  assert listed.split() == [f"{tmp_path}/out/runs/{name}-1" for name in ("merged", "single1", "single2")]
+  assert listed.split() == [f"{tmp_path}/out/runs/{name}-1" for name in ("merged", "single1", "single2", "apart")]
   text = call(certificate, *arguments, "--resamples=100")
   record = json.loads((tmp_path / "out" / "certificate.json").read_text())
   means, differences = record["means"], record["differences"]["single - merged"]
   difference = differences.pop("")
   assert 40 < difference["count"] <= 60  # Users with enough events to hold two out.
+  assert record["differences"]["apart - merged"][""]["count"] == difference["count"]
   parts = [(one["count"], one["mean"]) for one in differences.values()]
   assert sum(count for count, _ in parts) == difference["count"]
   assert difference["mean"] == pytest.approx(np.average([mean for _, mean in parts], weights=[n for n, _ in parts]))

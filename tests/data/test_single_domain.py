@@ -6,7 +6,7 @@ import tiny_run
 
 from jaxrec.data.batches.evaluation import evaluation_batches
 from jaxrec.data.prepared import PreparedData
-from jaxrec.data.single_domain import held_out_users, only_domain
+from jaxrec.data.single_domain import domains_apart, held_out_users, only_domain
 from jaxrec.train.config import check_config
 from jaxrec.train.sequence_task import train_users
 
@@ -107,3 +107,33 @@ def test_a_single_domain_has_no_cross_domain_objective():
   config.data.only_domain, config.multi_objective.objectives = "film", ("cross_domain_attention",)
   with pytest.raises(ValueError, match="config.data.only_domain='film' leaves no attention across domains"):
     check_config(config)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_histories_apart_have_every_target_once(data, split):
+  found = targets(domains_apart(data), split)
+  assert {user // 2: item for user, item in found.items()} == targets(data, split)
+  assert all(data.item_domain()[item] == user % 2 + 1 for user, item in found.items())
+
+
+def test_histories_apart_are_those_of_each_domain(data):
+  apart = domains_apart(data)
+  for number, name in enumerate(data.domain_names):
+    one = only_domain(data, name)
+    for user in range(data.num_users):
+      here, there = apart.user_slice(2 * user + number), one.user_slice(user)
+      for column in ("item_id", "domain_id", "timestamp", "action", "split"):
+        assert getattr(apart, column)[here].tolist() == getattr(one, column)[there].tolist()
+  assert apart.users["raw_id"].to_list()[:3] == ["0 (books)", "0 (films)", "1 (books)"]
+  assert apart.users["user"].to_list() == list(range(10)) and apart.meta["num_events"] == len(apart.item_id)
+
+
+def test_no_history_apart_of_a_held_out_user_is_trained_on_without_them(data):
+  assert held_out_users(domains_apart(data), 0).tolist() == [0, 1, 2, 3, 6, 7]
+
+
+def test_histories_are_taken_apart_once_and_where_there_are_several_domains(data):
+  one = PreparedData.from_columns(user=[0] * 3, item_id=[1, 2, 3])
+  for wrong in (one, domains_apart(data), only_domain(data, "books")):
+    with pytest.raises(ValueError, match="taken apart by domain once, where there are several"):
+      domains_apart(wrong)
