@@ -204,10 +204,11 @@ def certificate_page(lines: list[dict]) -> str:
     "Ranks within the domain of the target, which knowing that domain cannot improve; standard errors and intervals\n"
     "from draws of users and seeds, paired.\n\n"
     "- `merged`: attention among all events.\n"
-    "- `intra`: attention inside each domain only.\n"
+    "- `intra`: attention inside each domain only; no event reads another domain, although the next may be of it.\n"
+    "- `apart`: a user's events of each domain are a history of their own.\n"
     "- `single`: a model for each domain, trained on its events alone.\n"
     "- `target_domain`: as `merged`; the domain of the target is an input.\n\n"
-    "Removing negative transfer gains at most what `intra` or `single` is above `merged`.",
+    "Removing negative transfer gains at most what `apart`, `intra` or `single` is above `merged`.",
   ]
   for line in lines:
     text = certificate.report(line, line["k"])
