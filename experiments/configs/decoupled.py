@@ -59,6 +59,7 @@ def _like_beauty(data, encoder):
     config.data.source = "taobao"
     config.data.options = {"behaviors": "pv", "min_user_events": 5, "min_item_events": 5}
     config.data.max_length = 200
+    config.train.batch_size = 64  # The excerpt has several hundred users.
     config.model.max_positions = 211
     if encoder == "hstu":
       config.model.attention_length = 211
