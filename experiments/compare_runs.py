@@ -22,6 +22,7 @@ from jaxrec.cli.certificate import compare, report
 from jaxrec.cli.process import describe
 from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.local_path import check_local
+from jaxrec.data.single_domain import whole_users
 from jaxrec.evaluation.model import user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS
 from jaxrec.train.config import SEQUENTIAL
@@ -84,7 +85,8 @@ def values_of(workdirs: Sequence[str]) -> tuple[UserValues, Sequence[str]]:
     with task.config.unlocked():
       task.config.eval.protocol = FLAGS.protocol
       task.config.eval.targets = FLAGS.targets or task.config.eval.targets
-    ranks.append(user_ranks(task.model, loaded.params, task.data, task.config, 1 if FLAGS.split == "validation" else 2))
+    found = user_ranks(task.model, loaded.params, task.data, task.config, 1 if FLAGS.split == "validation" else 2)
+    ranks.append(found._replace(user=whole_users(task.data, found.user)))
   return user_values(ranks, np.asarray(task.data.item_domain()), FLAGS.k), task.data.domain_names
 
 

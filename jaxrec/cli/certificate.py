@@ -49,6 +49,7 @@ from jaxrec.cli.sweep import parse_seeds
 from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data import load
 from jaxrec.data.prepared import TEST, VALIDATION, PreparedData
+from jaxrec.data.single_domain import whole_users
 from jaxrec.evaluation.model import user_ranks
 from jaxrec.train import loop
 from jaxrec.train.checkpoint import check_path
@@ -210,8 +211,7 @@ def values_of(runs: Sequence[Run], out: str, split: int, k: int, data: PreparedD
     loaded = load_run(os.path.join(out, "runs", run.name), task=SEQUENTIAL)
     task = loaded.task
     found = user_ranks(task.model, loaded.params, task.data, task.config, split)
-    if run.variant == "apart":  # One user for each user and domain.
-      found = found._replace(user=found.user // data.num_domains)
+    found = found._replace(user=whole_users(task.data, found.user))
     ranks.setdefault((run.variant, run.domain), []).append(found)
   parts: dict[str, list[UserValues]] = {}
   for (variant, _), of_seeds in ranks.items():

@@ -102,6 +102,16 @@ def domains_apart(data: PreparedData) -> PreparedData:
   )
 
 
+def whole_users(data: PreparedData, user: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+  """Returns the users of the multi-domain data whose histories these are: others in `domains_apart`, else the same.
+
+  >>> data = PreparedData.from_columns(user=[0] * 3, item_id=[1, 2, 3], domain_id=[1, 2, 1])
+  >>> whole_users(domains_apart(data), np.array([0, 1])).tolist(), whole_users(data, np.array([0])).tolist()
+  ([0, 0], [0])
+  """
+  return user // data.num_domains if data.meta.get("domains_apart") else user
+
+
 def held_out_users(data: PreparedData, last_split: int) -> Int[np.ndarray, " K"]:
   """Returns the users with an event of a later split than `last_split`, including events dropped by `only_domain`.
 
