@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments import compare_runs
 from jaxrec.analysis.paired_bootstrap import UserValues
 from jaxrec.cli import certificate
 from jaxrec.cli.certificate import PAIRS, checked_config, compare, domains_with_targets, report, runs_of, verdicts
@@ -131,3 +132,13 @@ def test_the_command_trains_the_variants_and_compares_them_user_by_user(config, 
   assert difference["mean"] == pytest.approx(np.average([mean for _, mean in parts], weights=[n for n, _ in parts]))
   assert set(means["merged"]) == {"", *list(means["single"])} and "NDCG@3 within the target's domain" in text
   assert call(certificate, *arguments, "--resamples=100") == text
+
+
+def test_any_runs_compare_as_those_of_the_certificate(config, call, tmp_path):
+  out = tmp_path / "out"
+  call(certificate, f"--config={config}", f"--out={out}", "--seeds=1", "--variants=merged,apart", "--resamples=100")
+  runs = [f"--run={name}={out}/runs/{name}-1" for name in ("merged", "apart")]
+  text = call(compare_runs, *runs, "--resamples=100", f"--out={tmp_path}/compared.json")
+  found = json.loads((tmp_path / "compared.json").read_text())
+  assert found["differences"] == json.loads((out / "certificate.json").read_text())["differences"]
+  assert "apart - merged" in text
