@@ -16,13 +16,15 @@ there. Taobao (views, users and items with 5 or more) has the settings of Beauty
 
 One seed (42) each, 50 epochs in 3 to 8 minutes on one shared CPU core.
 
-| Taobao, excerpt, test NDCG@10 | shared | decoupled | difference, 95% |
-|---|---|---|---|
-| SASRec | .6120 ± .0042 | .6198 ± .0037 | +.008 (+.002 to +.013) |
-| HSTU | .5879 ± .0109 | .5688 ± .0155 | -.019 (-.032 to -.006) |
+| test NDCG@10 | seeds | shared | decoupled | difference, 95% |
+|---|---|---|---|---|
+| Taobao, excerpt, SASRec | 5 | .6120 | .6198 | +.008 (+.002 to +.013) |
+| Taobao, excerpt, HSTU | 5 | .5879 | .5688 | -.019 (-.032 to -.006) |
+| Beauty, HSTU | 2 | .0549 | .0520 | -.003 (-.005 to -.000) |
 
-Five seeds, 396 targets, 10 to 20 seconds each (`experiments/results/decoupled.jsonl`; views repeat, so metrics are
-high). On both data sets they help SASRec and hurt HSTU. MovieLens-1M, and Beauty with more than one seed: not measured.
+Taobao: 396 targets, 10 to 20 seconds each; views repeat, so metrics are high. Beauty: 3 to 4 minutes. Lines:
+`experiments/results/decoupled.jsonl`. On all data so far they help SASRec and hurt HSTU. MovieLens-1M, SASRec on
+Beauty: not measured.
 """
 
 from ml_collections import ConfigDict
