@@ -100,6 +100,8 @@ def load(workdir: str, single: bool = False) -> Run:
       f"{workdir}: config.data.only_domain={config.data.only_domain!r}, but --runs are of several domains and --single"
       " of one of them"
     )
+  if config.data.domains_apart:
+    raise ValueError(f"{workdir}: {config.data.domains_apart=} leaves no attention across domains to analyze")
   if config.eval.targets != "first":
     raise ValueError(f"{workdir}: {config.eval.targets=}, but strata are of users with one target")
   try:

@@ -22,7 +22,6 @@ from jaxrec.cli.certificate import compare, report
 from jaxrec.cli.process import describe
 from jaxrec.data.batches.evaluation import TARGETS
 from jaxrec.data.local_path import check_local
-from jaxrec.data.single_domain import whole_users
 from jaxrec.evaluation.model import user_ranks
 from jaxrec.evaluation.protocols import PROTOCOLS
 from jaxrec.train.config import SEQUENTIAL
@@ -85,8 +84,7 @@ def values_of(workdirs: Sequence[str]) -> tuple[UserValues, Sequence[str]]:
     with task.config.unlocked():
       task.config.eval.protocol = FLAGS.protocol
       task.config.eval.targets = FLAGS.targets or task.config.eval.targets
-    found = user_ranks(task.model, loaded.params, task.data, task.config, 1 if FLAGS.split == "validation" else 2)
-    ranks.append(found._replace(user=whole_users(task.data, found.user)))
+    ranks.append(user_ranks(task.model, loaded.params, task.data, task.config, 1 if FLAGS.split == "validation" else 2))
   return user_values(ranks, np.asarray(task.data.item_domain()), FLAGS.k), task.data.domain_names
 
 

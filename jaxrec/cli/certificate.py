@@ -10,14 +10,14 @@ every held-out event; users are drawn with all of theirs):
     target_domain          merged, and the target's domain is an input
     intra                  one model, in which an event attends to events of its own domain only (HSTU)
     intra_target_domain    intra, with the target's domain as an input and in transition-aware positions (HSTU)
-    apart                  one model, of histories that are a user's events of one domain
+    apart                  one model, of histories that are a user's events of one domain (first targets only)
     single                 a model for each domain, of its events alone (first targets only)
 
 The differences are means over users (those that both models rank for: a model of one domain needs an event of it
-before the target) and seeds, with intervals of 95% from draws of both. Where intra (or single, or apart) is
-not above merged by two standard errors, the other domains' events do no harm that could be removed; where single is
-below merged, they help. Where domains alternate from event to event, intra is no bound: an event reads its own domain
-only, and what is predicted is often of another. There apart says what the target's domain alone can do.
+before the target) and seeds, with intervals of 95% from draws of both. Where none of intra, apart and single is above
+merged by two standard errors, the other domains' events do no harm that could be removed; where single is below merged,
+they help. Where domains alternate from event to event, intra may be below merged although there is harm: an event reads
+its own domain only, and the next event is often in another. There apart says what the target's domain alone can do.
 
 The same command resumes. Several of them, with other --seeds or --variants, may train at a time with one --out; then
 give the command with all of them. Writes <out>/certificate.json and <out>/runs/<variant>-<seed>.
@@ -49,7 +49,6 @@ from jaxrec.cli.sweep import parse_seeds
 from jaxrec.cli.text_table import label_of_all, text_table
 from jaxrec.data import load
 from jaxrec.data.prepared import TEST, VALIDATION, PreparedData
-from jaxrec.data.single_domain import whole_users
 from jaxrec.evaluation.model import user_ranks
 from jaxrec.train import loop
 from jaxrec.train.checkpoint import check_path
@@ -210,9 +209,9 @@ def values_of(runs: Sequence[Run], out: str, split: int, k: int, data: PreparedD
   for run in runs:
     loaded = load_run(os.path.join(out, "runs", run.name), task=SEQUENTIAL)
     task = loaded.task
-    found = user_ranks(task.model, loaded.params, task.data, task.config, split)
-    found = found._replace(user=whole_users(task.data, found.user))
-    ranks.setdefault((run.variant, run.domain), []).append(found)
+    ranks.setdefault((run.variant, run.domain), []).append(
+      user_ranks(task.model, loaded.params, task.data, task.config, split)
+    )
   parts: dict[str, list[UserValues]] = {}
   for (variant, _), of_seeds in ranks.items():
     parts.setdefault(variant, []).append(user_values(of_seeds, np.asarray(data.item_domain()), k))

@@ -42,13 +42,13 @@ def only_domain(data: PreparedData, name: str) -> PreparedData:
   _check(data, name)
   user = _user_of_event(data)
   in_domain = np.asarray(data.domain_id) == data.domain_names.index(name) + 1
-  has_target_elsewhere = _targets_elsewhere(data, user, in_domain)
-  keep = in_domain & ~has_target_elsewhere
+  is_with_target = _is_with_target(data, user)
+  keep = in_domain & is_with_target
   if not (keep & (np.asarray(data.split) < VALIDATION)).any():
     raise ValueError(f"domain={name!r} has no training event; choose another one")
   dropped = {
     "in other domains": int((~in_domain).sum()),
-    "held out behind one": int((in_domain & has_target_elsewhere).sum()),
+    "held out behind one": int((in_domain & ~is_with_target).sum()),
   }
   logging.info("domain %r: %d events kept; dropped: %s", name, keep.sum(), dropped)
   elsewhere = {str(split): _users_with(data, user, ~keep, split) for split in (VALIDATION, TEST)}
@@ -77,9 +77,7 @@ def domains_apart(data: PreparedData) -> PreparedData:
   if data.num_domains < 2 or data.meta.get("only_domain") or data.meta.get("domains_apart"):
     raise ValueError("histories can be taken apart by domain once, where there are several domains")
   user, domain = _user_of_event(data), np.asarray(data.domain_id)
-  keep = np.ones(data.num_events, bool)
-  for number in range(1, data.num_domains + 1):
-    keep &= ~((domain == number) & _targets_elsewhere(data, user, domain == number))
+  keep = _is_with_target(data, user)
   dropped = {"held out behind one in another domain": int((~keep).sum())}
   elsewhere = {}  # All histories of a user with a held-out event, as none of them may be trained on without it.
   for split in (VALIDATION, TEST):
@@ -132,21 +130,18 @@ def _check(data, name):
     raise ValueError(f"the data holds only the domain {before!r}; take {name!r} from the multi-domain data")
 
 
-def _targets_elsewhere(data, user, in_domain) -> Bool[np.ndarray, " E"]:
-  """Returns which events are held out in a split whose target is in another domain than these."""
-  return np.logical_or(*(_has_target_elsewhere(data, user, in_domain, split) for split in (VALIDATION, TEST)))
-
-
 def _user_of_event(data) -> Int[np.ndarray, " E"]:
   return np.repeat(np.arange(data.num_users), np.diff(data.offsets))
 
 
-def _has_target_elsewhere(data, user, in_domain, split) -> Bool[np.ndarray, " E"]:
-  """Returns which events are in a split whose target, the user's first event of it, is in another domain."""
-  in_split = np.asarray(data.split) == split
-  event = np.flatnonzero(in_split)
-  users, first = np.unique(user[event], return_index=True)  # Events are sorted by user.
-  return in_split & np.isin(user, users[~in_domain[event[first]]])
+def _is_with_target(data, user) -> Bool[np.ndarray, " E"]:
+  """Returns which events are of training, or in the domain of their split's target, the user's first event of it."""
+  domain, found = np.asarray(data.domain_id), np.ones(data.num_events, bool)
+  for split in (VALIDATION, TEST):
+    event = np.flatnonzero(np.asarray(data.split) == split)
+    _, first, owner = np.unique(user[event], return_index=True, return_inverse=True)  # Events are sorted by user.
+    found[event] = domain[event] == domain[event[first]][owner]
+  return found
 
 
 def _users_with(data, user, is_dropped, split) -> list[int]:

@@ -18,6 +18,7 @@ from jaxrec.batches import AnyArray, SequenceBatch
 from jaxrec.data.batches.evaluation import EvaluationBatch, EvaluationBatches
 from jaxrec.data.batches.evaluation import evaluation_batches as batches_of_split
 from jaxrec.data.prepared import PreparedData
+from jaxrec.data.single_domain import whole_users
 from jaxrec.evaluation.beyond_accuracy import ListReport
 from jaxrec.evaluation.catalogue import Catalogue
 from jaxrec.evaluation.protocols import UserRanks, ranking_metrics, ranks_of_users
@@ -114,12 +115,14 @@ def user_ranks(
   """Returns the rank of each user's target, or targets, by full ranking; the arguments are those of `evaluate`.
 
   Where `config.eval.protocol` is "both", the ranks are those among all items, from which "HR@10" and "NDCG@10" come.
+  Users are those of the multi-domain data, also where `data` has their domains apart, so that runs compare by user.
   """
   mesh = mesh or parallel.make_mesh()
   ranker, batches = model_ranker(model, params, data.num_items, mesh), evaluation_batches(data, config, split, mesh)
   protocol = "full" if config.eval.protocol == "both" else config.eval.protocol
   options = {"exclude_seen": config.eval.exclude_seen, "protocol": protocol}
-  return ranks_of_users(ranker.queries, ranker.catalogue, data, batches, **options)
+  ranks = ranks_of_users(ranker.queries, ranker.catalogue, data, batches, **options)
+  return ranks._replace(user=whole_users(data, ranks.user))
 
 
 def evaluation_batches(data: PreparedData, config: ConfigDict, split: int, mesh: Mesh) -> EvaluationBatches:
