@@ -176,9 +176,9 @@ class _PairDense(nn.Module):
   @nn.compact
   def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
     size = target.shape[-1]
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * size, self.width))
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * size, self.width), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     of_query, of_event, of_difference, of_product = kernel.reshape(4, size, self.width)
-    by_query = target @ (of_query + of_difference) + bias  # [B, H]
-    by_event = jnp.einsum("bm,mh->bmh", target, of_product) + (of_event - of_difference)  # [B, M, H]
+    by_query = target @ (of_query + of_difference) + bias[None]  # [B, H]
+    by_event = jnp.einsum("bm,mh->bmh", target, of_product) + (of_event - of_difference)[None]  # [B, M, H]
     return history @ by_event + by_query[:, None]
