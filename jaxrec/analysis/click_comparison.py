@@ -193,7 +193,7 @@ def _counts(task, split, like: ClickScores, record) -> ClickScores:
   """Adds the metrics of the baselines to the record, and returns the scores of the one that reads all counts."""
   batches = held_out_candidates(task.examples, split, task.config.eval.batch_size)
   category = np.concatenate([batch.category for batch in batches])
-  found = count_baselines(task.data, task.examples, split)
+  found = count_baselines(task.examples, split)
   for name, logit in found.items():
     record[name] = click_metrics(logit, like.label, like.user, category)
   return ClickScores(like.user, like.label, found[COUNTS][None])

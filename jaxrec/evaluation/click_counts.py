@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 
 from jaxrec.batches import CandidateBatch
 from jaxrec.data.batches.candidates import CandidateExamples, held_out_candidates
-from jaxrec.data.prepared import TRAIN, PreparedData
+from jaxrec.data.prepared import TRAIN
 
 LATEST = 20  # Events that "category_in_latest" counts: the K of the published searches.
 FEATURES = (
@@ -27,33 +27,22 @@ _MAX_STEPS = 50
 
 
 def count_baselines(
-  data: PreparedData, examples: CandidateExamples, split: int, batch_size: int = 4096
+  examples: CandidateExamples, split: int, batch_size: int = 4096
 ) -> dict[str, Float[np.ndarray, " B"]]:
   """Returns the log-odds of each baseline for all candidates of a split, fitted to the training candidates.
 
   Args:
-    data: the events of the examples.
     examples: candidates of all splits.
     split: VALIDATION or TEST; its candidates are in the order of `held_out_candidates`.
     batch_size: candidates that are counted at a time.
   """
-  clicks = training_clicks(data)
+  clicks = examples.training_clicks()
   known, asked = (_columns(examples, which, clicks, batch_size) for which in (TRAIN, split))
   found = {}
   for name, features in BASELINES.items():
     chosen = [FEATURES.index(feature) for feature in features]
     found[name] = fit_logistic(known[0][:, chosen], known[1]).log_odds(asked[0][:, chosen])
   return found
-
-
-def training_clicks(data: PreparedData) -> Int[np.ndarray, " V1"]:
-  """Returns the number of events of each item, without the last two of each user, which may be held out.
-
-  >>> training_clicks(PreparedData.from_columns(user=[0] * 4, item_id=[1, 1, 2, 3])).tolist()
-  [0, 2, 0, 0]
-  """
-  from_end = np.repeat(data.offsets[1:], np.diff(data.offsets)) - np.arange(data.num_events)  # 1 for the last.
-  return np.bincount(np.asarray(data.item_id)[from_end > 2], minlength=data.num_items + 1)
 
 
 def candidate_counts(batch: CandidateBatch, clicks: Shaped[np.ndarray, " V1"]) -> Float[np.ndarray, "B F"]:

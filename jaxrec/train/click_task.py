@@ -46,7 +46,7 @@ from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
 from jaxrec.train.timetable import Timetable
 
-_OF_DRAWN = ("min_events", "first_target", "target_stride", "targets_per_user", "negatives")
+_OF_DRAWN = ("min_events", "held_out_targets", "first_target", "target_stride", "targets_per_user", "negatives")
 FOLLOW = -1  # held_out_seed of runs from before there was the setting.
 METRICS = ("AUC", "GAUC", "GAUC_category", "log_loss")
 
@@ -60,6 +60,10 @@ class ClickDataSettings(SourceSettings):
     CandidateOptions.min_events, "Users with fewer are left out; 0: those without a target.", at_least=0
   )
   min_history: int = setting(CandidateOptions.min_history, "Events that must precede a target.", at_least=1)
+  held_out_targets: int = setting(
+    CandidateOptions.held_out_targets, "Latest events of a user that are targets of test; as many before them are of"
+    " validation.", at_least=1,
+  )  # fmt: skip
   first_target: int = setting(CandidateOptions.first_target, "Latest training target, from the user's end.", at_least=3)
   target_stride: int = setting(CandidateOptions.target_stride, "Events from one target to the next.", at_least=1)
   targets_per_user: int = setting(CandidateOptions.targets_per_user, "Training targets, at most.", at_least=1)

@@ -23,6 +23,9 @@ class Given:
   def num_examples(self, split):
     return len(self.all.label)
 
+  def training_clicks(self):
+    return np.bincount(self.all.item, minlength=NUM_ITEMS + 1)
+
   def batch(self, split, examples):
     return jax.tree.map(lambda x: x[examples], self.all)
 

@@ -14,7 +14,6 @@ from jaxrec.data.batches.candidates import (
 )
 from jaxrec.data.preparation.prepare import prepare
 from jaxrec.data.prepared import TEST, TRAIN, VALIDATION, PreparedData
-from jaxrec.evaluation.click_counts import training_clicks
 
 OPTIONS = CandidateOptions(history_length=4, min_events=8, targets_per_user=3, seed=1)
 
@@ -46,6 +45,23 @@ def test_the_targets_of_a_user_are_those_of_the_paper():
   batch = all_of(examples, TEST)
   assert batch.history_item[0].tolist() == list(range(10, 210))
   assert batch.history_age[0].tolist() == list(range(200, 0, -1))
+
+
+def test_several_targets_of_a_user_can_be_held_out():
+  data = PreparedData.from_columns(user=[0] * 12 + [1] * 9, item_id=np.arange(1, 22))
+  options = {"history_length": 3, "min_events": 8, "held_out_targets": 2, "target_stride": 1, "negatives": 0}
+  examples = CandidateData(data, CandidateOptions(first_target=5, **options))
+  clicked = [all_of(examples, split).item.tolist() for split in (TRAIN, VALIDATION, TEST)]
+  assert clicked == [[2, 3, 4, 5, 6, 7, 8, 14, 15, 16, 17], [9, 10, 18, 19], [11, 12, 20, 21]]
+  assert all_of(examples, TEST).history_item.tolist() == [[8, 9, 10], [9, 10, 11], [17, 18, 19], [18, 19, 20]]
+  assert np.flatnonzero(examples.training_clicks()).tolist() == [*range(1, 9), *range(13, 18)]
+  with pytest.raises(ValueError, match="first_target=4 must be above 4: a user's latest options.held_out_targets=2"):
+    CandidateData(data, CandidateOptions(first_target=4, **options))
+
+
+def test_the_last_two_events_of_a_user_are_no_training_clicks():
+  data = PreparedData.from_columns(user=[0] * 4 + [1] * 3, item_id=[1, 2, 3, 1, 3, 3, 2])
+  assert CandidateData(data, CandidateOptions(min_events=3)).training_clicks().tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("lengths", "is_warned"), [([9, 9, 2, 2, 2], True), ([9, 9, 9, 2, 2], False)])
@@ -127,12 +143,12 @@ def test_negatives_of_a_split_are_targets_of_the_same_split(split):
 def test_held_out_negatives_are_as_often_new_as_clicked_items():
   """Every event is of an item of its own, so that no held-out item has a training event."""
   data = PreparedData.from_columns(user=np.repeat(np.arange(30), 12), item_id=np.arange(360) + 1)
-  has_clicks = training_clicks(data) > 0
 
   def known(negatives_from):
     options = CandidateOptions(**{**vars(OPTIONS), "negatives_from": negatives_from, "min_events": 5})
-    batch = all_of(CandidateData(data, options), TEST)
-    return has_clicks[batch.item[batch.label == 0]].mean()
+    examples = CandidateData(data, options)
+    batch = all_of(examples, TEST)
+    return (examples.training_clicks()[batch.item[batch.label == 0]] > 0).mean()
 
   assert known("split") == 0 and known("all") > 0.7
 

@@ -25,6 +25,7 @@ def test_each_event_with_a_history_is_a_candidate_of_its_split():
   assert batch.history_item.tolist() == [[2, 3], [4, 3]] and batch.history_age.tolist() == [[2, 1], [2, 1]]
   assert batch.item.tolist() == [4, 2] and batch.label.tolist() == [0, 1] and batch.user_id.tolist() == [0, 1]
   assert examples.batch(TRAIN, np.array([0])).history_item.tolist() == [[0, 1]]
+  assert examples.training_clicks().tolist() == [0, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("label", ["stars", "love"])

@@ -12,7 +12,6 @@ from jaxrec.evaluation.click_counts import (
   candidate_counts,
   count_baselines,
   fit_logistic,
-  training_clicks,
 )
 from jaxrec.evaluation.metrics import auc
 
@@ -31,11 +30,6 @@ def test_padding_is_not_counted():
   found = candidate_counts(candidate_batch([[], [5]], [5, 5]), np.zeros(10))
   assert found[0].tolist() == [0] * len(FEATURES)
   assert found[1][:2].tolist() == [1, 1]
-
-
-def test_the_last_two_events_of_a_user_are_not_counted():
-  data = PreparedData.from_columns(user=[0] * 4 + [1] * 3, item_id=[1, 2, 3, 1, 3, 3, 2])
-  assert training_clicks(data).tolist() == [0, 1, 1, 1]
 
 
 def test_a_regression_finds_the_weights_that_made_the_labels():
@@ -62,6 +56,6 @@ def test_counting_predicts_whose_category_returns():
   )  # fmt: skip
   examples = CandidateData(data, CandidateOptions(history_length=30, min_events=30, targets_per_user=3))
   label = examples.batch(TEST, np.arange(examples.num_examples(TEST))).label
-  found = count_baselines(data, examples, TEST)
+  found = count_baselines(examples, TEST)
   assert found.keys() == BASELINES.keys()
   assert auc(found["category counts"], label) > 0.9 > 0.65 > auc(found["popularity"], label)

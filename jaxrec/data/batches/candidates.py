@@ -34,8 +34,10 @@ class CandidateOptions:
   history_length: N, the latest events before the target.
   min_events: users with fewer events are left out; 0: those without a target.
   min_history: events that must precede a target.
+  held_out_targets: K: a user's latest K events are targets of test, the K before them of validation. 1, as published,
+    needs many users to tell models apart.
   first_target, target_stride, targets_per_user: training targets are at most targets_per_user events, counted from the
-    user's last event, which is 1: first_target, first_target + target_stride, ...
+    user's last event, which is 1: first_target, first_target + target_stride, ...; the first is behind 2 K.
   negatives: number of negatives per target.
   exclude_clicked: draw items again that the user clicked at any time. As published; a model can then know a positive by
     the user having clicked the item before, and popular items are rarer among negatives than among positives.
@@ -51,6 +53,7 @@ class CandidateOptions:
   history_length: int = 200
   min_events: int = 210
   min_history: int = 1
+  held_out_targets: int = 1
   first_target: int = 3
   target_stride: int = 5
   targets_per_user: int = 19
@@ -78,14 +81,17 @@ class CandidateExamples(Protocol):
   def batch(self, split: int, examples: Int[np.ndarray, " B"]) -> CandidateBatch:
     """Returns the examples of a split with the given indices, 0 .. num_examples - 1."""
 
+  def training_clicks(self) -> Int[np.ndarray, " V1"]:
+    """Returns [V + 1] the number of events of each item that are not held out."""
+
 
 class CandidateData:
   """The examples of prepared data by index: `(1 + negatives) * k` is target k, and its negatives follow.
 
-  A user's last event is the test target, the second-to-last the validation target; training targets precede both. A
-  negative is the item of an event drawn uniformly from all events (or from targets, see `CandidateOptions`), so that
-  items are drawn in proportion to their clicks; items that the user clicked at any time are drawn again. A negative has
-  the history of its positive.
+  A user's last event is the test target, the one before it the validation target (`held_out_targets` events each);
+  training targets precede both. A negative is the item of an event drawn uniformly from all events (or from targets,
+  see `CandidateOptions`), so that items are drawn in proportion to their clicks; items that the user clicked at any
+  time are drawn again. A negative has the history of its positive.
 
   Source: "Long-Sequence Recommendation Models Need Decoupled Embeddings" (arXiv 2410.02604), section 5 and its scripts:
     19 targets per user, every fifth event, 2 negatives each, users with at least 210 clicks.
@@ -177,10 +183,18 @@ class CandidateData:
     item[negative] = self._negatives(seed, event[negative], user[negative], candidate[negative], pool)
     return item
 
+  def training_clicks(self) -> Int[np.ndarray, " V1"]:
+    """Returns [V + 1] the number of events of each item, without the latest 2 K of each user."""
+    data = self._data
+    age = np.repeat(data.offsets[1:], np.diff(data.offsets)) - np.arange(data.num_events)  # 1 for the latest.
+    is_training = age > 2 * self._options.held_out_targets
+    return np.bincount(np.asarray(data.item_id)[is_training], minlength=data.num_items + 1)
+
   def _find_targets(self, users, split):
     options, ends = self._options, self._data.offsets[1:][users]
+    held_out = np.arange(options.held_out_targets, 0, -1)  # Ages of the test targets, oldest first.
     ages = options.first_target + options.target_stride * np.arange(options.targets_per_user)
-    ages = {TRAIN: ages[::-1], VALIDATION: np.array([2]), TEST: np.array([1])}[split]
+    ages = {TRAIN: ages[::-1], VALIDATION: options.held_out_targets + held_out, TEST: held_out}[split]
     events = ends[:, None] - ages  # [U, targets]
     return events[events >= self._data.offsets[:-1][users, None] + options.min_history]
 
@@ -368,11 +382,14 @@ def _random_bits(seed, event, candidate, attempt) -> UInt64[np.ndarray, " B"]:
 
 
 def _check(options):
-  for name in ("history_length", "min_history", "target_stride", "targets_per_user"):
+  for name in ("history_length", "min_history", "held_out_targets", "target_stride", "targets_per_user"):
     if getattr(options, name) < 1:
       raise ValueError(f"{name}={getattr(options, name)} must be at least 1")
-  if options.first_target < 3:
-    raise ValueError(f"first_target={options.first_target} must be at least 3: event 1 is for test, 2 for validation")
+  if options.first_target <= 2 * options.held_out_targets:
+    raise ValueError(
+      f"{options.first_target=} must be above {2 * options.held_out_targets}: a user's latest"
+      f" {options.held_out_targets=} events are for test, as many before them for validation"
+    )
   if options.negatives_from not in NEGATIVES_FROM:
     raise ValueError(f"{options.negatives_from=} is not one of {NEGATIVES_FROM}")
   if options.negatives < 0:

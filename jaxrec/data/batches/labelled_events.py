@@ -64,3 +64,8 @@ class LabelledEvents:
     user = np.searchsorted(self._data.offsets, event, side="right") - 1
     item, label = self._data.item_id[event].astype(np.int32), self._label[event]
     return candidate_batch(self._data, self.item_category, self._history_length, event, user, item, label)
+
+  def training_clicks(self) -> Int[np.ndarray, " V1"]:
+    """Returns [V + 1] the number of training events of each item, whatever their label."""
+    is_training = np.asarray(self._data.split) == TRAIN
+    return np.bincount(np.asarray(self._data.item_id)[is_training], minlength=self._data.num_items + 1)
