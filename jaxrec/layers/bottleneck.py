@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.batches import SequenceBatch
 from jaxrec.layers.context import AttentionContext, Bottlenecks, Permutation
+from jaxrec.layers.intra_domain import domain_intervals
 from pallas_kernels import IntervalMask, sort_by_segment
 from pallas_kernels.integers import as_arrays
 
@@ -122,8 +123,7 @@ class _Layout:
     self.first, self.end = whole.start_a, whole.end_a  # [B, N] first and one past the last column of the sequence
     ends_here = is_event & ((batch.position + 1) % stride == 0)
     self.points_before = _count_before(ends_here.astype(jnp.int32))  # [B, N + 1]
-    one_hot = jax.nn.one_hot(batch.domain_id, num_domains + 1, dtype=jnp.int32) * is_event[..., None].astype(jnp.int32)
-    self.events_before = _count_before(one_hot)  # [B, N + 1, 1 + C]
+    self.starts, self.ends = domain_intervals(batch.sequence_id, batch.domain_id, num_domains, causal)  # [B, N, 1 + C]
     find = jax.vmap(lambda here: jnp.nonzero(here, size=self.num_items // stride, fill_value=self.num_items)[0])
     column = find(ends_here)  # [B, P]
     self.is_point = column < self.num_items
@@ -183,13 +183,9 @@ class _Layout:
     """Intervals for the event at each column: [start, end) of domains 0..C `[B, X, 1 + C]`, then of bottlenecks."""
     first, end = _take(self.first, column), _take(self.end, column)  # [B, X]
     stop = column + 1 if self.causal else end
-    before = _take(self.events_before, first)  # [B, X, 1 + C]
-    in_sequence = _take(self.events_before, end) - before
-    points = _take(self.points_before, first)
-    start = (first + points * self.num_tokens)[..., None] + jnp.cumsum(in_sequence, axis=-1) - in_sequence
-    read = _take(self.events_before, stop) - before
-    bottlenecks = end + _take(self.points_before, stop) * self.num_tokens
-    return start, start + read, end + points * self.num_tokens, bottlenecks
+    shift = _take(self.points_before, first) * self.num_tokens
+    start, stop_of_domain = (_take(x, column) + shift[..., None] for x in (self.starts, self.ends))
+    return start, stop_of_domain, end + shift, end + _take(self.points_before, stop) * self.num_tokens
 
 
 def _count_before(x):

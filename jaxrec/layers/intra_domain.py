@@ -18,11 +18,12 @@ BLOCK = 32  # Tokens whose states are looked up together; changes speed, never r
 
 
 def intra_domain_context(
-  batch: SequenceBatch, num_domains: int, causal: bool = True, num_states: int = 1
+  batch: SequenceBatch, num_domains: int, causal: bool = True, num_states: int = 1, own: str = "query"
 ) -> AttentionContext:
   """Returns a context in which each token reads itself and earlier tokens of its sequence and domain.
 
   With `causal=False` it reads later ones too, and masked events, whose domain is hidden, count to that of their target.
+  With `own="target"` it reads itself and tokens of the domain of its target, where that is known.
   Of each other domain it may read the states of the `num_states` latest events.
   Its tokens are sorted: apply `context.order(x)` to the layers' input and `context.order.undo(y)` to their output.
 
@@ -37,9 +38,12 @@ def intra_domain_context(
     batch = batch.replace(domain_id=jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id))
   order = Permutation(*sort_by_segment(batch.sequence_id, batch.domain_id))
   states = domain_states(batch.sequence_id, batch.domain_id, batch.target_domain, num_domains, num_states)
+  mask = jax.tree.map(order, _of_target(batch, num_domains, causal)) if own == "target" else None
   batch = jax.tree.map(order, batch)
+  if mask is None:
+    mask = IntervalMask.intra_domain(batch.sequence_id, batch.domain_id) if causal else _both_ways(batch)
   return AttentionContext(
-    mask=IntervalMask.intra_domain(batch.sequence_id, batch.domain_id) if causal else _both_ways(batch),
+    mask=mask,
     query_position=batch.position,
     key_position=batch.position,
     query_time=batch.target_time if causal else batch.timestamp,
@@ -52,6 +56,39 @@ def intra_domain_context(
     order=order,
     states=states,
   )
+
+
+def domain_intervals(
+  sequence_id: Int[Array, "B N"], domain_id: Int[Array, "B N"], num_domains: int, causal: bool
+) -> tuple[Int[Array, "B N D"], Int[Array, "B N D"]]:
+  """Returns where the events of each domain 0..C in each token's sequence start and end once sorted by both.
+
+  Args:
+    sequence_id, domain_id: in the order of the batch; sequences lie side by side, with rising ids.
+    num_domains: C.
+    causal: whether the ends count the events up to the token only.
+
+  >>> start, end = domain_intervals(jnp.array([[1, 1, 1]]), jnp.array([[1, 2, 1]]), num_domains=2, causal=True)
+  >>> start[0, 1].tolist(), end[0, 1].tolist()  # For the second event: one of domain 1 before it, and itself.
+  ([0, 0, 2], [0, 1, 3])
+  """
+  whole = IntervalMask.full(sequence_id)
+  is_of = jax.nn.one_hot(domain_id, num_domains + 1, dtype=jnp.int32) * (sequence_id != 0)[..., None].astype(jnp.int32)
+  before = jnp.pad(jnp.cumsum(is_of, axis=1), ((0, 0), (1, 0), (0, 0)))  # [B, N + 1, 1 + C]
+  until = lambda column: jnp.take_along_axis(before, column[..., None], axis=1)  # noqa: E731  # [B, N, 1 + C]
+  earlier = until(whole.start_a)
+  total = until(whole.end_a) - earlier
+  start = whole.start_a[..., None] + jnp.cumsum(total, axis=-1) - total
+  return start, start + (before[:, 1:] - earlier if causal else total)
+
+
+def _of_target(batch, num_domains, causal):
+  """The mask of tokens, not sorted yet, that read sorted ones: themselves, and those of the domain of their target."""
+  wanted = jnp.where(batch.target_domain != 0, batch.target_domain, batch.domain_id)[..., None]
+  intervals = domain_intervals(batch.sequence_id, batch.domain_id, num_domains, causal)
+  start, end = (jnp.take_along_axis(x, wanted, axis=2)[..., 0] for x in intervals)
+  is_token = batch.sequence_id != 0
+  return IntervalMask(start, jnp.where(is_token, end, start), start, start, is_token)
 
 
 def _both_ways(batch):

@@ -57,7 +57,7 @@ class DomainEncoders(BERT4Rec):
     self.residual_norm = nn.LayerNorm()
     return super().build_layers()
 
-  def within_domain(self, batch, deterministic=True, item=None):
+  def within_domain(self, batch, deterministic=True, item=None, own="query"):
     raise NotImplementedError("DomainEncoders: attention inside a domain is for models of all events")
 
   def build_context(self, x, batch):

@@ -120,11 +120,16 @@ class SequentialModel(nn.Module):
     return self.normalize_queries(x[:, : item.shape[1]], batch)  # Drops bottleneck tokens.
 
   def within_domain(
-    self, batch: SequenceBatch, deterministic: bool = True, item: Float[Array, "B N M"] | None = None
+    self,
+    batch: SequenceBatch,
+    deterministic: bool = True,
+    item: Float[Array, "B N M"] | None = None,
+    own: str = "query",
   ) -> Float[Array, "B N M"]:
-    """Returns the query vectors of a model whose events attend to those of their own domain only, same parameters.
+    """Returns the query vectors of a model whose events attend to those of one domain only, with the same parameters.
 
-    Arguments are those of a call.
+    Arguments are those of a call, and `own`: events attend to those of their own domain ("query"), or to themselves and
+    those of the domain of their target, where that is known ("target").
 
     Raises:
       NotImplementedError: a model with bottleneck tokens, or whose attention is inside a domain already.
@@ -134,7 +139,7 @@ class SequentialModel(nn.Module):
     batch = as_arrays("batch", batch)
     item = self.input_vectors(batch.item_id) if item is None else item
     x = self.embedding(item, batch.item_id, batch.position, deterministic, self.domain_embedding(batch))
-    context = intra_domain_context(batch, self.num_domains, self.causal)
+    context = intra_domain_context(batch, self.num_domains, self.causal, own=own)
     x = self.encode(context.order(x), self.layer_context(context, batch, deterministic), deterministic)
     return self.normalize_queries(context.order.undo(x), batch)
 

@@ -42,7 +42,7 @@ class CrossDomainObjective:
     with the shares of each layer's attention to oneself, to hidden events, to the own domain and to others.
   margin: of "excess", in log-odds.
   gate: whether only those queries are penalised whose target the model would predict better, with less loss, if it
-    attended to the query's own domain only: one more forward pass, of the same parameters and items.
+    attended to the own domain only: one more forward pass, of the same parameters and items.
     Choice: ours, for what the paper intends; one weight for all queries cannot choose among them. The others count as 0
     in the mean, so that the push on a query does not grow as fewer are penalised.
   """
@@ -61,8 +61,8 @@ class CrossDomainObjective:
       raise ValueError(f"score={self.score!r} is not one of {SCORES}")
     if self.margin and self.score != "excess":
       raise ValueError(f"margin={self.margin} has no meaning for score={self.score!r}; use score='excess' or margin=0")
-    if self.gate and (self.score == "all_keys" or self.own != "query"):
-      raise ValueError(f"gate=True is for scores of visible keys and own='query', not {self.score!r} and {self.own!r}")
+    if self.gate and self.score == "all_keys":
+      raise ValueError(f"gate=True is for scores of visible keys, not {self.score!r}")
 
   def __call__(
     self, model: nn.Module, params: Any, batch: SequenceBatch, rng: PRNGKeyArray, deterministic: bool = False
@@ -169,7 +169,7 @@ class CrossDomainObjective:
     if not self.gate:
       return query, by_layer(state[collection]), None
     rest, item, params, fixed = jax.lax.stop_gradient((rest, item, params, query))
-    alone = model.apply({"params": rest}, batch, deterministic, item, rngs=rngs, method="within_domain")
+    alone = model.apply({"params": rest}, batch, deterministic, item, self.own, rngs=rngs, method="within_domain")
     loss_of = functools.partial(self.recommendation.loss_of_positions, num_items=model.num_items)
     both, own = (loss_of(x, items, params, batch) for x in (fixed, alone))
     return query, by_layer(state[collection]), (own < both) & (batch.target_weight > 0)

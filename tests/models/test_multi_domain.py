@@ -14,6 +14,7 @@ from conftest import PYTHON_PATH, xla_flags
 from programs import multi_domain_devices
 from sequences import NUM_ITEMS, batch_of
 
+from jaxrec.batches import next_item_batch
 from jaxrec.layers.domain_states import Combination, DomainStateAttention, attend_states, read_states
 from jaxrec.layers.intra_domain import BLOCK, domain_states, intra_domain_context
 from jaxrec.layers.norm import layer_norm
@@ -311,9 +312,9 @@ def test_a_step_on_eight_devices_is_that_of_one():
   np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
-def within_domain(config, batch, num_domains=3):
+def within_domain(config, batch, num_domains=3, own="query"):
   model, params = model_and_params(config, num_domains)
-  apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="within_domain"),
+  apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch, own=own, method="within_domain"),
                   compiler_options=QUICK)  # fmt: skip
   return np.asarray(apply(params, batch))
 
@@ -341,6 +342,37 @@ def test_within_the_domain_events_of_other_domains_change_nothing(name):
   one = {"num_domains": 1}
   alone = BATCH.replace(domain_id=jnp.minimum(BATCH.domain_id, 1), target_domain=jnp.minimum(BATCH.target_domain, 1))
   np.testing.assert_allclose(within_domain(config, alone, **one), queries(config, alone, **one), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_within_the_domain_of_the_target_events_read_it_and_themselves(causal):
+  rng = np.random.default_rng(0)
+  sequence = np.array([[1] * 6 + [2] * 9 + [0], [1] * 15 + [0], [0] * 16])
+  domain, target = (rng.integers(low, 4, sequence.shape) * (sequence != 0) for low in (1, 0))
+  batch = next_item_batch(jnp.asarray(domain), domain_id=jnp.asarray(domain))
+  batch = batch.replace(sequence_id=jnp.asarray(sequence), target_domain=jnp.asarray(target))
+  context = intra_domain_context(batch, num_domains=3, causal=causal, own="target")
+  inverse = np.asarray(context.order.inverse)
+  found = [mask[i][:, i] for mask, i in zip(np.asarray(context.mask.to_dense(16)), inverse, strict=True)]
+  wanted = np.where(target != 0, target, domain)
+  same = (sequence[:, :, None] == sequence[:, None]) & (sequence != 0)[:, :, None]
+  place = np.arange(16)
+  before = place[:, None] >= place if causal else np.ones((16, 16), bool)
+  expected = same & ((wanted[:, :, None] == domain[:, None]) & before | (place[:, None] == place))
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(context.mask.is_read(16), context.mask.to_dense(16).any(axis=1))
+
+
+@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+def test_an_event_outside_the_domain_of_the_target_changes_its_own_query_only(name):
+  config = HSTU if name == "hstu" else {"name": name, "width": 8, "num_heads": 2, "hidden": 6, "max_positions": 9}
+  batch = next_item_batch(jnp.array([[3, 1, 4, 1, 5, 9]]), domain_id=jnp.array([[1, 2, 1, 1, 2, 1]]))
+  batch = batch.replace(target_domain=jnp.full((1, 6), 1))
+  before, after = (
+    within_domain(config, x, own="target") for x in (batch, batch.replace(item_id=batch.item_id.at[0, 1].set(10)))
+  )
+  changed = np.abs(after - before).max(axis=-1) > 1e-6
+  assert changed.tolist() == [[False, True, False, False, False, False]]
 
 
 def test_a_model_inside_domains_or_with_bottlenecks_has_no_other_within_domain():

@@ -119,23 +119,28 @@ def test_queries_outside_the_gate_count_as_nothing_but_count():
   np.testing.assert_allclose(excess([layer], TWO, gate=gate & False), (0, 2))
 
 
-@pytest.mark.parametrize("name", ["hstu", pytest.param("sasrec", marks=pytest.mark.exhaustive), "bert4rec"])
-def test_the_gate_opens_where_the_own_domain_alone_has_less_loss(name):
+@pytest.mark.parametrize(
+  ("name", "own"),
+  [("hstu", "query"), ("hstu", "target"), pytest.param("sasrec", "query", marks=pytest.mark.exhaustive),
+   ("bert4rec", "query")],
+)  # fmt: skip
+def test_the_gate_opens_where_the_own_domain_alone_has_less_loss(name, own):
   model, params = model_and_params(name)
   batch = MASKED if name == "bert4rec" else BATCH
   items = ParameterItems(model, batch, {"target": batch.target_item})
 
   @quick_jit
   def found(params):
-    given = GATED.gradients(model, params, batch, jax.random.key(3), deterministic=True)
+    objective = dataclasses.replace(GATED, own=own)
+    given = objective.gradients(model, params, batch, jax.random.key(3), deterministic=True)
     return given.losses[1], given.to_params_gradient(given.grads[1]), given.scalars["gated"]
 
   def expected(params):
     query, state = model.apply({"params": params}, batch, mutable=["attention_sizes"])
-    alone = model.apply({"params": params}, batch, method="within_domain")
+    alone = model.apply({"params": params}, batch, own=own, method="within_domain")
     losses = [OBJECTIVE.recommendation.loss_of_positions(x, items, params, batch, NUM_ITEMS) for x in (alone, query)]
     gate = (losses[0] < losses[1]) & (batch.target_weight > 0)
-    score = visible_share(sizes_by_layer(state["attention_sizes"]), batch, gate=gate)[0]
+    score = visible_share(sizes_by_layer(state["attention_sizes"]), batch, own, gate)[0]
     return score, (gate * batch.target_weight).sum() / batch.target_weight.sum()
 
   score, grad, gated = found(params)
@@ -145,10 +150,9 @@ def test_the_gate_opens_where_the_own_domain_alone_has_less_loss(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grad, correct_grad)
 
 
-def test_a_gate_needs_visible_keys_of_the_own_domain_of_a_query():
-  for options in ({"score": "all_keys"}, {"own": "target"}):
-    with pytest.raises(ValueError, match="gate=True is for scores of visible keys and own='query'"):
-      CrossDomainObjective(ItemObjective(), gate=True, **options)
+def test_a_gate_needs_visible_keys_and_a_model_of_all_events():
+  with pytest.raises(ValueError, match="gate=True is for scores of visible keys, not 'all_keys'"):
+    CrossDomainObjective(ItemObjective(), gate=True, score="all_keys")
   model, params = model_and_params("hstu_plus")
   with pytest.raises(NotImplementedError, match="HSTU: attention inside a domain is for models of all events"):
     jax.eval_shape(lambda params: GATED.gradients(model, params, BATCH, jax.random.key(0))[0], params)
