@@ -23,10 +23,10 @@ from jaxrec.multi_objective.modifiers import clamped, delayed, smoothed
 from jaxrec.multi_objective.pareto_mtl import pareto, preference_vectors
 from jaxrec.multi_objective.set_points import band, set_point
 from jaxrec.multi_objective.transform import MultiObjectiveState, multi_objective
-from jaxrec.multi_objective.weighting import WEIGHTINGS, build, fixed, mgda, uncertainty
+from jaxrec.multi_objective.weighting import WEIGHTINGS, build, fixed, idle_updates, mgda, uncertainty
 
 __all__ = [
   "WEIGHTINGS", "MultiObjectiveState", "Weighting", "band", "build", "cagrad", "clamped", "cosines", "delayed", "fixed",
-  "gram_matrix", "mgda", "min_norm_weights", "multi_objective", "norms", "pareto", "pcgrad", "preference_vectors",
-  "pull_heads", "set_point", "smoothed", "task_gradients", "uncertainty", "upper_bound_gradient",
+  "gram_matrix", "idle_updates", "mgda", "min_norm_weights", "multi_objective", "norms", "pareto", "pcgrad",
+  "preference_vectors", "pull_heads", "set_point", "smoothed", "task_gradients", "uncertainty", "upper_bound_gradient",
 ]  # fmt: skip

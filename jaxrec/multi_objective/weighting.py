@@ -144,6 +144,16 @@ def build(config: Mapping) -> Weighting:
   return _modified(WEIGHTINGS[name](**options), modifiers)
 
 
+def idle_updates(config: Mapping) -> int:
+  """Returns in how many first updates the weighting of a config gives all weight to the first objective, at least.
+
+  >>> idle_updates({"name": "set_point", "start_after": 50}), idle_updates({"name": "pareto"})
+  (150, 0)
+  """
+  measured = inspect.signature(WEIGHTINGS[config["name"]]).parameters.get("base_updates")
+  return config.get("start_after", 0) + (config.get("base_updates", measured.default) if measured else 0)
+
+
 def _modified(weighting, modifiers):
   """A late start comes last: until then the others keep nothing."""
   if "clamp" in modifiers:

@@ -137,6 +137,7 @@ class SequenceTask(BaseTask):
   def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
     """See `Task`; `init_state` comes first."""
     config = self.config
+    self._warn_of_idle_weighting(total_steps)
     return make_train_step(
       self.model,
       self.objective,
@@ -155,6 +156,16 @@ class SequenceTask(BaseTask):
     """See `Task`: full ranking, as `config.eval` says."""
     ranker = self.item_table.ranker(self.model, state, self.data.num_items, mesh)
     return evaluate_ranker(ranker, self.data, self.config, split, mesh)
+
+  def _warn_of_idle_weighting(self, total_steps):
+    settings = self.config.multi_objective
+    idle = multi_objective.idle_updates(settings.weighting.to_dict()) * settings.reweight_every
+    if len(self.objective.names) > 1 and idle >= total_steps:
+      logging.warning(
+        "config.multi_objective.weighting: %s has weight 0 in the first %d steps, and there are %d: nothing differs"
+        " from a run without it; lower start_after or base_updates",
+        self.objective.names[1], idle, total_steps,
+      )  # fmt: skip
 
   def _optimizer(self, total_steps: int) -> optax.GradientTransformation:
     inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)

@@ -3,13 +3,16 @@
 import logging
 import time
 
+import pytest
 from ml_collections import ConfigDict
 
 import jaxrec
+from experiments.configs import abxi
 from jaxrec import parallel
-from jaxrec.train import progress
+from jaxrec.data.generators.synthetic import synthetic_data
+from jaxrec.train import progress, sequence_task
 from jaxrec.train.config import default_config
-from jaxrec.train.sequence_task import training_options
+from jaxrec.train.sequence_task import SequenceTask, training_options
 from jaxrec.train.task import Plan
 from jaxrec.train.timetable import Timetable
 
@@ -42,3 +45,17 @@ def test_users_of_a_step_are_said_where_devices_change_them(caplog):
     options = training_options(config, data, 0, parallel.make_mesh({"data": 1}))
   assert options.rows_per_batch == 8
   assert "users, not 4: its 1 rows are rounded up to 8, a multiple of 8" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("weighting", "every", "is_told"),
+  [({"name": "set_point"}, 1, True), ({"name": "set_point", "base_updates": 20}, 1, False),
+   ({"name": "pareto", "start_after": 25}, 4, True), ({"name": "pareto", "start_after": 25}, 1, False)],
+)  # fmt: skip
+def test_a_second_objective_that_would_never_act_is_told(monkeypatch, weighting, every, is_told):
+  told = []
+  monkeypatch.setattr(sequence_task.logging, "warning", lambda text, *values: told.append(text % values))
+  config = abxi.get_config("hstu-autocdsr")
+  config.multi_objective.weighting, config.multi_objective.reweight_every = weighting, every
+  SequenceTask.from_data(config, synthetic_data(num_users=20, num_domains=2)).train_step(parallel.make_mesh(), None, 84)
+  assert is_told == any("attention has weight 0 in the first 100 steps, and there are 84" in x for x in told)
