@@ -12,6 +12,7 @@ ENCODERS = ("hstu", "sasrec", "bert4rec")
 AUTOCDSR = (
   "autocdsr", "autocdsr_every4", "autocdsr_target", "autocdsr_target_domain", "autocdsr_plus", "autocdsr_plus_every4",
   "autocdsr_visible", "autocdsr_excess", "autocdsr_plus_visible", "autocdsr_visible_gate",
+  "autocdsr_target_domain_gate",
 )  # fmt: skip
 # Of HSTU with attention inside a domain: transition-aware positions, states read in every layer or on top, by a gate.
 INTRA_DOMAIN = {
@@ -51,7 +52,9 @@ def apply(
   autocdsr: AutoCDSR; autocdsr_target: the domain of the target counts as the own one; autocdsr_target_domain: that, and
     it is an input; autocdsr_plus: bottleneck tokens; ..._every4: weights are solved for in every fourth step.
   AutoCDSR choices have the published score of all keys, with which the recorded results were obtained; ..._visible and
-    ..._excess name the other scores of `jaxrec.objectives.attention_score`, ..._gate penalises by query.
+    ..._excess name the other scores of `jaxrec.objectives.attention_score`. autocdsr_visible_gate penalises only the
+    queries that their own domain alone predicts better, autocdsr_target_domain_gate those that the domain of the target
+    alone does, with the score of visible keys.
   intra...: attention inside a domain, HSTU only; "ddsr" reads domain states; "target_domain": as above; "target": reads
     the state of the target domain only; "last4": the states of the four latest events of each other domain.
 
@@ -90,16 +93,16 @@ def apply(
     config.data.task = "masked_item"
     config.data.mask_probability = 0.2
     config.data.mask_last_probability = 0.1
-  config.model.target_domain = variant in ("target_domain", "autocdsr_target_domain")
+  config.model.target_domain = variant in ("target_domain", "autocdsr_target_domain", "autocdsr_target_domain_gate")
   if variant in INTRA_DOMAIN:
     config.model.update(name="multi_domain_hstu", **INTRA_DOMAIN[variant])
   config.eval.protocol = "both"
   if is_autocdsr:
     config.multi_objective.objectives = ("cross_domain_attention",)
-    score = variant.removesuffix("_gate").rpartition("_")[2]
-    config.multi_objective.score = score if score in SCORES else "all_keys"
-    config.multi_objective.gate = variant.endswith("_gate")
-  if variant in ("autocdsr_target", "autocdsr_target_domain"):
+    is_gated, score = variant.endswith("_gate"), variant.removesuffix("_gate").rpartition("_")[2]
+    config.multi_objective.score = score if score in SCORES else ("visible" if is_gated else "all_keys")
+    config.multi_objective.gate = is_gated
+  if variant.startswith("autocdsr_target"):
     config.multi_objective.own_domain = "target"
   if rule:
     weighting = RULES[rule] if rule in RULES else {"name": "fixed", "weights": (1.0, float(rule))}
