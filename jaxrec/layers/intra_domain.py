@@ -27,12 +27,17 @@ def intra_domain_context(
   Of each other domain it may read the states of the `num_states` latest events.
   Its tokens are sorted: apply `context.order(x)` to the layers' input and `context.order.undo(y)` to their output.
 
+  Raises:
+    ValueError: another `own`.
+
   >>> from jaxrec.batches import next_item_batch
   >>> batch = next_item_batch(jnp.array([[5, 3, 8]]), domain_id=jnp.array([[1, 2, 1]]))
   >>> context = intra_domain_context(batch, num_domains=2)
   >>> context.order(batch.item_id).tolist(), context.mask.to_dense(3)[0].astype(int).tolist()
   ([[5, 8, 3]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
   """
+  if own not in ("query", "target"):
+    raise ValueError(f"{own=} must be 'query' or 'target'")
   batch = as_arrays("batch", batch)
   if not causal:
     batch = batch.replace(domain_id=jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id))
