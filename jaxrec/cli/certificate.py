@@ -10,7 +10,8 @@ every held-out event; users are drawn with all of theirs):
     target_domain          merged, and the target's domain is an input
     intra                  one model, in which an event attends to events of its own domain only (HSTU)
     intra_target_domain    intra, with the target's domain as an input and in transition-aware positions (HSTU)
-    apart                  one model, of histories that are a user's events of one domain (first targets only)
+    apart                  one model, of histories that are a user's events of one domain (first targets only); a
+                           batch has as many events as of merged, so there are as many steps
     single                 a model for each domain, of its events alone (first targets only)
 
 The differences are means over users (those that both models rank for: a model of one domain needs an event of it
@@ -93,7 +94,8 @@ def main(argv: list[str]) -> None:
     check_path("--out", FLAGS.out)
     config, seeds = checked_config(FLAGS.config, FLAGS.k), parse_seeds(FLAGS.seeds)
     data = load.load_data(config.data)
-    runs = runs_of(config, FLAGS.variants or variants_for(config), seeds, domains_with_targets(data))
+    variants, domains = FLAGS.variants or variants_for(config), domains_with_targets(data)
+    runs = runs_of(config, variants, seeds, domains, mean_domains(data))
     if FLAGS.dry_run:
       print("\n".join(f"{FLAGS.out}/runs/{run.name}" for run in runs))
       return
@@ -140,7 +142,13 @@ def variants_for(config: ConfigDict) -> tuple[str, ...]:
   return names if config.eval.targets == "first" else tuple(name for name in names if name not in ("apart", "single"))
 
 
-def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], domains: Sequence[str]) -> list[Run]:
+def runs_of(
+  config: ConfigDict,
+  variants: Sequence[str],
+  seeds: Sequence[int],
+  domains: Sequence[str],
+  domains_per_user: float = 1.0,
+) -> list[Run]:
   """Returns the trainings of some variants, seed by seed.
 
   Args:
@@ -148,6 +156,7 @@ def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], d
     variants: names of `VARIANTS`.
     seeds: of each variant.
     domains: those with a model of their own in "single".
+    domains_per_user: so many times as many histories has a batch of "apart", for as many steps and events in each.
 
   Raises:
     ValueError: an unknown variant, or one that the model does not have.
@@ -156,15 +165,19 @@ def runs_of(config: ConfigDict, variants: Sequence[str], seeds: Sequence[int], d
   if wrong := sorted(set(variants) - set(known)):
     asked = f"model {config.model.name!r} and eval.targets={config.eval.targets!r}"
     raise ValueError(f"--variants={wrong} are not among {known}, those of {asked}")
-  return [run for seed in seeds for variant in variants for run in _runs(config, variant, seed, domains)]
+  return [
+    run for seed in seeds for variant in variants for run in _runs(config, variant, seed, domains, domains_per_user)
+  ]
 
 
-def _runs(config, variant, seed, domains):
+def _runs(config, variant, seed, domains, domains_per_user):
   for number, domain in enumerate(domains if variant == "single" else [""], start=1):
     one = ConfigDict(config.to_dict())
     one.seed, one.name = seed, f"{config.name}_{variant}"
     one.model = _model(config.model.to_dict(), MODELS.get(variant, MODELS["merged"]))
     one.data.only_domain, one.data.domains_apart = domain, variant == "apart"
+    if variant == "apart":
+      one.train.batch_size = round(one.train.batch_size * domains_per_user)
     yield Run(variant, seed, domain, f"{variant}{number if domain else ''}-{seed}", one)
 
 
@@ -190,6 +203,13 @@ def domains_with_targets(data: PreparedData) -> list[str]:
     events = np.flatnonzero(split == held_out)
     found &= set(domain[events[np.unique(user[events], return_index=True)[1]]].tolist())
   return [name for number, name in enumerate(data.domain_names, start=1) if number in found]
+
+
+def mean_domains(data: PreparedData) -> float:
+  """Returns in how many domains a user with events has some, in the mean."""
+  user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
+  pairs = np.unique(user * (data.num_domains + 1) + np.asarray(data.domain_id))
+  return len(pairs) / len(np.unique(user))
 
 
 def train(runs: Sequence[Run], out: str) -> None:

@@ -39,7 +39,7 @@ def loaded(path, model="hstu"):
 
 
 def test_the_variants_differ_in_what_an_event_may_attend_to(config):
-  runs = runs_of(checked_config(loaded(config), 5), certificate.VARIANTS, [1, 2], ["books", "films"])
+  runs = runs_of(checked_config(loaded(config), 5), certificate.VARIANTS, [1, 2], ["books", "films"], 1.5)
   assert [run.name for run in runs[:7]] == [
     "merged-1", "target_domain-1", "intra-1", "intra_target_domain-1", "apart-1", "single1-1", "single2-1",
   ]  # fmt: skip
@@ -53,9 +53,16 @@ def test_the_variants_differ_in_what_an_event_may_attend_to(config):
   }  # fmt: skip
   assert [run.config.data.only_domain for run in runs[4:7]] == ["", "books", "films"]
   assert [run.config.data.domains_apart for run in runs[3:6]] == [False, True, False]
+  size = runs[0].config.train.batch_size
+  assert [run.config.train.batch_size for run in runs[3:6]] == [size, round(1.5 * size), size]
   assert {(run.config.eval.protocol, run.config.eval.metric, run.config.seed) for run in runs[7:]} == {
     ("full_per_domain", "NDCG@5", 2)
   }
+
+
+def test_the_domains_of_a_user_are_counted():
+  data = PreparedData.from_columns(user=[0, 0, 0, 2], item_id=[1, 2, 3, 1], domain_id=[1, 2, 2, 1])
+  assert certificate.mean_domains(data) == 1.5
 
 
 def test_a_model_without_attention_inside_a_domain_has_fewer_variants(config):
