@@ -33,8 +33,9 @@ from jaxrec.data.generators.planted_transfer import (
 )
 from jaxrec.data.prepared import PreparedData
 from jaxrec.layers.attention import MASS, SIZES, group_shares, is_other_group, masses_by_layer, sizes_by_layer
+from jaxrec.layers.intra_domain import OWN
 from jaxrec.models import SequentialModel
-from jaxrec.objectives.attention_score import OWN, query_domain
+from jaxrec.objectives.attention_score import query_domain
 from jaxrec.train.state import Params
 
 SHARES = ("all_keys", "visible")

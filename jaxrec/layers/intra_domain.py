@@ -14,6 +14,7 @@ from jaxrec.layers.context import AttentionContext, DomainStates, Permutation
 from pallas_kernels import IntervalMask, sort_by_segment
 from pallas_kernels.integers import as_arrays
 
+OWN = ("query", "target")  # Whose domain counts as the own one: that of a token, or of its target.
 BLOCK = 32  # Tokens whose states are looked up together; changes speed, never results.
 
 
@@ -36,8 +37,8 @@ def intra_domain_context(
   >>> context.order(batch.item_id).tolist(), context.mask.to_dense(3)[0].astype(int).tolist()
   ([[5, 8, 3]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
   """
-  if own not in ("query", "target"):
-    raise ValueError(f"{own=} must be 'query' or 'target'")
+  if own not in OWN:
+    raise ValueError(f"{own=} is not one of {OWN}")
   batch = as_arrays("batch", batch)
   if not causal:
     batch = batch.replace(domain_id=jnp.where(batch.domain_id == 0, batch.target_domain, batch.domain_id))

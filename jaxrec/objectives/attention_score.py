@@ -28,7 +28,6 @@ from jaxrec.batches import SequenceBatch
 from jaxrec.layers.attention import AttentionSizes, cross_domain_share, is_other_group
 from jaxrec.objectives import item_losses
 
-OWN = ("query", "target")
 SCORES = ("visible", "excess", "all_keys")
 SMALLEST = 1e-12  # Sums of weights below it count as no attention: their reciprocal squared must be a float32.
 

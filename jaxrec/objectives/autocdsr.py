@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrec.batches import SequenceBatch
 from jaxrec.layers.attention import MASS, SIZES, masses_by_layer, sizes_by_layer
+from jaxrec.layers.intra_domain import OWN
 from jaxrec.multi_objective import task_gradients
 from jaxrec.objectives import attention_score, item_losses
-from jaxrec.objectives.attention_score import OWN, SCORES
+from jaxrec.objectives.attention_score import SCORES
 from jaxrec.objectives.item import TABLE, ItemObjective, Items, ParameterItems
 from jaxrec.objectives.objective import Gradients
 from pallas_kernels.integers import as_arrays

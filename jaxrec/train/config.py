@@ -19,7 +19,8 @@ from jaxrec.data.seeds import check_seed
 from jaxrec.data.time_window import check_cuts
 from jaxrec.embedding.rounding import ROUNDINGS
 from jaxrec.evaluation.protocols import REPORTED, SAMPLED, WITHIN_DOMAIN
-from jaxrec.objectives.attention_score import OWN, SCORES
+from jaxrec.layers.intra_domain import OWN
+from jaxrec.objectives.attention_score import SCORES
 from jaxrec.train.settings import check_all_read, check_group, check_names, defaults, setting
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")

@@ -1,9 +1,12 @@
-"""AdamW with a learning rate schedule and clipping, from settings."""
+"""AdamW with a learning rate schedule and clipping, from settings; a weighting that a run is too short for."""
 
 from __future__ import annotations
 
 import optax
+from absl import logging
 from ml_collections import ConfigDict
+
+from jaxrec import multi_objective
 
 
 def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
@@ -55,6 +58,22 @@ def make_optimizer(settings: ConfigDict, total_steps: int) -> optax.GradientTran
     make_schedule(settings, total_steps), b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay
   )
   return _clipped(adamw, settings.clip_norm) if settings.clip_norm else adamw
+
+
+def warn_of_idle_weighting(weighting: ConfigDict, total_steps: int, reweight_every: int = 1) -> None:
+  """Logs a warning if a run ends before its weighting of several objectives begins to weigh any but the first.
+
+  Args:
+    weighting: `config.multi_objective.weighting`.
+    total_steps: of the run.
+    reweight_every: steps from one update of the weights to the next.
+  """
+  idle = multi_objective.idle_updates(weighting.to_dict()) * reweight_every
+  if idle >= total_steps:
+    logging.warning(
+      "config.multi_objective.weighting: only the first objective has a weight in the first %d steps, and there are %d;"
+      " lower start_after or base_updates", idle, total_steps,
+    )  # fmt: skip
 
 
 def _clipped(inner, norm):

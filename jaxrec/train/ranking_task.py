@@ -37,7 +37,7 @@ from jaxrec.train.config import (
   SourceSettings,
   check_groups,
 )
-from jaxrec.train.optimizer import make_optimizer
+from jaxrec.train.optimizer import make_optimizer, warn_of_idle_weighting
 from jaxrec.train.settings import defaults, setting
 from jaxrec.train.state import TrainState, create_state
 from jaxrec.train.step import TrainStep, make_train_step
@@ -223,6 +223,8 @@ class RankingTask(BaseTask):
 
   def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
     """See `Task`."""
+    if len(self.model.heads) > 1:
+      warn_of_idle_weighting(self.config.multi_objective.weighting, total_steps)
     return make_train_step(
       self.model,
       self.objective,

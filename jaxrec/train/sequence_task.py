@@ -33,6 +33,7 @@ from jaxrec.objectives.objective import Objective
 from jaxrec.train import config as config_lib
 from jaxrec.train.item_feature_data import trained_only, with_item_features
 from jaxrec.train.item_table import make_item_table
+from jaxrec.train.optimizer import warn_of_idle_weighting
 from jaxrec.train.state import TrainState, create_state, state_shapes
 from jaxrec.train.step import TrainStep, make_train_step
 from jaxrec.train.task import FINAL, BaseTask, Plan
@@ -136,8 +137,9 @@ class SequenceTask(BaseTask):
 
   def train_step(self, mesh: Mesh, like: TrainState | None, total_steps: int) -> TrainStep:
     """See `Task`; `init_state` comes first."""
-    config = self.config
-    self._warn_of_idle_weighting(total_steps)
+    config, settings = self.config, self.config.multi_objective
+    if len(self.objective.names) > 1:
+      warn_of_idle_weighting(settings.weighting, total_steps, settings.reweight_every)
     return make_train_step(
       self.model,
       self.objective,
@@ -148,7 +150,7 @@ class SequenceTask(BaseTask):
       average=config.train.average,
       mesh=mesh,
       like=like,
-      reweight_every=config.multi_objective.reweight_every,
+      reweight_every=settings.reweight_every,
       compiler_options=config.train.compiler_options.to_dict(),
     )
 
@@ -156,16 +158,6 @@ class SequenceTask(BaseTask):
     """See `Task`: full ranking, as `config.eval` says."""
     ranker = self.item_table.ranker(self.model, state, self.data.num_items, mesh)
     return evaluate_ranker(ranker, self.data, self.config, split, mesh)
-
-  def _warn_of_idle_weighting(self, total_steps):
-    settings = self.config.multi_objective
-    idle = multi_objective.idle_updates(settings.weighting.to_dict()) * settings.reweight_every
-    if len(self.objective.names) > 1 and idle >= total_steps:
-      logging.warning(
-        "config.multi_objective.weighting: %s has weight 0 in the first %d steps, and there are %d: nothing differs"
-        " from a run without it; lower start_after or base_updates",
-        self.objective.names[1], idle, total_steps,
-      )  # fmt: skip
 
   def _optimizer(self, total_steps: int) -> optax.GradientTransformation:
     inner = self.item_table.make_optimizer(self.config.optimizer, total_steps)
