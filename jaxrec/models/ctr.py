@@ -49,6 +49,7 @@ from pallas_kernels.integers import as_arrays, as_integers
 
 SEARCHES = ("top_k", "latest", "category", "category_only", "hamming", "buckets")
 SCORES = ("dot", "network")
+HASHED = ("hamming", "buckets")
 
 # Name -> fields of `ClickThroughRanker` that it sets.
 VARIANTS: dict[str, dict] = {
@@ -220,21 +221,10 @@ class ClickThroughRanker(nn.Module):
       batch = batch.unpacked()
     q, u = self.embedding(batch.item, batch.category, jnp.zeros_like(batch.item), side="target")  # [B, M]
     k, v = self.embedding(batch.history_item, batch.history_category, batch.history_age)  # [B, N, M]
-    is_real = batch.history_item != 0
     k, v = (jnp.where(self.has_vectors(batch)[..., None], x, 0) for x in (k, v))
-    if self.search == "buckets":
-      score, in_bucket = None, self._in_bucket(q, k) & is_real[:, None]  # [B, G, N]
-      kept, pooled = in_bucket.any(axis=1), lsh.aggregate_buckets(v, in_bucket)
-    else:
-      score = self.scores(q, k)
-      is_hashed = self.search == "hamming"
-      kept = self.find(lsh.nearness(lsh.hamming_distance(*self._hashes(q, k))) if is_hashed else score, batch)
-      pooled = attention.aggregate(attention.masked_softmax(score, kept), v)
-    whole = None
-    if self.auxiliary:
-      seen = kept if self.search == "category" else is_real
-      whole = attention.aggregate(attention.masked_softmax(score, seen), v)
-    return self._output(u, pooled, whole, score, kept, deterministic)
+    score = None if self.search == "buckets" else self.scores(q, k)
+    event_bits = lsh.hash_bits(k, self._normals(k)) if self.search in HASHED else None
+    return self._output(batch, q, u, score, event_bits, lambda w: attention.aggregate(w, v), deterministic)
 
   def _of_packed(self, batch: PackedCandidates, deterministic: bool) -> CandidateOutput:
     """Returns the outputs for candidates that share the events of their row; see `jaxrec.layers.ctr.packed_history`."""
@@ -243,33 +233,52 @@ class ClickThroughRanker(nn.Module):
     ages = jnp.arange(batch.history_length, 0, -1, dtype=jnp.int32)
     k_age, v_age = self.embedding(jnp.zeros_like(ages), jnp.zeros_like(ages), ages)  # [N, M]
     k, v = (jnp.where((batch.history_item != 0)[..., None], x, 0) for x in (k, v))
-    end, unpacked = batch.candidate_end(), batch.unpacked()
-    query = attention.scaled_query(self._scored(q), self._age_part)
-    scores = packed_history.packed_scores(query, k, k_age, end, self._age_part)  # [B, P, N]
-    score = scores.reshape(-1, batch.history_length)  # [B P, N]
-    kept = self.find(score, unpacked)
+    end, num_users, score, event_bits = batch.candidate_end(), q.shape[0], None, None
+    if self.score == "network":
+      score = packed_history.windows(self.attention_unit(q, k), end, batch.history_length)  # [B, P, N]
+    elif self.search != "buckets":
+      query = attention.scaled_query(self._scored(q), self._age_part)
+      score = packed_history.packed_scores(query, k, k_age, end, self._age_part)
+    if self.search in HASHED:
+      products = packed_history.packed_products(self._normals(k), k, k_age, end, self._age_part)  # [B, P, N, K]
+      event_bits = products.reshape(-1, *products.shape[2:]) > 0
 
-    def pooled(seen):
-      weights = attention.masked_softmax(score, seen).reshape(scores.shape)  # [B, P, N]
-      found = packed_history.packed_sum(weights, v, v_age, end, self._widths(self.width).age)
-      return found.reshape(-1, found.shape[-1])  # [B P, M]
+    def pooled(weights):  # [B P, ..., N] -> [B P, ..., M]
+      of_row = weights.reshape(num_users, -1, batch.history_length)
+      of_row_end = jnp.repeat(end, of_row.shape[1] // end.shape[1], axis=1)
+      found = packed_history.packed_sum(of_row, v, v_age, of_row_end, self._widths(self.width).age)
+      return found.reshape(*weights.shape[:-1], -1)
 
-    whole = pooled(kept if self.search == "category" else unpacked.history_item != 0) if self.auxiliary else None
-    return self._output(u.reshape(-1, u.shape[-1]), pooled(kept), whole, score, kept, deterministic)
+    q, u = (x.reshape(-1, x.shape[-1]) for x in (q, u))
+    score = None if score is None else score.reshape(-1, batch.history_length)
+    return self._output(batch.unpacked(), q, u, score, event_bits, pooled, deterministic)
 
-  def _output(self, u, pooled, whole, score, kept, deterministic) -> CandidateOutput:
-    """Returns the outputs of both heads, from the histories as they were found and, if not None, whole ones."""
-    features = attention.target_aware_features(u, pooled, self.features)
+  def _output(self, batch: CandidateBatch, q, u, score, event_bits, pooled, deterministic) -> CandidateOutput:
+    """Returns what the search finds and the outputs of the heads; `pooled` sums the history's vectors with weights."""
+    is_real = batch.history_item != 0
+    if self.search == "buckets":
+      in_bucket = lsh.same_bucket(lsh.hash_bits(q, self._normals(q)), event_bits, self.bits_per_bucket)
+      in_bucket &= is_real[:, None]  # [B, G, N]
+      kept, found = in_bucket.any(axis=1), lsh.mean_of_buckets(pooled(in_bucket.astype(u.dtype)))
+    else:
+      searched = score
+      if self.search == "hamming":
+        searched = lsh.nearness(lsh.hamming_distance(lsh.hash_bits(q, self._normals(q)), event_bits))
+      kept = self.find(searched, batch)
+      found = pooled(attention.masked_softmax(score, kept))
+    features = attention.target_aware_features(u, found, self.features)
     auxiliary_logit = None
-    if whole is not None:
-      auxiliary_logit = self.auxiliary_head(attention.target_aware_features(u, whole, self.features), deterministic)
+    if self.auxiliary:
+      seen = kept if self.search == "category" else is_real
+      whole = attention.target_aware_features(u, pooled(attention.masked_softmax(score, seen)), self.features)
+      auxiliary_logit = self.auxiliary_head(whole, deterministic)
     return CandidateOutput(self.head(features, deterministic), auxiliary_logit, score, kept, features)
 
   @property
   def _shares_events(self) -> bool:
-    """Whether a vector of an event is made of fields that do not depend on the candidate, but for the age."""
+    """Whether what is made of an event's vector can be made of its fields, whose age alone depends on the candidate."""
     is_apart = self.age_mode == "concat" and self.projection != "joint"
-    return is_apart and self.score == "dot" and self.search not in ("hamming", "buckets")
+    return is_apart and not (self.score == "network" and self.use_age)  # A network mixes them.
 
   def has_vectors(self, batch: CandidateBatch) -> Bool[Array, "B N"]:
     """Returns which events have vectors; those of padding are zeros, because a weight of 0 times NaN would be NaN."""
@@ -340,12 +349,8 @@ class ClickThroughRanker(nn.Module):
     if self.score != "dot" or self.search == "buckets":
       raise ValueError(f"{self.score=} with {self.search=} has no scores that are dot products of cached vectors")
 
-  def _hashes(self, q, k):
-    normals = lsh.hyperplanes(q.shape[-1], self.num_bits, self.hash_seed)
-    return lsh.hash_bits(q, normals), lsh.hash_bits(k, normals)
-
-  def _in_bucket(self, q, k):
-    return lsh.same_bucket(*self._hashes(q, k), self.bits_per_bucket)
+  def _normals(self, x):
+    return lsh.hyperplanes(x.shape[-1], self.num_bits, self.hash_seed)
 
 
 class ClickHead(nn.Module):

@@ -74,15 +74,12 @@ def same_bucket(
   return agrees.all(axis=-1).swapaxes(1, 2)  # [B, G, N]
 
 
-def aggregate_buckets(values: Float[Array, "B N M"], in_bucket: Bool[Array, "B G N"]) -> Float[Array, "B M"]:
-  """Returns the mean over groups of the normalised sum of events in the candidate's bucket; an empty bucket adds 0.
+def mean_of_buckets(sums: Float[Array, "B G M"]) -> Float[Array, "B M"]:
+  """Returns the mean over groups of normalised sums of the events in the candidate's bucket; an empty bucket adds 0.
 
   Source: SDIM, arXiv 2205.10249.
 
-  >>> values, in_bucket = jnp.array([[[3.0, 4.0], [1.0, 0.0]]]), jnp.array([[[True, False], [False, False]]])
-  >>> [f"{x:.2f}" for x in aggregate_buckets(values, in_bucket)[0].tolist()]
+  >>> [f"{x:.2f}" for x in mean_of_buckets(jnp.array([[[3.0, 4.0], [0.0, 0.0]]]))[0].tolist()]
   ['0.30', '0.40']
   """
-  values = jnp.where(in_bucket.any(axis=1)[..., None], values, 0)  # What is in no bucket may be anything.
-  sums = jnp.einsum("bgn,bnm->bgm", in_bucket.astype(values.dtype), values)  # [B, G, M]
   return l2_normalize(sums).mean(axis=1)  # [B, M]

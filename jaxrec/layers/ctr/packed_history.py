@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrec.batches import AnyArray
+
 
 def windows(x: Float[Array, "B P S"], end: Int[Array, "B P"], length: int) -> Float[Array, "B P N"]:
   """Returns the `length` entries of each candidate that end before its column `end`.
@@ -110,3 +112,24 @@ def packed_sum(
   by_column = jnp.einsum("bps,bsm->bpm", placed, values[..., :own])
   by_age = jnp.einsum("bpn,nm->bpm", weights, age_values[:, own:])
   return jnp.concatenate([by_column, by_age], axis=-1)  # [B, P, M]
+
+
+def packed_products(
+  matrix: Float[AnyArray, "M K"],
+  keys: Float[Array, "B S M"],
+  age_keys: Float[Array, "N M"],
+  end: Int[Array, "B P"],
+  age_width: int,
+) -> Float[Array, "B P N K"]:
+  """Returns the product of a matrix with each event of each candidate's history; other arguments as `packed_scores`.
+
+  >>> keys, ages = jnp.array([[[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]]]), jnp.array([[9.0, 0.5], [9.0, 0.25]])
+  >>> packed_products(jnp.array([[1.0], [2.0]]), keys, ages, jnp.array([[2]]), age_width=1).tolist()
+  [[[[2.0], [2.5]]]]
+  """
+  own, length = keys.shape[-1] - age_width, age_keys.shape[0]
+  matrix = jnp.asarray(matrix, keys.dtype)
+  by_column = keys[..., :own] @ matrix[:own]  # [B, S, K]
+  by_age = age_keys[:, own:] @ matrix[own:]  # [N, K]
+  column = (end - length)[..., None] + jnp.arange(length, dtype=end.dtype)[None, None]  # [B, P, N]
+  return jnp.take_along_axis(by_column[:, None], column[..., None], axis=2, mode="clip") + by_age[None, None]

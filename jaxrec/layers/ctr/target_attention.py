@@ -112,13 +112,13 @@ def masked_softmax(scores: Float[Array, "... N"], mask: Bool[Array, "... N"]) ->
   return weight / jnp.where(total > 0, total, 1)
 
 
-def aggregate(weights: Float[Array, "B N"], values: Float[Array, "B N M"]) -> Float[Array, "B M"]:
-  """Returns the weighted sum of the events' vectors.
+def aggregate(weights: Float[Array, "B *G N"], values: Float[Array, "B N M"]) -> Float[Array, "B *G M"]:
+  """Returns the weighted sums of the events' vectors.
 
   >>> aggregate(jnp.array([[0.25, 0.75]]), jnp.array([[[4.0, 0.0], [0.0, 4.0]]])).tolist()
   [[1.0, 3.0]]
   """
-  return jnp.einsum("bn,bnm->bm", weights, values)  # [B, M]
+  return jnp.einsum("b...n,bnm->b...m", weights, values)  # [B, (G,) M]
 
 
 def target_aware_features(
@@ -146,6 +146,8 @@ def target_aware_features(
 class AttentionUnit(nn.Module):
   """Scores events with a small network over `[q, k, q - k, q * k]`, divided by the width of q.
 
+  `[B, M]` queries with a history each, or `[B, P, M]` queries of which P share one, have scores `[B, (P,) N]`.
+
   hidden: width of its hidden layer.
 
   Source: DIN, arXiv 1706.06978, as in the released code of arXiv 2410.02604: PReLU instead of Dice, then a softmax.
@@ -159,10 +161,11 @@ class AttentionUnit(nn.Module):
   hidden: int = 36
 
   @nn.compact
-  def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N"]:
+  def __call__(self, target: Float[Array, "B *P M"], history: Float[Array, "B N M"]) -> Float[Array, "B *P N"]:
     x = _PairDense(self.hidden, name="hidden_layer")(target, history)
     x = nn.PReLU(negative_slope_init=0.1, name="activation")(x)
-    return nn.Dense(1, name="output")(x)[..., 0] / target.shape[-1]  # [B, N]
+    scores = nn.Dense(1, name="output")(x)[..., 0] / target.shape[-1]  # [B, N, (P)]
+    return jnp.moveaxis(scores, 1, -1)
 
 
 class _PairDense(nn.Module):
@@ -174,11 +177,13 @@ class _PairDense(nn.Module):
   width: int
 
   @nn.compact
-  def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
+  def __call__(self, target: Float[Array, "B *P M"], history: Float[Array, "B N M"]) -> Float[Array, "B N *P H"]:
     size = target.shape[-1]
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * size, self.width), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     of_query, of_event, of_difference, of_product = kernel.reshape(4, size, self.width)
-    by_query = target @ (of_query + of_difference) + bias[None]  # [B, H]
-    by_event = jnp.einsum("bm,mh->bmh", target, of_product) + (of_event - of_difference)[None]  # [B, M, H]
-    return history @ by_event + by_query[:, None]
+    of_query, of_event = of_query + of_difference, of_event - of_difference
+    ones = (1,) * (target.ndim - 1)
+    by_query = target @ of_query + bias.reshape(*ones, -1)  # [B, (P,) H]
+    by_event = target[..., None] * of_product.reshape(*ones, size, -1) + of_event.reshape(*ones, size, -1)
+    return jnp.einsum("bnm,b...mh->bn...h", history, by_event) + by_query[:, None]
