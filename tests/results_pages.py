@@ -213,7 +213,7 @@ def certificate_page(lines: list[dict]) -> str:
   ]
   for line in lines:
     text = certificate.report(line, line["k"])
-    said = "\n".join(certificate.verdicts(line["differences"]))
+    said = "\n".join(certificate.verdicts(line["differences"]) + certificate.unfinished(line.get("trainings", {})))
     about = f"{line['encoder']}, {line['split']} targets, on {line['hardware']}: `python -m {line['command']}`"
     parts += [f"## {line['data']}", about, f"```text\n{text}\n```", said]
   return "\n\n".join(parts) + "\n"

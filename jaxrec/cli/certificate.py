@@ -20,6 +20,8 @@ merged by two standard errors, the other domains' events do no harm that could b
 they help. Where domains alternate from event to event, intra may be below merged although there is harm: an event reads
 its own domain only, and the next event is often in another. There apart says what the target's domain alone can do.
 
+A variant may also only learn faster: the runs that were at their best on validation when training ended are named.
+
 The same command resumes. Several of them, with other --seeds or --variants, may train at a time with one --out; then
 give the command with all of them. Writes <out>/certificate.json and <out>/runs/<variant>-<seed>.
 """
@@ -100,17 +102,18 @@ def main(argv: list[str]) -> None:
       print("\n".join(f"{FLAGS.out}/runs/{run.name}" for run in runs))
       return
     os.makedirs(os.path.join(FLAGS.out, "runs"), exist_ok=True)
-    train(runs, FLAGS.out)
+    trainings = train(runs, FLAGS.out)
     values = values_of(runs, FLAGS.out, 1 if FLAGS.split == "validation" else 2, FLAGS.k, data)
     record = compare(values, PAIRS, data.domain_names, FLAGS.resamples)
     settings = {"seeds": seeds, "k": FLAGS.k, "split": FLAGS.split, "resamples": FLAGS.resamples}
+    record["trainings"] = trainings
     write_json(os.path.join(FLAGS.out, "certificate.json"), settings | record)
   except Interrupted as stop:
     logging.warning("%s", stop)
     sys.exit(stop.exit_code)
   except (OSError, ValueError, *TRAINING_ERRORS) as error:
     sys.exit(describe(error))
-  print("\n".join([report(record, FLAGS.k), "", *verdicts(record["differences"])]))
+  print("\n".join([report(record, FLAGS.k), "", *verdicts(record["differences"]), *unfinished(trainings)]))
   print(f"written to {FLAGS.out}/certificate.json")
 
 
@@ -212,15 +215,18 @@ def mean_domains(data: PreparedData) -> float:
   return len(pairs) / len(np.unique(user))
 
 
-def train(runs: Sequence[Run], out: str) -> None:
-  """Trains what is not trained yet.
+def train(runs: Sequence[Run], out: str) -> dict[str, dict[str, float]]:
+  """Trains what is not trained yet, and returns "best_step", "steps", "best_epoch" and "epochs" by name of the run.
 
   Raises:
     ValueError: a folder holds a run of another config, or another process trains in it.
   """
+  found = {}
   for count, run in enumerate(runs, start=1):
     logging.info("run %d of %d: %s", count, len(runs), run.name)
-    loop.run(run.config, os.path.join(out, "runs", run.name))
+    result = loop.run(run.config, os.path.join(out, "runs", run.name))[loop.SELECT]
+    found[run.name] = {name: result[name] for name in ("best_step", "steps", "best_epoch", "epochs")}
+  return found
 
 
 def values_of(runs: Sequence[Run], out: str, split: int, k: int, data: PreparedData) -> dict[str, UserValues]:
@@ -308,6 +314,18 @@ def verdicts(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
   if not any("harm" in sentence for sentence in found):
     found.append("No negative transfer is shown: a method against it has nothing to remove here.")
   return found
+
+
+def unfinished(trainings: Mapping[str, Mapping[str, float]]) -> list[str]:
+  """Returns a sentence on the runs that were at their best on validation when training ended, if there are any.
+
+  >>> unfinished({"merged-1": {"best_step": 90, "steps": 90}, "apart-1": {"best_step": 60, "steps": 90}})[0][:58]
+  'At its best when training ended, and perhaps still learnin'
+  """
+  names = [name for name, one in trainings.items() if one["best_step"] >= one["steps"]]
+  said = "At its best when training ended, and perhaps still learning"
+  advice = "with more epochs a difference may change, because one variant may only learn faster"
+  return [f"{said}: {', '.join(names)}; {advice}."] if names else []
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:

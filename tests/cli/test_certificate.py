@@ -138,7 +138,15 @@ def test_the_command_trains_the_variants_and_compares_them_user_by_user(config, 
   assert sum(count for count, _ in parts) == difference["count"]
   assert difference["mean"] == pytest.approx(np.average([mean for _, mean in parts], weights=[n for n, _ in parts]))
   assert set(means["merged"]) == {"", *list(means["single"])} and "NDCG@3 within the target's domain" in text
+  trainings = record["trainings"]
+  assert sorted(trainings) == ["apart-1", "merged-1", "single1-1", "single2-1"]
+  assert {one["best_epoch"] for one in trainings.values()} == {1}  # Of one epoch: all end at their best.
+  assert text.splitlines()[-2].startswith("At its best when training ended, and perhaps still learning: merged-1, sin")
   assert call(certificate, *arguments, "--resamples=100") == text
+
+
+def test_runs_that_were_better_before_their_end_are_not_named():
+  assert certificate.unfinished({"merged-1": {"best_step": 60, "steps": 90}}) == []
 
 
 def test_any_runs_compare_as_those_of_the_certificate(config, call, tmp_path):
