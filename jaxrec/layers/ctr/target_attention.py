@@ -17,6 +17,7 @@ Choice: padding is never kept: if there are fewer than K events, all are kept an
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -160,12 +161,27 @@ class AttentionUnit(nn.Module):
 
   hidden: int = 36
 
-  @nn.compact
+  def setup(self):
+    self.hidden_layer = _PairDense(self.hidden)
+    self.activation = nn.PReLU(negative_slope_init=0.1)
+    self.output = nn.Dense(1)
+
   def __call__(self, target: Float[Array, "B *P M"], history: Float[Array, "B N M"]) -> Float[Array, "B *P N"]:
-    x = _PairDense(self.hidden, name="hidden_layer")(target, history)
-    x = nn.PReLU(negative_slope_init=0.1, name="activation")(x)
-    scores = nn.Dense(1, name="output")(x)[..., 0] / target.shape[-1]  # [B, N, (P)]
-    return jnp.moveaxis(scores, 1, -1)
+    if target.ndim == 2:
+      return self._scores(target, history)
+
+    # One candidate of each row at a time, whose hidden layer is computed again in the backward pass: those of all
+    # candidates do not fit a CPU's caches and take twice as long.
+    @functools.partial(nn.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+    @nn.remat
+    def of_one(unit, carry, query):
+      return carry, unit._scores(query, history)
+
+    return of_one(self, (), target)[1]  # [B, P, N]
+
+  def _scores(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N"]:
+    x = self.activation(self.hidden_layer(target, history))
+    return self.output(x)[..., 0] / target.shape[-1]
 
 
 class _PairDense(nn.Module):
@@ -177,13 +193,11 @@ class _PairDense(nn.Module):
   width: int
 
   @nn.compact
-  def __call__(self, target: Float[Array, "B *P M"], history: Float[Array, "B N M"]) -> Float[Array, "B N *P H"]:
+  def __call__(self, target: Float[Array, "B M"], history: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
     size = target.shape[-1]
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * size, self.width), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     of_query, of_event, of_difference, of_product = kernel.reshape(4, size, self.width)
-    of_query, of_event = of_query + of_difference, of_event - of_difference
-    ones = (1,) * (target.ndim - 1)
-    by_query = target @ of_query + bias.reshape(*ones, -1)  # [B, (P,) H]
-    by_event = target[..., None] * of_product.reshape(*ones, size, -1) + of_event.reshape(*ones, size, -1)
-    return jnp.einsum("bnm,b...mh->bn...h", history, by_event) + by_query[:, None]
+    by_query = target @ (of_query + of_difference) + bias[None]  # [B, H]
+    by_event = jnp.einsum("bm,mh->bmh", target, of_product) + (of_event - of_difference)[None]  # [B, M, H]
+    return history @ by_event + by_query[:, None]
