@@ -301,6 +301,8 @@ def verdicts(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
   >>> one = dict(mean=0.003, error=0.001, low=0.001, high=0.005, count=9, seeds=2)
   >>> verdicts({"intra - merged": {"": one, "books": one | {"mean": 0.001}}})
   ['intra is above merged by two standard errors: over all users. Other domains do harm there.']
+  >>> verdicts({"single - merged": {"": one | {"mean": 0.001}}})[1]
+  'No negative transfer is shown: a method against it has nothing to remove here.'
   """
   found = []
   for pair, by_domain in differences.items():
@@ -311,9 +313,14 @@ def verdicts(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
     places = ", ".join("over all users" if not name else f"in {name!r}" for name in where)
     sentence = f"{what}: {places}. Other domains do harm there." if where else f"{what} nowhere."
     found.append(sentence)
-  if not any("harm" in sentence for sentence in found):
-    found.append("No negative transfer is shown: a method against it has nothing to remove here.")
-  return found
+  if any("harm" in sentence for sentence in found):
+    return found
+  if {pair.split(" - ")[0] for pair in differences} & {"apart", "single"}:
+    return [*found, "No negative transfer is shown: a method against it has nothing to remove here."]
+  caveat = (
+    "where the next event is often in another domain that does not exclude it; the variants apart and single tell"
+  )
+  return [*found, f"No negative transfer is shown by attention inside each domain: {caveat}."]
 
 
 def unfinished(trainings: Mapping[str, Mapping[str, float]]) -> list[str]:
