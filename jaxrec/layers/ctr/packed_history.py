@@ -38,12 +38,16 @@ def at_columns(window: Float[Array, "B P N"], end: Int[Array, "B P"], num_column
   return _at_columns(window.shape[-1], num_columns, window, end)
 
 
+def _columns(length, end):
+  """The columns [B, P, N] of each candidate's history."""
+  return (end - length)[..., None] + jnp.arange(length, dtype=end.dtype)[None, None]
+
+
 # Each of the two is the transpose of the other. Derived by JAX, the transpose of a gather is a scatter, which CPUs make
 # one window after another.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _windows(length, num_columns, x, end):
-  column = (end - length)[..., None] + jnp.arange(length, dtype=end.dtype)[None, None]  # [B, P, N]
-  return jnp.take_along_axis(x, column, axis=-1, mode="clip")
+  return jnp.take_along_axis(x, _columns(length, end), axis=-1, mode="clip")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -131,5 +135,5 @@ def packed_products(
   matrix = jnp.asarray(matrix, keys.dtype)
   by_column = keys[..., :own] @ matrix[:own]  # [B, S, K]
   by_age = age_keys[:, own:] @ matrix[own:]  # [N, K]
-  column = (end - length)[..., None] + jnp.arange(length, dtype=end.dtype)[None, None]  # [B, P, N]
-  return jnp.take_along_axis(by_column[:, None], column[..., None], axis=2, mode="clip") + by_age[None, None]
+  column = _columns(length, end)[..., None]  # [B, P, N, 1]
+  return jnp.take_along_axis(by_column[:, None], column, axis=2, mode="clip") + by_age[None, None]
