@@ -63,5 +63,5 @@ $(VENV)/.tried-compilers: $(VENV)/.installed-test
 	@touch $@
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxrec needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "jaxrec needs Python 3.11.5 or newer, and $(PYTHON) is %d.%d.%d: make PYTHON=python3.12" % sys.version_info[:3])'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

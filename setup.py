@@ -28,7 +28,7 @@ setup(
   long_description=(HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  python_requires=">=3.11",
+  python_requires=">=3.11.5",  # Before it `re` misreads possessive groups, and with them quoted fields.
   entry_points={"console_scripts": ["jaxrec = jaxrec.cli.__main__:main"]},
   packages=find_packages(include=["jaxrec*", "pallas_kernels*"]),
   package_data={"jaxrec": ["py.typed", "serving/server/page.html"], "pallas_kernels": ["py.typed"]},
