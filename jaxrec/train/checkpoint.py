@@ -50,7 +50,7 @@ class Checkpoints:
     self._is_empty = not saved_step.steps_in(self._folder)
     self._keep, self._context = _LatestAndBest(), contextlib.ExitStack()
     self._context.enter_context(saved_step.without_late_failures())
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._folder,
       item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
       options=ocp.CheckpointManagerOptions(
@@ -308,6 +308,17 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
     newest = sorted(info.step for info in checkpoints)[-2:]
     kept = {*newest, *(self.best_of.get(step) for step in newest)}
     return [info.step in kept for info in checkpoints]
+
+
+class _Manager(ocp.CheckpointManager):
+  """Asks nobody whether the run has to stop: `StopSignal` does.
+
+  Hosts agree on a later number than those that they asked with last. Orbax asks with steps, from threads too, which are
+  smaller than those of `StopSignal`: the number agreed on might have passed, and SIGTERM would have no effect.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
 
 
 class _OnlyCheckpoints:
