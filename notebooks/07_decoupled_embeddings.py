@@ -141,8 +141,9 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 # %% [markdown]
 # DARE finds at once what explains a click, and little of what explains that a candidate was *not* clicked. TWIN
 # learns both more evenly, as its table is also moved by representation, whose gradients are so much larger; over all
-# candidates its search is closer to the truth here. The click itself both predict equally well. The paper's advantage
-# of DARE appears with longer training: `experiments/results/click_through.md` has those runs, and two real data sets.
+# candidates its search is closer to the truth here. The click itself both predict equally well. Trained longer, DARE's
+# search is ahead over all candidates (`experiments/results/click_through_one_scale.md`); on planted styles its AUC is
+# as well, on two real data sets it is not (`experiments/results/click_through.md`).
 
 # %% [markdown]
 # ## What the search looks for

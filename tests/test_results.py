@@ -14,6 +14,7 @@ DERIVED = {
   "certificates.md": "means over seeds, and intervals from resamples",
   "click_tables.md": "means and standard deviations over seeds",
   "click_through.md": "means and standard deviations over seeds, published AUC",
+  "click_through_one_scale.md": "means and standard deviations over seeds, published AUC",
   "cross_domain.md": "means and standard deviations over seeds, published metrics",
   "multi_domain.md": "means and standard deviations over seeds",
   "ranking.md": "means and standard deviations over seeds, normalized entropies as 1 - RIG",

@@ -7,7 +7,7 @@
 The argument is a name of `jaxrec.models.ctr.VARIANTS`, optionally with a width: "dare-8". Data: see
 `jaxrec.data.generators.planted_interest`.
 
-Numbers: `experiments/results/click_through.md`.
+Numbers: `experiments/results/click_through_one_scale.md`.
 """
 
 from ml_collections import ConfigDict
