@@ -109,7 +109,9 @@ def count_information(
     is_counted = (batch.history_item > 0) & enough[batch.category][:, None]
     label = np.broadcast_to((batch.label > 0.5)[:, None], keys.shape)
     parts.append(_tally(keys[is_counted], np.eye(2)[label[is_counted].astype(int)]))
-  key, counts = _tally(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if sum(len(key) for key, _ in parts[1:]) > len(parts[0][0]):  # So that no more is kept than twice what is distinct.
+      parts = [_merged(parts)]
+  key, counts = _merged(parts)
   counts = counts / np.maximum(width[key % len(first)], 1)[:, None]
   return ClickInformation(samples, key, counts, bin_of_age, len(first), min_samples, min_count, max_rare)
 
@@ -138,6 +140,10 @@ def _keys(batch, num_categories, bin_of_age, num_bins) -> Int[np.ndarray, "B N"]
   age = np.minimum(np.asarray(batch.history_age), len(bin_of_age) - 1)
   pair = np.asarray(batch.category, np.int64)[:, None] * num_categories + np.asarray(batch.history_category)
   return pair * num_bins + bin_of_age[age]
+
+
+def _merged(tallies) -> tuple[Int[np.ndarray, " keys"], Float[np.ndarray, "keys 2"]]:
+  return _tally(*(np.concatenate(column) for column in zip(*tallies, strict=True)))
 
 
 def _tally(key, counts) -> tuple[Int[np.ndarray, " keys"], Float[np.ndarray, "keys 2"]]:

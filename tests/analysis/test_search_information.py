@@ -61,9 +61,11 @@ def test_the_gain_of_an_event_is_the_information_of_its_category_and_age():
   assert counted().gain(swapped)[0, 1] == pytest.approx(0)  # Category 1 never has age 2.
 
 
-def test_the_order_and_size_of_batches_change_nothing():
-  turned = jax.tree.map(lambda x: x[::-1], BATCH)
-  np.testing.assert_allclose(counted(turned).gain(BATCH), counted().gain(BATCH))
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_order_and_size_of_batches_change_nothing(size):
+  turned = count_information(Given(jax.tree.map(lambda x: x[::-1], BATCH)), 2, min_samples=1, batch_size=size)
+  np.testing.assert_array_equal(turned.key, counted().key)
+  np.testing.assert_array_equal(turned.counts, counted().counts)
 
 
 def test_padding_has_no_gain_and_is_not_counted():
